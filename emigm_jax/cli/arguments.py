@@ -1,0 +1,127 @@
+"""Arguments shared by several commands: config files, lists of numbers, sampling settings."""
+
+import dataclasses
+import json
+import pathlib
+
+from emigm_jax.cli.main import Parser
+from emigm_jax.errors import UserError
+
+
+def add_config(parser: Parser):
+    """--config FILE.py[:VARIANT], and --config.NAME=VALUE for single settings."""
+    parser.add_argument(
+        '--config',
+        required=True,
+        metavar='FILE.py[:VARIANT]',
+        help='settings; single ones can be changed with --config.NAME=VALUE',
+    )
+
+
+def parse_with_config(parser, argv):
+    """Parses `argv` and its --config flags: (arguments, resolved `Config`)."""
+    arguments, rest = parser.parse_known_args(argv)
+    for flag in rest:
+        if not flag.startswith('--config.'):
+            parser.error(f'unknown argument {flag!r}')
+    return arguments, load_config(arguments.config, rest)
+
+
+def load_config(name, overrides=()):
+    """Loads FILE.py[:VARIANT] with `--config.NAME=VALUE` overrides and resolves it."""
+    from absl import flags
+    from ml_collections import config_flags
+
+    from emigm_jax import config as configs
+
+    file = name.split(':', 1)[0]
+    if not pathlib.Path(file).is_file():
+        raise UserError(f'--config {file}: no such file')
+    values = flags.FlagValues()
+    argv = ['emigm', f'--config={name}', *overrides]
+    config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=argv)
+    try:
+        rest = values(argv)
+        if rest[1:]:
+            raise UserError(f'--config: unknown argument {rest[1]!r}; write --config.NAME=VALUE')
+        return configs.resolve(values['config'].value)
+    except UserError:
+        raise
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, SyntaxError) as error:
+        reason = ' '.join(str(error).split())
+        raise UserError(f'--config {name}: {reason}') from error
+
+
+def print_config(config):
+    """Prints the resolved settings as JSON."""
+    print(json.dumps(dataclasses.asdict(config), indent=2))
+
+
+def numbers(name, text):
+    """'3', '1,5,9', '0-15' or a mix of them -> list of ints, in the order given."""
+    found = []
+    for part in text.split(','):
+        low, dash, high = part.strip().partition('-')
+        if not low.isdigit() or (dash and not high.isdigit()):
+            raise UserError(f"--{name} must look like '3', '1,5' or '0-15', not {text!r}")
+        if dash and int(high) < int(low):
+            raise UserError(f'--{name}: the range {part} is reversed')
+        found += range(int(low), int(high) + 1) if dash else [int(low)]
+    return found
+
+
+# flag: (group, field of RevealConfig or SolverConfig, type, help)
+_SAMPLING = {
+    'steps': ('reveal', 'steps', int, 'transformer steps K'),
+    'schedule': ('reveal', 'schedule', str, 'mask schedule gamma(t)'),
+    'guidance': ('reveal', 'guidance', float, 'guidance scale; 1 switches it off'),
+    'guidance-schedule': ('reveal', 'guidance_schedule', str, 'course of guidance'),
+    'plan-seed': ('reveal', 'plan_seed', int, 'seed of the reveal counts'),
+    'counts': ('reveal', 'counts', str, 'reveal counts: shared, or per_image'),
+    'solver': ('solver', 'name', str, 'dpm, ddim or ddpm'),
+    'solver-steps': ('solver', 'steps', int, 'network calls per token'),
+    'solver-order': ('solver', 'order', int, 'order of dpm, 1 to 3'),
+    'temperature': ('solver', 'temperature', float, 'noise scale of ddpm'),
+}
+
+
+def add_sampling(parser):
+    """Flags that change the checkpoint's sampling settings."""
+    group = parser.add_argument_group('sampling (default: as the checkpoint says)')
+    for flag, (_, _, kind, text) in _SAMPLING.items():
+        group.add_argument(f'--{flag}', type=kind, help=text)
+    group.add_argument('--interval', metavar='FROM,TO', help='guided while FROM < s <= TO')
+    group.add_argument('--base-seed', type=int, help='image i uses fold_in(base seed, i)')
+    group.add_argument(
+        '--weights',
+        default='',
+        metavar='DECAY',
+        help='an EMA decay, or params (default: first EMA)',
+    )
+    group.add_argument('--batch-size', type=int, default=64, help='images at a time (64)')
+
+
+def sampling_config(arguments, config):
+    """The `SamplingConfig` of a checkpoint with the given flags put in."""
+    changes = {'reveal': {}, 'solver': {}}
+    for flag, (group, field, _, _) in _SAMPLING.items():
+        value = getattr(arguments, flag.replace('-', '_'))
+        if value is not None:
+            changes[group][field] = value
+    if arguments.interval is not None:
+        try:
+            low, high = map(float, arguments.interval.split(','))
+        except ValueError:
+            raise UserError(
+                f"--interval must look like '0.1,0.3', not {arguments.interval!r}"
+            ) from None
+        changes['reveal'] |= {'guidance_from': low, 'guidance_to': high}
+    if arguments.batch_size < 1:
+        raise UserError(f'--batch-size must be at least 1, not {arguments.batch_size}')
+    seed = config.seed if arguments.base_seed is None else arguments.base_seed
+    return dataclasses.replace(
+        config,
+        seed=seed,
+        reveal=dataclasses.replace(config.reveal, **changes['reveal']),
+        solver=dataclasses.replace(config.solver, **changes['solver']),
+    )

@@ -1,0 +1,144 @@
+"""`emigm benchmark`: speed, FLOPs, memory and compile time of training and of sampling."""
+
+import json
+import pathlib
+import statistics
+import time
+
+from emigm_jax.cli import arguments as shared
+from emigm_jax.cli.main import Parser
+
+
+def run(argv):
+    """Runs the command."""
+    parser = Parser(
+        'benchmark',
+        'Measures a config with random weights and data. FLOPs are counted from shapes (matrix '
+        'products,\n2 per multiply-add); "of matmul peak" compares with a large matrix product '
+        'timed in the same run.',
+        'emigm benchmark train --config configs/imagenet256.py:size=xs --batch-size 8',
+    )
+    parser.add_argument('what', choices=('train', 'sample'))
+    shared.add_config(parser)
+    parser.add_argument('--batch-size', type=int, default=8, help='images per step (8)')
+    parser.add_argument('--repeats', type=int, default=3, help='timed steps; the median counts (3)')
+    parser.add_argument('--json', metavar='FILE', help='write the figures there, too')
+    arguments, config = shared.parse_with_config(parser, argv)
+    for name in ('batch_size', 'repeats'):
+        if getattr(arguments, name) < 1:
+            parser.error(f'--{name.replace("_", "-")} must be at least 1')
+
+    build = {'train': _train, 'sample': _sample}[arguments.what]
+    result = _measure(*build(config, arguments.batch_size), arguments.repeats)
+    result = _figures(result, config, arguments)
+    for key, value in result.items():
+        print(f'{key:28} {value:.4g}' if isinstance(value, float) else f'{key:28} {value}')
+    if arguments.json:
+        pathlib.Path(arguments.json).write_text(json.dumps(result, indent=2) + '\n')
+    return 0
+
+
+def _train(config, batch):
+    """(jitted step, its arguments, next arguments from a result, forward+backward FLOPs)."""
+    import functools
+
+    import jax
+    import numpy as np
+
+    from emigm_jax import flops
+    from emigm_jax.core import masking
+    from emigm_jax.models import emigm
+    from emigm_jax.training import state, step
+
+    net = emigm.network(config.model)
+    tx = state.optimizer(config.optimizer, state.learning_rate(config.optimizer, batch, 0, 1))
+    create = functools.partial(state.create, net, config.optimizer, tx)
+    accumulate = config.training.accumulate
+    run = functools.partial(
+        step.train_step, net, config.model, config.loss, config.optimizer, tx, 0, accumulate
+    )
+    rng = np.random.default_rng(0)
+    shape = (batch, config.model.tokens, config.model.channels)
+    data = {
+        'tokens': rng.standard_normal(shape, np.float32),
+        'labels': rng.integers(config.model.classes, size=batch).astype(np.int32),
+    }
+    groups = step.layout(config.loss, batch, accumulate)
+    budgets = masking.budgets(config.loss.masking, config.model.tokens, groups)
+    count = 3 * flops.train_image(config.model, budgets, config.loss.copies)
+    first = jax.jit(create)(jax.random.key(0))
+    return jax.jit(run, donate_argnums=0), (first, data), lambda out: (out[0], data), count
+
+
+def _sample(config, batch):
+    import jax
+    import numpy as np
+
+    from emigm_jax.models import emigm
+    from emigm_jax.sampling import Sampler
+
+    params = jax.jit(emigm.network(config.model).init)(jax.random.key(0))
+    sampler = Sampler(config.model, config.sampling)
+    labels = np.arange(batch) % config.model.classes
+    run, arguments = sampler.prepared(params, labels, np.arange(batch))
+    return run, arguments, lambda _: arguments, sampler.flops
+
+
+def _measure(run, arguments, following, count, repeats):
+    """Compiles, runs once to warm up, then times `repeats` calls."""
+    import jax
+
+    start = time.perf_counter()
+    compiled = run.lower(*arguments).compile()
+    compile_seconds = time.perf_counter() - start
+    memory = compiled.memory_analysis()
+    parts = (memory.argument_size_in_bytes, memory.temp_size_in_bytes,
+             memory.output_size_in_bytes, -memory.alias_size_in_bytes)  # fmt: skip
+    peak, seconds = _matmul_peak(), []
+    for _ in range(1 + repeats):
+        start = time.perf_counter()
+        out = jax.block_until_ready(compiled(*arguments))
+        seconds.append(time.perf_counter() - start)
+        arguments = following(out)
+    return {
+        'seconds_per_step': statistics.median(seconds[1:]),
+        'flops_per_image': float(count),
+        'program_memory_gb': sum(parts) / 1e9,
+        'compile_seconds': compile_seconds,
+        'matmul_peak_tflops': peak / 1e12,
+    }
+
+
+def _figures(result, config, arguments):
+    import jax
+
+    rate = arguments.batch_size / result['seconds_per_step']
+    achieved = rate * result['flops_per_image'] / 1e12
+    device = jax.devices()[0]
+    stats = device.memory_stats() or {}  # CPUs keep none
+    if 'peak_bytes_in_use' in stats:
+        result['peak_memory_gb'] = stats['peak_bytes_in_use'] / 1e9
+    return {
+        'what': f'{arguments.what} {arguments.config}',
+        'device': f'{device.device_kind} ({device.platform})',
+        'batch_size': arguments.batch_size,
+        'dtype': config.model.dtype,
+        'images_per_second': rate,
+        **result,
+        'of_matmul_peak': achieved / result['matmul_peak_tflops'],
+    }
+
+
+def _matmul_peak(size=2048, repeats=5):
+    """FLOP/s of a float32-in, default-precision square product on this device, best of a few."""
+    import jax
+    import jax.numpy as jnp
+
+    product = jax.jit(jnp.matmul)
+    a = jnp.ones((size, size))
+    seconds = []
+    for _ in range(1 + repeats):
+        start = time.perf_counter()
+        product(a, a).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds[1:])

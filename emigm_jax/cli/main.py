@@ -1,0 +1,59 @@
+"""The `emigm` command: finds the subcommand, turns user errors into one line and exit code 2."""
+
+import argparse
+import importlib
+import sys
+
+from emigm_jax.errors import UserError, near
+
+# name: (module, summary). Modules are imported only when their command runs.
+COMMANDS = {
+    'train': ('emigm_jax.cli.train', 'train a model, or go on training it'),
+    'sample': ('emigm_jax.cli.sample', 'generate images from a checkpoint'),
+    'evaluate': ('emigm_jax.cli.evaluate', 'score generated images against real ones'),
+    'benchmark': ('emigm_jax.cli.benchmark', 'measure speed and memory'),
+}
+
+
+def main(argv=None):
+    """Runs `emigm COMMAND ...` and returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    summary = '\n'.join(f'  {name:<10} {text}' for name, (_, text) in COMMANDS.items())
+    if not argv or argv[0] in ('-h', '--help'):
+        print(f'usage: emigm COMMAND ...\n\ncommands:\n{summary}\n\n'
+              'emigm COMMAND --help says more, with an example.')  # fmt: skip
+        return 0 if argv else 2
+    name, *rest = argv
+    try:
+        if name not in COMMANDS:
+            raise UserError(f'no command {name!r}{near(name, COMMANDS)}; there are '
+                            f'{", ".join(COMMANDS)}')  # fmt: skip
+        command = importlib.import_module(COMMANDS[name][0])
+        return command.run(rest) or 0
+    except UserError as error:
+        print(f'emigm: {error}', file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print('emigm: interrupted', file=sys.stderr)
+        return 130
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are UserErrors and whose help ends in an example."""
+
+    def __init__(self, name, summary, example):
+        super().__init__(
+            prog=f'emigm {name}',
+            description=summary,
+            epilog=f'example:\n  {example}',
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message):
+        """Called by argparse on bad arguments."""
+        raise UserError(f'{self.prog.removeprefix("emigm ")}: {message} (see {self.prog} --help)')
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""`emigm sample`: images of given classes and seeds from a checkpoint."""
+
+import pathlib
+
+from emigm_jax.cli import arguments as shared
+from emigm_jax.cli.main import Parser
+from emigm_jax.errors import UserError
+
+
+def run(argv):
+    """Runs the command."""
+    parser = Parser(
+        'sample',
+        'Generates one image for every class and seed: PNG files, a grid and an npz.',
+        'emigm sample --checkpoint runs/digits --classes 0-9 --seeds 0-7 --out samples/',
+    )
+    parser.add_argument('--checkpoint', required=True, help='workdir or step folder')
+    parser.add_argument('--classes', default='all', help="'3', '1,5', '0-9', all, or none (null)")
+    parser.add_argument('--seeds', default='0-7', help="image numbers, '0-15' (default 0-7)")
+    parser.add_argument('--out', required=True, help='folder to write to')
+    shared.add_sampling(parser)
+    parser.add_argument('--dry-run', action='store_true', help='print the settings and stop')
+    arguments = parser.parse_args(argv)
+    seeds = shared.numbers('seeds', arguments.seeds)
+
+    import numpy as np
+
+    from emigm_jax import images
+    from emigm_jax.evaluation import generate
+    from emigm_jax.training import checkpoint
+
+    saved = checkpoint.require(arguments.checkpoint)
+    config = shared.sampling_config(arguments, saved.config.sampling)
+    classes = _classes(arguments.classes, saved.config.model.classes)
+    if arguments.dry_run:
+        shared.print_config(config)
+        return 0
+    make = generate.from_checkpoint(saved, config, arguments.weights, arguments.batch_size)
+    out = pathlib.Path(arguments.out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'--out {out}: cannot write there ({error.strerror})') from error
+
+    labels, numbers = np.repeat(classes, len(seeds)), np.tile(seeds, len(classes))
+    pictures = make.images(labels, numbers)
+    for picture, label, seed in zip(pictures, labels, numbers, strict=True):
+        name = 'null' if label < 0 else f'{label:04}'
+        images.save(out / f'class_{name}_seed_{seed:06}.png', picture)
+    # One class per row, one seed per column.
+    images.save(out / 'grid.png', images.grid(images.upscaled(pictures), len(seeds)))
+    np.savez(out / 'samples.npz', images=pictures, labels=labels, seeds=numbers)
+    print(f'{len(labels)} images, weights {make.weights}, NFE {make.nfe} -> {out}')
+    return 0
+
+
+def _classes(text, count):
+    if text == 'none':
+        return [-1]
+    classes = list(range(count)) if text == 'all' else shared.numbers('classes', text)
+    for label in classes:
+        if label >= count:
+            raise UserError(
+                f'--classes: there is no class {label}, the model knows 0 to {count - 1}'
+            )
+    return classes

@@ -1,0 +1,34 @@
+"""`emigm train`: trains a config in a workdir, or goes on where it stopped."""
+
+import sys
+
+from emigm_jax.cli import arguments as shared
+from emigm_jax.cli.main import Parser
+
+
+def run(argv):
+    """Runs the command."""
+    parser = Parser(
+        'train',
+        'Trains a config in a workdir. The same command goes on from the newest checkpoint.',
+        'emigm train --config configs/digits.py --workdir runs/digits',
+    )
+    shared.add_config(parser)
+    parser.add_argument('--workdir', help='folder of checkpoints, metrics and samples')
+    parser.add_argument('--dry-run', action='store_true', help='print the resolved config and stop')
+    arguments, config = shared.parse_with_config(parser, argv)
+    if arguments.dry_run:
+        shared.print_config(config)
+        return 0
+    if not arguments.workdir:
+        parser.error('--workdir is required')
+
+    from emigm_jax.training import loop
+
+    try:
+        loop.train(config, arguments.workdir)
+    except loop.NonFinite as error:
+        print(f'emigm: {error}', file=sys.stderr)
+        return 1
+    print(f'done: checkpoints, metrics and samples are in {arguments.workdir}')
+    return 0

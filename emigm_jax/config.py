@@ -1,0 +1,168 @@
+"""The whole experiment as one frozen settings object, made from an ml_collections config.
+
+`configs/*.py` start from `defaults()` and change what they need; `resolve` turns the result into
+dataclasses, and every wrong name or value into one line. `as_dict` is what checkpoints carry.
+"""
+
+import dataclasses
+import re
+
+import ml_collections
+
+from emigm_jax.errors import UserError, check_choice, check_range, near
+from emigm_jax.models.emigm import ModelConfig
+from emigm_jax.sampling import SamplingConfig
+from emigm_jax.training.loss import LossConfig
+from emigm_jax.training.state import OptimizerConfig
+
+DATASETS = ('digits', 'synthetic')
+
+
+def parse_duration(name, text):
+    """'100 epochs' -> (100.0, 'epoch')."""
+    match = re.fullmatch(r'\s*([0-9.]+(?:e\+?[0-9]+)?)\s*(step|epoch|example)s?\s*', str(text))
+    if not match:
+        raise UserError(f"{name} must look like '500 steps', '80 epochs' or '1e6 examples', "
+                        f'not {text!r}')  # fmt: skip
+    return float(match[1]), match[2]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The training data and its tokens."""
+
+    name: str = 'digits'  # digits: scikit-learn's 8x8 digits; synthetic: normal latents
+    patch: int = 2  # digits: pixels per side of a token
+    scale: float = 1.0  # digits: pixels in [-1, 1] are multiplied by this
+    examples: int = 1_281_167  # synthetic: how many there are (ImageNet's train split)
+
+    def __post_init__(self):
+        check_choice('data.name', self.name, DATASETS)
+        check_range('data.patch', self.patch, 1)
+        check_range('data.scale', self.scale, 1e-6)
+        check_range('data.examples', self.examples, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """How long and how often. Durations are strings: '500 steps', '800 epochs', '1e6 examples'."""
+
+    batch_size: int = 2048
+    accumulate: int = 1  # microbatches per step
+    total: str = '800 epochs'
+    warmup: str = '100 epochs'  # linear learning-rate warmup
+    log_every: str = '100 steps'  # metrics
+    sample_every: str = '50 epochs'  # grid of samples as PNG; 0 steps: never
+    checkpoint_every: str = '5 epochs'
+    keep: int = 2  # checkpoints kept, newest first
+    sample_images: int = 40  # in a grid
+
+    def __post_init__(self):
+        check_range('training.batch_size', self.batch_size, 1)
+        check_range('training.accumulate', self.accumulate, 1)
+        check_range('training.keep', self.keep, 1)
+        check_range('training.sample_images', self.sample_images, 1)
+        for name in ('total', 'warmup', 'log_every', 'sample_every', 'checkpoint_every'):
+            parse_duration(f'training.{name}', getattr(self, name))
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything that decides a run."""
+
+    seed: int = 0  # of initial weights and of all randomness of training
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    training: TrainingConfig = TrainingConfig()
+    sampling: SamplingConfig = SamplingConfig()
+
+    def __post_init__(self):
+        check_range('seed', self.seed, 0)
+        if self.training.batch_size % self.training.accumulate:
+            raise UserError(
+                f'training.accumulate = {self.training.accumulate} does not divide '
+                f'training.batch_size = {self.training.batch_size}'
+            )
+
+    def steps(self, name, examples):
+        """A duration of `training` in steps, for a data set of `examples`."""
+        amount, unit = parse_duration(f'training.{name}', getattr(self.training, name))
+        batch = self.training.batch_size
+        per = {'step': 1.0, 'epoch': max(1, examples // batch), 'example': 1.0 / batch}[unit]
+        steps = round(amount * per)
+        return max(1, steps) if amount else 0
+
+
+def defaults():
+    """The default settings as a mutable ConfigDict with known names and types."""
+    return ml_collections.ConfigDict(as_dict(Config()))
+
+
+def as_dict(settings):
+    """Settings -> nested dict of plain values (tuples stay tuples)."""
+    return dataclasses.asdict(settings)
+
+
+def resolve(config):
+    """ConfigDict or nested dict -> `Config`.
+
+    Raises:
+      UserError: an unknown name, a value of the wrong type, or one that makes no sense.
+    """
+    if isinstance(config, ml_collections.ConfigDict):
+        config = config.to_dict()
+    return _build(Config, config, '')
+
+
+def _build(cls, values, prefix):
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for name in values:
+        if name not in fields:
+            raise UserError(f'unknown setting {prefix}{name}{near(name, fields)}')
+    built = {}
+    for name, value in values.items():
+        default = getattr(cls(), name)
+        path = f'{prefix}{name}'
+        if dataclasses.is_dataclass(default):
+            if not isinstance(value, dict):
+                raise UserError(f'{path} is a group of settings, not {value!r}')
+            built[name] = _build(type(default), value, path + '.')
+        else:
+            built[name] = _coerce(path, value, type(default))
+    return cls(**built)
+
+
+def _coerce(path, value, kind):
+    if kind is tuple and isinstance(value, (list, tuple)):
+        return tuple(value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not kind:
+        raise UserError(f'{path} must be {kind.__name__}, not {value!r}')
+    return value
+
+
+# Settings that may differ when a run is resumed: they change no state that is already there.
+_FREE = ('training.total', 'training.log_every', 'training.sample_every', 'training.keep',
+         'training.checkpoint_every', 'training.sample_images', 'sampling.')  # fmt: skip
+
+
+def differences(saved, asked):
+    """Settings that differ between two configs and must not on resuming: ['name: a -> b', ...]."""
+    flat = lambda c: dict(_flatten(as_dict(c)))
+    saved, asked = flat(saved), flat(asked)
+    return [
+        f'{name} {saved[name]!r} -> {value!r}'
+        for name, value in asked.items()
+        if value != saved[name] and not name.startswith(_FREE)
+    ]
+
+
+def _flatten(tree, prefix=''):
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f'{prefix}{name}.')
+        else:
+            yield f'{prefix}{name}', value

@@ -1,0 +1,39 @@
+"""The arrays that checkpoints hold: their dtypes, and checked views of their bytes."""
+
+import math
+
+import ml_dtypes
+import numpy as np
+
+MAX_DIMENSIONS = 64  # numpy's own limit
+
+_FLOAT8 = ('float8_e4m3fn', 'float8_e4m3fnuz', 'float8_e5m2', 'float8_e5m2fnuz', 'float8_e8m0fnu')
+_NATIVE = (
+    *('float64', 'float32', 'float16', 'complex128', 'complex64', 'bool'),
+    *('int64', 'int32', 'int16', 'int8', 'uint64', 'uint32', 'uint16', 'uint8'),
+)
+
+EXTENDED = {name: np.dtype(getattr(ml_dtypes, name)) for name in ('bfloat16', *_FLOAT8)}
+"""The dtypes that numpy itself does not have."""
+
+DTYPES = EXTENDED | {name: np.dtype(name) for name in _NATIVE}
+"""Every dtype that is read, by the name that torch, numpy and ml_dtypes share."""
+
+
+def array(raw, dtype, shape, order='C'):
+    """The buffer `raw` as a read-only array, sharing its memory.
+
+    Raises ValueError unless `raw` holds exactly the bytes that `shape` and `dtype` call for.
+    """
+    check_counts(shape)
+    if math.prod(shape) * dtype.itemsize != memoryview(raw).nbytes:
+        raise ValueError(f'an array of shape {list(shape)} has the wrong number of bytes')
+    result = np.ndarray(shape, dtype, raw, order=order)
+    result.flags.writeable = False
+    return result
+
+
+def check_counts(counts):
+    """Raises ValueError unless `counts` are few integers, none of them negative."""
+    if len(counts) > MAX_DIMENSIONS or any(type(n) is not int or n < 0 for n in counts):
+        raise ValueError('a shape, stride or offset is no list of sizes')

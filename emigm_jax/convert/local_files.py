@@ -1,0 +1,68 @@
+"""Where checkpoints lie: files, which are memory-mapped, and folders in Hugging Face's style."""
+
+import json
+import mmap
+import os
+
+from emigm_jax.errors import UserError
+
+_WEIGHTS = ('model', 'diffusion_pytorch_model')  # transformers and hub mixins; diffusers
+
+
+def map_file(path):
+    """A read-only memory map of a file; arrays that are made from it keep it alive."""
+    try:
+        with open(path, 'rb') as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                raise UserError(f'{path}: the file is empty, fetch it again')
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except FileNotFoundError as error:
+        raise UserError(f'{path}: no such file or folder') from error
+    except OSError as error:
+        raise UserError(f'{path}: cannot be read: {error.strerror or error}') from error
+
+
+def read_json(path):
+    """The JSON object in a file, as a dict; raises UserError if it is missing or no object."""
+    try:
+        content = json.loads(map_file(path)[:])
+    except (ValueError, RecursionError) as error:
+        raise UserError(f'{path}: is not valid JSON: {error}') from error
+    if not isinstance(content, dict):
+        raise UserError(f'{path}: holds no JSON object')
+    return content
+
+
+def read_folder(folder, read):
+    """{name: array} of a folder with one safetensors file, or with an index of several.
+
+    Args:
+      folder: its path.
+      read: path of a file -> {name: array}.
+
+    Raises:
+      UserError: none of them is there, the index is malformed, or tensors are missing.
+    """
+    for stem in _WEIGHTS:
+        single = os.path.join(folder, f'{stem}.safetensors')
+        if os.path.exists(single):
+            return read(single)
+        if os.path.exists(f'{single}.index.json'):
+            return _read_shards(folder, f'{single}.index.json', read)
+    raise UserError(
+        f'{folder}: the folder holds no {_WEIGHTS[0]}.safetensors; name the file itself'
+    )
+
+
+def _read_shards(folder, index, read):
+    places = read_json(index).get('weight_map')
+    if not isinstance(places, dict) or not all(isinstance(x, str) for x in places.values()):
+        raise UserError(f'{index}: has no weight_map of files')
+    outside = sorted(name for name in places.values() if name != os.path.basename(name))
+    if outside:
+        raise UserError(f'{index}: names a file outside its folder: {outside[0][:200]!a}')
+    shards = {name: read(os.path.join(folder, name)) for name in sorted(set(places.values()))}
+    missing = sorted(name for name, file in places.items() if name not in shards[file])
+    if missing:
+        raise UserError(f'{index}: {len(missing)} tensors are not in their files: {missing[0]}')
+    return {name: shards[file][name] for name, file in places.items()}

@@ -1,0 +1,226 @@
+"""Official names of tokenizer checkpoints (evaluation.md sections B, C and D) beside ours."""
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+from emigm_jax.convert import rules
+from emigm_jax.convert.rules import Entry
+from emigm_jax.errors import UserError
+from emigm_jax.tokenizers import dc_ae, kl_vae, vqgan
+
+_WEIGHT = (('weight', 'kernel', 'conv'),)
+_CONV = (*_WEIGHT, ('bias', 'bias', 'copy'))
+_NORM = (('weight', 'scale', 'copy'), ('bias', 'bias', 'copy'))
+_BATCH_NORM = (
+    *_NORM,
+    ('running_mean', 'mean', 'copy'),
+    ('running_var', 'variance', 'copy'),
+)
+_KERNEL = (('kernel', 'kernel', 'copy'),)  # of Flax, in our layout already
+_FLAX_CONV = (*_KERNEL, ('bias', 'bias', 'copy'))
+_FLAX_NORM = (('scale', 'scale', 'copy'), ('bias', 'bias', 'copy'))
+
+# kind of layer: (official part, our part, leaves); '' where a layer is no more than that part.
+_KL_VAE = {
+    'conv1': (('', '', _CONV),),
+    'conv3': (('', '', _CONV),),
+    'norm_swish': (('', '', _NORM),),
+    'block': (
+        ('norm1', 'norm1', _NORM),
+        ('conv1', 'conv1', _CONV),
+        ('norm2', 'norm2', _NORM),
+        ('conv2', 'conv2', _CONV),
+        ('nin_shortcut', 'shortcut', _CONV),
+    ),
+    'attention': (
+        ('norm', 'norm', _NORM),
+        ('q', 'q', _CONV),
+        ('k', 'k', _CONV),
+        ('v', 'v', _CONV),
+        ('proj_out', 'out', _CONV),
+    ),
+    'downsample': (('conv', 'conv', _CONV),),
+    'upsample': (('conv', 'conv', _CONV),),
+}
+_DC_AE = {
+    'unshuffle': (('conv.conv', 'conv', _CONV),),
+    'average': (('main.op_list.0.conv', 'conv', _CONV),),
+    'repeat': (('main.conv', 'conv', _CONV),),
+    'output': (('op_list.0', 'norm', _NORM), ('op_list.2.conv.conv', 'conv', _CONV)),
+    'downsample': (('main.conv.conv', 'conv', _CONV),),
+    'upsample': (('main.conv.conv', 'conv', _CONV),),
+    'block_rms': (
+        ('main.conv1.conv', 'conv1', _CONV),
+        ('main.conv2.conv', 'conv2', _WEIGHT),
+        ('main.conv2.norm', 'norm', _NORM),
+    ),
+    'block_batch': (
+        ('main.conv1.conv', 'conv1', _CONV),
+        ('main.conv2.conv', 'conv2', _WEIGHT),
+        ('main.conv2.norm', 'norm', _BATCH_NORM),
+    ),
+    'attention': (
+        ('context_module.main.qkv.conv', 'qkv', _WEIGHT),
+        ('context_module.main.proj.conv', 'out', _WEIGHT),
+        ('context_module.main.proj.norm', 'out_norm', _NORM),
+        ('local_module.main.inverted_conv.conv', 'expand', _CONV),
+        ('local_module.main.depth_conv.conv', 'depthwise', _CONV),
+        ('local_module.main.point_conv.conv', 'contract', _WEIGHT),
+        ('local_module.main.point_conv.norm', 'contract_norm', _NORM),
+    ),
+}
+_VQGAN = {
+    'conv1': (('', '', _FLAX_CONV),),
+    'conv3': (('', '', _FLAX_CONV),),
+    'conv3_unbiased': (('', '', _KERNEL),),
+    'norm_swish': (('', '', _FLAX_NORM),),
+    'block': (
+        ('GroupNorm_0', 'norm1', _FLAX_NORM),
+        ('Conv_0', 'conv1', _KERNEL),
+        ('GroupNorm_1', 'norm2', _FLAX_NORM),
+        ('Conv_1', 'conv2', _KERNEL),
+        ('Conv_2', 'shortcut', _KERNEL),
+    ),
+    'pool': (),
+    'double': (),
+}
+_FLAX_NAMES = {'conv': 'Conv', 'block': 'ResBlock', 'norm': 'GroupNorm'}
+_OUTSIDE = ('quant_conv', 'post_quant_conv')  # official KL-16 layers of neither half
+
+
+class Source(NamedTuple):
+    """What an official file of a tokenizer holds."""
+
+    entries: Callable  # config -> list of Entry
+    entry: str | None  # the key of the file's dict under which the tensors lie, or None
+    ignored: tuple  # (pattern of whole names, why they are not needed)
+
+
+def kl16(config):
+    """Entries of a `KLVAEConfig`."""
+
+    def official(half, layer):
+        return (layer.name if layer.name in _OUTSIDE else f'{half}.{layer.name}',)
+
+    return _entries(kl_vae, config, _KL_VAE, official, '.')
+
+
+def dc_ae_f32c32(config):
+    """Entries of a `DCAEConfig`. Officially, a stage and its change of scale share one list."""
+
+    def official(half, layer):
+        kind, number = layer.name.split('_')
+        if kind == 'project':
+            return (f'{half}.{layer.name}',)
+        stage = int(number)
+        ups = half == 'decoder' and stage < len(config.widths)  # then its list begins with `up`
+        first, count = {
+            'stage': (int(ups), layer.depth),
+            'down': (config.encoder_depths[stage - 1], 1),
+            'up': (0, 1),
+        }[kind]
+        return tuple(f'{half}.stages.{stage}.op_list.{first + i}' for i in range(count))
+
+    return _entries(dc_ae, config, _DC_AE, official, '.')
+
+
+def maskgit_vqgan(config):
+    """Entries of a `VQGANConfig`; official names are joined by '/'."""
+
+    def official(half, layer):
+        stem, number = layer.name.split('_')
+        return (f'{half}/{_FLAX_NAMES[stem]}_{number}',)
+
+    return [
+        *_entries(vqgan, config, _VQGAN, official, '/'),
+        Entry('codebook', ('quantizer/codebook',)),
+    ]
+
+
+def _entries(module, config, kinds, official, separator):
+    """Entries of the two plans of a tokenizer module.
+
+    Args:
+      kinds: one of the tables above.
+      official: (half, layer) -> official names of the layer, one per repetition.
+      separator: of official names.
+    """
+    entries = []
+    plans = (('encoder', module.encoder_plan), ('decoder', module.decoder_plan))
+    for half, layer in ((half, layer) for half, plan in plans for layer in plan(config)):
+        for theirs, ours, leaves in kinds[layer.kind]:
+            if ours == 'shortcut' and layer.inputs == layer.outputs:
+                continue
+            for their_leaf, our_leaf, operation in leaves:
+                path = '/'.join(filter(None, (half, layer.attribute, ours, our_leaf)))
+                sources = (
+                    separator.join(filter(None, (name, theirs, their_leaf)))
+                    for name in official(half, layer)
+                )
+                entries.append(Entry(path, tuple(sources), operation, layer.depth is not None))
+    return entries
+
+
+SOURCES = {
+    'kl16': Source(
+        kl16,
+        'model',
+        (
+            (
+                r'(?!(encoder|decoder|quant_conv|post_quant_conv)\.).*',
+                'of its training (losses, discriminator); the official loader skips unknown names',
+            ),
+        ),
+    ),
+    'dc_ae': Source(
+        dc_ae_f32c32,
+        None,
+        ((r'.*\.num_batches_tracked', 'counts training batches; the averages are fixed'),),
+    ),
+    'vqgan': Source(maskgit_vqgan, 'params', ()),
+}
+
+
+def tensors(tokenizer, tree, origin):
+    """The tensors of an official file that a tokenizer needs.
+
+    Args:
+      tokenizer: a key of `SOURCES`.
+      tree: the content of the file.
+      origin: file name for messages.
+
+    Returns:
+      {official name: array} and {name that is left out: why}.
+
+    Raises:
+      UserError: the file does not hold the entry where the tensors should be.
+    """
+    _, entry, ignored = SOURCES[tokenizer]
+    if entry is not None:
+        if entry not in tree:
+            raise UserError(f'{origin}: has no entry {entry!r}, as files of {tokenizer} have; '
+                            f'it holds {", ".join(map(str, list(tree)[:4]))}')  # fmt: skip
+        tree = tree[entry]
+    flat = rules.flatten(tree)
+    why = lambda name: next((why for rule, why in ignored if re.fullmatch(rule, name)), None)
+    reasons = {name: why(name) for name in flat}
+    kept = {name: array for name, array in flat.items() if reasons[name] is None}
+    return kept, {name: reason for name, reason in reasons.items() if reason is not None}
+
+
+def params(tokenizer, config, tree, shapes, origin):
+    """Our parameters of an official file.
+
+    Args:
+      tokenizer: a key of `SOURCES`.
+      config: of the tokenizer.
+      tree: the content of the file, e.g. from `torch_files.read`.
+      shapes: `network(config).shapes()`.
+      origin: file name for messages.
+
+    Raises:
+      UserError: names or shapes do not fit, see `rules.to_params`.
+    """
+    kept, _ = tensors(tokenizer, tree, origin)
+    return rules.to_params(SOURCES[tokenizer].entries(config), kept, shapes, origin)

@@ -1,0 +1,228 @@
+"""Reveal plans: which step of generation reveals how many tokens (paper Eq. 6, App. B.2).
+
+How many tokens a step reveals never depends on the network, so a plan is drawn on the host before
+anything runs. `segments` then cuts it into runs of steps that share static shapes.
+"""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import numpy as np
+import scipy.stats
+
+from emigm_jax.core import schedules
+from emigm_jax.errors import check_choice, check_range
+
+END_TIME = 1e-5  # timesteps = linspace(1, 1e-5, K + 1), official models/emigm.py:348
+TAIL = 1e-6  # probability that a per-image count exceeds its static budget and is cut to it
+
+# f(r) in guidance = 1 + (cfg - 1) f(r); r is the fraction revealed after the step.
+GUIDANCE_SCHEDULES = {
+    'constant': lambda r: np.ones_like(r),
+    'linear': lambda r: r,
+    'power': lambda r: r**2,
+    'cubic': lambda r: r**3,
+    'exp': lambda r: -np.expm1(-5.0 * r),
+    'cosine': lambda r: np.cos(np.pi / 2 * (1.0 - r)),
+}
+RULES = ('bernoulli', 'fixed')
+COUNTS = ('shared', 'per_image')
+
+
+@dataclasses.dataclass(frozen=True)
+class RevealConfig:
+    """How generation reveals tokens and when it is guided."""
+
+    steps: int = 16  # K, transformer steps
+    schedule: str = 'exp'  # gamma(t), a key of schedules.SCHEDULES
+    rule: str = 'bernoulli'  # bernoulli: Eq. 6 (MDM, eMIGM); fixed: floor(N gamma) (MaskGIT, MAR)
+    counts: str = 'shared'  # one draw of counts for all images (exact shapes), or one per image
+    plan_seed: int = 0  # of the counts
+    guidance: float = 4.0  # cfg; 1 switches guidance off
+    guidance_schedule: str = 'constant'  # a key of GUIDANCE_SCHEDULES
+    guidance_from: float = 0.1  # guided while guidance_from < s <= guidance_to,
+    guidance_to: float = 0.3  # s the time at the end of a step
+
+    def __post_init__(self):
+        check_range('sampling.reveal.steps', self.steps, 1)
+        check_choice('sampling.reveal.schedule', self.schedule, schedules.SCHEDULES)
+        check_choice('sampling.reveal.rule', self.rule, RULES)
+        check_choice('sampling.reveal.counts', self.counts, COUNTS)
+        check_choice(
+            'sampling.reveal.guidance_schedule', self.guidance_schedule, GUIDANCE_SCHEDULES
+        )
+        check_range('sampling.reveal.plan_seed', self.plan_seed, 0)
+        check_range('sampling.reveal.guidance', self.guidance, 0.0)
+        check_range('sampling.reveal.guidance_to', self.guidance_to, self.guidance_from)
+
+
+class Plan(NamedTuple):
+    """Counts and guidance of B images over K steps (B = 1: shared by all)."""
+
+    counts: np.ndarray  # (B, K) int32, rows sum to N
+    guidance: np.ndarray  # (B, K) float32
+    guided: np.ndarray  # (K,) bool: does the step need the null condition?
+    visible_budget: np.ndarray  # (K,) most tokens visible before the step, over all plans
+    reveal_budget: np.ndarray  # (K,) most tokens revealed in the step; 0: the step never runs
+
+
+class Segment(NamedTuple):
+    """Consecutive steps [start, stop) compiled as one loop with these static sizes."""
+
+    start: int
+    stop: int
+    visible: int
+    reveal: int
+    guided: bool
+
+
+def times(steps):
+    """t_0 = 1 > t_1 > ... > t_K = 1e-5, float64 (K+1,)."""
+    return np.linspace(1.0, END_TIME, steps + 1)
+
+
+def reveal_probabilities(schedule, steps):
+    """Probability that a masked token is revealed in each step, (K,); 1 in the last."""
+    t = times(steps)
+    p = schedules.reveal_probability(schedule, t[:-1], t[1:])
+    p[-1] = 1.0
+    return p
+
+
+def guided_steps(config):
+    """Steps run with guidance, (K,) bool: the interval is half open and tests s, not t."""
+    s = times(config.steps)[1:]
+    inside = (config.guidance_from < s) & (s <= config.guidance_to)
+    return inside & (config.guidance != 1.0)
+
+
+def _bernoulli_counts(config, tokens, seed):
+    rng = np.random.Generator(np.random.Philox(key=seed))
+    counts, masked = np.zeros(config.steps, np.int32), tokens
+    for k, p in enumerate(reveal_probabilities(config.schedule, config.steps)):
+        # A step that would reveal nothing is forced to reveal one token (official :429-437);
+        # without this rule 43 % of 128 steps would be empty.
+        drawn = int(np.count_nonzero(rng.random(masked) < p))
+        counts[k] = min(max(drawn, 1), masked)
+        masked -= counts[k]
+    return counts
+
+
+def _fixed_counts(config, tokens):
+    counts, masked = np.zeros(config.steps, np.int32), tokens
+    t = np.linspace(1.0, 0.0, config.steps + 1)[1:]
+    for k, gamma in enumerate(schedules.SCHEDULES[config.schedule](t)):
+        last = k == config.steps - 1
+        keep = 0 if last else min(max(math.floor(tokens * gamma), 1), masked - 1)
+        counts[k] = masked - max(keep, 0)
+        masked -= counts[k]
+    return counts
+
+
+def _guidance(config, counts, tokens):
+    revealed = np.cumsum(counts, axis=-1) / tokens
+    if config.rule == 'fixed':
+        # MAR keeps "at least one token masked" in this ratio even when the last one goes.
+        revealed = np.minimum(revealed, (tokens - 1) / tokens)
+    scale = GUIDANCE_SCHEDULES[config.guidance_schedule](revealed)
+    value = 1.0 + (config.guidance - 1.0) * scale
+    return np.where(guided_steps(config), value, 1.0).astype(np.float32)
+
+
+def _quantile_budgets(config, tokens):
+    """Per-step (K,) bounds of visible and revealed tokens that hold for every seed but ~1e-6."""
+    steps = np.arange(config.steps)
+    t = times(config.steps)
+    gamma = schedules.SCHEDULES[config.schedule](t[:-1]) / schedules.SCHEDULES[config.schedule](
+        t[0]
+    )
+    # The forced reveals add at most one token per step.
+    visible = np.minimum(scipy.stats.binom.isf(TAIL, tokens, 1.0 - gamma) + steps, tokens - 1)
+    chance = gamma * reveal_probabilities(config.schedule, config.steps)
+    reveal = np.maximum(scipy.stats.binom.isf(TAIL, tokens, chance), 1)
+    return visible.astype(int), np.minimum(reveal, tokens).astype(int)
+
+
+def _cut_to(counts, reveal_budget, tokens):
+    """Moves what exceeds a step's budget to the steps after it; the last step takes the rest."""
+    counts, masked = counts.copy(), tokens
+    for k in range(len(counts) - 1):
+        later = int(reveal_budget[k + 1 :].sum())
+        counts[k] = min(max(int(counts[k]), masked - later), int(reveal_budget[k]), masked)
+        masked -= counts[k]
+    counts[-1] = masked
+    return counts
+
+
+def plan(config, tokens, seeds=()):
+    """Draws the reveal plan of images with `seeds` (only read when counts='per_image').
+
+    Shared counts give budgets that are exact; counts per image get budgets from the quantiles of
+    the schedule, so that the shapes are the same for every batch.
+    """
+    per_image = config.counts == 'per_image' and config.rule == 'bernoulli'
+    if config.rule == 'fixed':
+        counts = _fixed_counts(config, tokens)[None]
+    elif per_image:
+        visible, reveal = _quantile_budgets(config, tokens)
+        draws = [_bernoulli_counts(config, tokens, [config.plan_seed, int(i)]) for i in seeds]
+        counts = np.stack([_cut_to(c, reveal, tokens) for c in draws])
+    else:
+        counts = _bernoulli_counts(config, tokens, [config.plan_seed, 0])[None]
+    if not per_image:
+        return plan_of_counts(config, counts, tokens)
+    return Plan(counts, _guidance(config, counts, tokens), guided_steps(config), visible, reveal)
+
+
+def plan_of_counts(config, counts, tokens):
+    """The plan of given counts (1, K), e.g. recorded ones; its budgets are exact."""
+    reveal = counts[0]
+    visible = np.cumsum(reveal) - reveal
+    return Plan(counts, _guidance(config, counts, tokens), guided_steps(config), visible, reveal)
+
+
+def segments(plan, step_cost, most=12, slack=0.03):
+    """Cuts a plan into at most `most` segments, as few as keep the padded cost within `slack`.
+
+    `step_cost(visible, reveal, guided)` prices one step in FLOPs. Dynamic programming over the
+    cuts; a segment's steps are all guided or all not, and empty steps at the end are dropped.
+    """
+    steps = int(np.flatnonzero(plan.reveal_budget)[-1]) + 1
+    visible, reveal = plan.visible_budget[:steps], plan.reveal_budget[:steps]
+    guided = plan.guided[:steps]
+    each = zip(visible, reveal, guided, strict=True)
+    ideal = sum(step_cost(int(v), int(r), bool(g)) for v, r, g in each)
+
+    def cost(i, j):
+        if guided[i:j].any() != guided[i:j].all():
+            return math.inf
+        one = step_cost(int(visible[i:j].max()), int(reveal[i:j].max()), bool(guided[i]))
+        return one * (j - i)
+
+    costs = {(i, j): cost(i, j) for i in range(steps) for j in range(i + 1, steps + 1)}
+    best = {(0, 0): (0.0, ())}
+    for count in range(1, max(most, _switches(guided)) + 1):
+        for j in range(1, steps + 1):
+            options = [
+                (best[count - 1, i][0] + costs[i, j], (*best[count - 1, i][1], i))
+                for i in range(j)
+                if (count - 1, i) in best
+            ]
+            if options:
+                best[count, j] = min(options)
+        total, cuts = best.get((count, steps), (math.inf, ()))
+        if total <= (1.0 + slack) * ideal:
+            break
+    else:
+        total, cuts = min(best[c, steps] for c in range(1, count + 1) if (c, steps) in best)
+    edges = zip(cuts, (*cuts[1:], steps), strict=True)
+    return tuple(
+        Segment(i, j, int(visible[i:j].max()), int(reveal[i:j].max()), bool(guided[i]))
+        for i, j in edges
+    )
+
+
+def _switches(guided):
+    """Number of runs of equal flags."""
+    return 1 + int(np.count_nonzero(guided[1:] != guided[:-1]))

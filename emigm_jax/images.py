@@ -1,0 +1,39 @@
+"""Pictures: PNG files and labelled grids of uint8 images."""
+
+import numpy as np
+from PIL import Image
+
+
+def upscaled(images, least=64):
+    """Enlarges (B, H, W, colours) to `least` pixels or more, smoothly, to be looked at."""
+    images = np.asarray(images)
+    _, height, width, colours = images.shape
+    factor = max(1, least // height)
+    if factor == 1:
+        return images
+    size = (width * factor, height * factor)
+    large = [np.asarray(_picture(i).resize(size, Image.Resampling.BICUBIC)) for i in images]
+    return np.stack(large).reshape(-1, *size[::-1], colours)
+
+
+def _picture(image):
+    """A PIL image of one uint8 array (H, W, 1 or 3)."""
+    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+
+
+def save(path, image):
+    """Writes one uint8 image (H, W, 1 or 3) as PNG."""
+    _picture(np.asarray(image)).save(path)
+
+
+def grid(images, columns, gap=2, background=96):
+    """uint8 images (B, H, W, colours) -> one image, `columns` to a row, row by row."""
+    images = np.asarray(images)
+    count, height, width, colours = images.shape
+    rows = -(-count // columns)
+    shape = (rows * (height + gap) + gap, columns * (width + gap) + gap, colours)
+    canvas = np.full(shape, background, np.uint8)
+    for i, image in enumerate(images):
+        y, x = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
+        canvas[y : y + height, x : x + width] = image
+    return canvas

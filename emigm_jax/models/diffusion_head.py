@@ -1,0 +1,68 @@
+"""The per-token diffusion MLP (official SimpleMLPAdaLN): p(x^i | z^i) of paper Eq. 8."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from emigm_jax.nn import functional
+from emigm_jax.nn.layers import layer_norm, linear, normal, time_features, zeros
+
+TIME_FEATURES = 256
+
+
+class ResBlock(nnx.Module):
+    """x + gate mlp(modulate(norm(x))), modulated by adaLN."""
+
+    def __init__(self, width, dtype, rngs):
+        self.norm = layer_norm(width, rngs)
+        self.modulation = linear(width, 3 * width, rngs, dtype, zeros)
+        self.linear1 = linear(width, width, rngs, dtype)
+        self.linear2 = linear(width, width, rngs, dtype)
+
+    def __call__(self, x, activated):
+        shift, scale, gate = jnp.split(self.modulation(activated).astype(jnp.float32), 3, axis=-1)
+        h = self.norm(x) * (1.0 + scale) + shift
+        h = self.linear2(jax.nn.silu(self.linear1(h)))
+        return x + gate * h.astype(jnp.float32)
+
+
+class DiffusionHead(nnx.Module):
+    """Predicts (epsilon, v) of a noisy token, given diffusion time and condition."""
+
+    def __init__(self, channels, condition_width, width, depth, dtype, remat, unroll, rngs):
+        self.remat, self.unroll = remat, unroll
+        self.input = linear(channels, width, rngs, dtype)
+        self.time1 = linear(TIME_FEATURES, width, rngs, dtype, normal)
+        self.time2 = linear(width, width, rngs, dtype, normal)
+        self.condition_embed = linear(condition_width, width, rngs, dtype)
+        self.blocks = functional.stack(lambda rngs: ResBlock(width, dtype, rngs), depth, rngs)
+        self.final_norm = layer_norm(width, rngs, affine=False)
+        self.final_modulation = linear(width, 2 * width, rngs, dtype, zeros)
+        self.output = linear(width, 2 * channels, rngs, dtype, zeros)
+
+    def condition(self, z):
+        """Embeds z (..., D) once for all diffusion steps of a token: (..., W) float32."""
+        return self.condition_embed(z).astype(jnp.float32)
+
+    def time(self, t):
+        """Embeds diffusion times t (...) on the 0..999 scale, fractions allowed: (..., W)."""
+        return self.time2(jax.nn.silu(self.time1(time_features(t)))).astype(jnp.float32)
+
+    def __call__(self, x, time, condition):
+        """Network output.
+
+        Args:
+          x: noisy tokens (..., C).
+          time: from `time`, broadcastable to (..., W).
+          condition: from `condition`, broadcastable to (..., W).
+
+        Returns:
+          (..., 2C) float32: epsilon, then the variance interpolation v.
+        """
+        activated = jax.nn.silu(condition + time)
+        x = self.input(x).astype(jnp.float32)
+        body = lambda block, x, _: block(x, activated)
+        x = functional.scan(self.blocks, x, body, remat=self.remat, unroll=self.unroll)
+        shift, scale = jnp.split(self.final_modulation(activated).astype(jnp.float32), 2, axis=-1)
+        x = self.final_norm(x) * (1.0 + scale) + shift
+        return self.output(x).astype(jnp.float32)

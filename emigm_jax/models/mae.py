@@ -1,0 +1,139 @@
+"""The masked autoencoder: encoder over visible tokens, decoder over all (paper section 4).
+
+Tokens come in generation order, so the visible ones are a prefix. The encoder runs on a prefix of
+static length V with the few slots beyond an image's own count hidden from attention; masked tokens
+are never in it. The decoder's last block computes only the rows that are read.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from emigm_jax.nn import transformer
+from emigm_jax.nn.layers import embedding, layer_norm, linear
+
+
+class Positions(NamedTuple):
+    """Position embeddings gathered into generation order, each (B, N, D)."""
+
+    encoder: jax.Array
+    decoder: jax.Array
+    output: jax.Array  # added to z ("diffusion position embedding")
+
+
+class MaskedAutoencoder(nnx.Module):
+    """Maps visible tokens and a class to conditions z of masked tokens."""
+
+    def __init__(self, config, rngs):
+        self.config = config
+        width, dtype = config.width, config.compute_dtype
+        block = transformer.BlockConfig(
+            width, config.heads, config.mlp_ratio, config.attention_dropout,
+            config.projection_dropout, dtype,
+        )  # fmt: skip
+        loop = (config.remat, config.unroll)
+        length = config.buffer + config.tokens
+        self.class_embed = embedding((config.classes, width), rngs)
+        # "CFG with mask": one parameter is the decoder's mask token and the null class.
+        self.mask_token = embedding((width,), rngs)
+        if not config.shared_null:
+            self.null_token = embedding((width,), rngs)
+        self.encoder_position = embedding((length, width), rngs)
+        self.decoder_position = embedding((length, width), rngs)
+        self.output_position = embedding((config.tokens, width), rngs)
+        self.token_embed = linear(config.channels, width, rngs, dtype)
+        self.token_norm = layer_norm(width, rngs)
+        self.encoder = transformer.Stack(config.encoder_depth, block, *loop, rngs)
+        self.encoder_norm = layer_norm(width, rngs)
+        self.decoder_embed = linear(width, width, rngs, dtype)
+        self.decoder = transformer.Stack(config.decoder_depth - 1, block, *loop, rngs)
+        # Apart from the stack, because it alone runs on the rows that are read.
+        self.decoder_last = transformer.Block(block, rngs)
+        self.decoder_norm = layer_norm(width, rngs)
+
+    def condition(self, labels, null=None):
+        """Class embeddings (B, D); rows where `null` (B,) bool is set get the null class."""
+        embedded = self.class_embed[...][labels]
+        if null is None:
+            return embedded
+        return jnp.where(null[:, None], self.null(), embedded)
+
+    def null(self):
+        """Embedding of the null class (D,)."""
+        return (self.mask_token if self.config.shared_null else self.null_token)[...]
+
+    def positions(self, order):
+        """Gathers the position embeddings once for an order (B, N)."""
+        buffer = self.config.buffer
+        return Positions(
+            self.encoder_position[...][buffer:][order],
+            self.decoder_position[...][buffer:][order],
+            self.output_position[...][order],
+        )
+
+    def encode(self, tokens, position, condition, visible, key=None):
+        """Encodes the visible prefix.
+
+        Args:
+          tokens: (B, V, C), the first V tokens in generation order.
+          position: (B, V, D) encoder position embeddings of these tokens.
+          condition: (B, D) class embeddings.
+          visible: (B,) int32, how many of the V tokens each image really sees.
+          key: dropout key or None.
+
+        Returns:
+          (B, buffer + V, D) float32; rows beyond an image's count are meaningless.
+        """
+        config = self.config
+        buffer = config.buffer
+        x = self.token_embed(tokens).astype(jnp.float32) + position
+        head = condition[:, None] + self.encoder_position[...][:buffer]
+        # The position is added before the LayerNorm, for buffer tokens as well.
+        x = self.token_norm(jnp.concatenate([head, x], axis=1))
+        lengths = None
+        if config.mae:
+            lengths = buffer + visible
+        else:
+            # "Single encoder": masked positions enter as bare mask tokens, position and all gone.
+            seen = jnp.arange(x.shape[1]) < (buffer + visible)[:, None]
+            x = jnp.where(seen[..., None], x, self.mask_token[...])
+        return self.encoder_norm(self.encoder(x, lengths, key))
+
+    def decoder_input(self, encoded, position, visible):
+        """Decoder tokens before the first block, (B, buffer + N, D) float32.
+
+        Args:
+          encoded: (B, buffer + V, D) from `encode`.
+          position: (B, N, D) decoder position embeddings in generation order.
+          visible: (B,) int32.
+        """
+        buffer, tokens = self.config.buffer, self.config.tokens
+        x = self.decoder_embed(encoded).astype(jnp.float32)
+        if self.config.mae:
+            x = jnp.pad(x, ((0, 0), (0, buffer + tokens - x.shape[1]), (0, 0)))
+            seen = jnp.arange(buffer + tokens) < (buffer + visible)[:, None]
+            # The mask token itself is not passed through decoder_embed.
+            x = jnp.where(seen[..., None], x, self.mask_token[...])
+        shape = (position.shape[0], buffer, position.shape[-1])
+        head = jnp.broadcast_to(self.decoder_position[...][:buffer], shape)
+        return x + jnp.concatenate([head, position], axis=1)
+
+    def decode(self, x, key=None):
+        """All decoder blocks but the last: (B, L, D) -> (B, L, D) float32."""
+        return self.decoder(x, key=key)
+
+    def read_out(self, x, rows, position, key=None):
+        """The last block and norm for some rows only.
+
+        Args:
+          x: (B, L, D) from `decode`.
+          rows: (B, R, D), the rows of x to read (buffer tokens not counted among positions).
+          position: (B, R, D) output position embeddings of these rows.
+          key: dropout key or None.
+
+        Returns:
+          Conditions z (B, R, D) float32.
+        """
+        return self.decoder_norm(self.decoder_last(x, read=rows, key=key)) + position

@@ -1,0 +1,81 @@
+"""The only bridge between Flax NNX modules and the plain dicts everything else works on.
+
+Modules hold `nnx.Param` and nothing else (no RNG state, no sharding), so a module is a graph
+definition plus a nested dict of arrays. Training, sampling, checkpoints and sharding see the dict.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+
+
+@dataclasses.dataclass(frozen=True)
+class Functional:
+    """A module as two pure functions."""
+
+    init: Callable[[jax.Array], dict]  # key -> parameters, a nested dict of arrays
+    bind: Callable[[dict], Any]  # parameters -> module whose methods can be called
+
+    def shapes(self):
+        """Parameters as a nested dict of `jax.ShapeDtypeStruct`; touches no device."""
+        return jax.eval_shape(self.init, jax.random.key(0))
+
+
+def functional(build):
+    """Makes a `Functional` of `build(rngs) -> nnx.Module`; nothing is allocated."""
+
+    def init(key):
+        return nnx.to_pure_dict(nnx.state(build(nnx.Rngs(params=key)), nnx.Param))
+
+    graph, _ = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(params=0))))
+    return Functional(init=init, bind=lambda params: nnx.merge(graph, params))
+
+
+def stack(build, depth, rngs):
+    """A module whose parameters carry a leading axis of `depth` independent initialisations."""
+    net = functional(build)
+    params = jax.vmap(net.init)(jax.random.split(rngs.params(), depth))
+    return net.bind(params)
+
+
+def scan(module, x, body, *, remat='none', unroll=False, xs=None):
+    """Applies a `stack`ed module layer by layer: x = body(layer, x, xs_l), by one `lax.scan`.
+
+    Args:
+      module: from `stack`.
+      x: the carry, e.g. activations (B, L, D).
+      body: (layer, x, xs_l) -> x; `layer` is the unstacked module.
+      remat: what the backward pass recomputes, a key of `REMAT`.
+      unroll: a Python loop in place of `lax.scan`: no stacking of what the backward pass needs,
+        which pays for small models on CPUs, but compile time grows with depth.
+      xs: pytree with a leading layer axis, e.g. dropout keys, or None.
+    """
+    graph, state = nnx.split(module)
+
+    def step(x, layer):
+        state, xs = layer
+        return body(nnx.merge(graph, state), x, xs), None
+
+    if remat != 'none':
+        step = jax.checkpoint(step, policy=REMAT[remat], prevent_cse=False)
+    if not unroll:
+        return jax.lax.scan(step, x, (state, xs))[0]
+    for i in range(jax.tree.leaves(state)[0].shape[0]):
+        x, _ = step(x, jax.tree.map(lambda a, i=i: a[i], (state, xs)))
+    return x
+
+
+# Checkpoint policies by name: full recomputes everything, dots keeps the results of matmuls.
+REMAT = {
+    'none': None,
+    'full': jax.checkpoint_policies.nothing_saveable,
+    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def parameter_count(params):
+    """Number of scalars in a nested dict of arrays or shapes."""
+    return sum(p.size for p in jax.tree.leaves(params))

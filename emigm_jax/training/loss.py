@@ -1,0 +1,159 @@
+"""The masked-diffusion loss (paper Eq. 7 with the diffusion loss of Eq. 8) of a batch.
+
+Images are laid out in groups that share static budgets: image j belongs to group j % G. All
+randomness of an image comes from its own key, so neither gradient accumulation nor sharding
+changes it.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from emigm_jax.core import gaussian, masking
+from emigm_jax.core.masking import MaskingConfig
+from emigm_jax.errors import check_choice, check_range
+
+NORMALIZATIONS = ('image', 'batch')
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """The training objective."""
+
+    masking: MaskingConfig = MaskingConfig()
+    copies: int = 4  # diffusion times drawn per token ("diffusion_batch_mul")
+    # image: mean over each image's masked tokens, then over images, which is what the official code
+    # computes in expectation (its images of one GPU share a count). batch: one mean over all.
+    normalize: str = 'image'
+    label_drop: float = 0.1  # probability that an image is trained with the null class
+
+    def __post_init__(self):
+        check_choice('loss.normalize', self.normalize, NORMALIZATIONS)
+        check_range('loss.copies', self.copies, 1)
+        check_range('loss.label_drop', self.label_drop, 0.0, 1.0)
+
+
+class Draws(NamedTuple):
+    """Everything random about a batch of B images except dropout."""
+
+    order: jax.Array  # (B, N) int32
+    visible: jax.Array  # (B,) int32
+    coefficient: jax.Array  # (B,) weight of the sum over an image's masked tokens and copies
+    null: jax.Array  # (B,) bool, trained with the null class
+    key: jax.Array  # (B,) keys of the diffusion times and noises
+
+
+class Metrics(NamedTuple):
+    """Scalars; `loss` is the one that is differentiated."""
+
+    loss: jax.Array
+    mse: jax.Array
+    vlb: jax.Array  # in bits
+    mask_ratio: jax.Array
+
+
+def draw(model, config, key, batch, groups):
+    """Draws masks, dropped labels and diffusion keys of a batch."""
+    mask_key, label_key, diffusion_key = jax.random.split(key, 3)
+    masks = masking.draw(config.masking, mask_key, model.tokens, batch, groups)
+    masked = (model.tokens - masks.visible).astype(jnp.float32)
+    if config.normalize == 'image':
+        coefficient = masks.weight / (batch * masked)
+    else:
+        coefficient = masks.weight / jnp.sum(masked)
+    images = jnp.arange(batch)
+    drop = jax.vmap(lambda j: jax.random.uniform(jax.random.fold_in(label_key, j)))(images)
+    return Draws(
+        order=masks.order,
+        visible=masks.visible,
+        coefficient=coefficient / config.copies,
+        null=drop < config.label_drop,
+        key=jax.vmap(lambda j: jax.random.fold_in(diffusion_key, j))(images),
+    )
+
+
+def loss(net, copies, budgets, tokens, labels, draws, key=None):
+    """Loss of B images.
+
+    Args:
+      net: the bound network (models.emigm.EMIGM).
+      copies: diffusion times per token.
+      budgets: static sizes of the G groups; G divides B.
+      tokens: (B, N, C) clean tokens in raster order.
+      labels: (B,) int32.
+      draws: `Draws` of the same images.
+      key: dropout key, None for none.
+
+    Returns:
+      (loss, Metrics).
+    """
+    config = net.mae.config
+    groups, total = len(budgets), config.tokens
+    keys = [None] * (2 * groups + 1) if key is None else jax.random.split(key, 2 * groups + 1)
+    split = lambda a: a.reshape(-1, groups, *a.shape[1:])
+    member = lambda a, g: split(a)[:, g]
+
+    tokens = jnp.take_along_axis(tokens, draws.order[..., None], axis=1)
+    condition = net.mae.condition(labels, draws.null)
+    positions = net.mae.positions(draws.order)
+
+    inputs = []
+    for g, budget in enumerate(budgets):
+        prefix = budget.visible if config.mae else total
+        visible = member(draws.visible, g)
+        encoded = net.mae.encode(
+            member(tokens, g)[:, :prefix],
+            member(positions.encoder, g)[:, :prefix],
+            member(condition, g),
+            visible,
+            keys[g],
+        )
+        inputs.append(net.mae.decoder_input(encoded, member(positions.decoder, g), visible))
+    h = jnp.stack(inputs, axis=1).reshape(-1, *inputs[0].shape[1:])
+    h = net.mae.decode(h, keys[-1])
+
+    # Masked tokens are the suffix, so every group reads a static slice of it.
+    z, clean, noise, times, weight = [], [], [], [], []
+    for g, budget in enumerate(budgets):
+        suffix = slice(total - budget.masked, total)
+        h_g = member(h, g)
+        rows, output = h_g[:, config.buffer :][:, suffix], member(positions.output, g)[:, suffix]
+        z.append(net.mae.read_out(h_g, rows, output, keys[groups + g]))
+        clean.append(member(tokens, g)[:, suffix])
+        t_g, noise_g = _diffusion_draws(member(draws.key, g), copies, total, config.channels)
+        times.append(t_g[..., suffix])
+        noise.append(noise_g[..., suffix, :])
+        masked = jnp.arange(total)[suffix] >= member(draws.visible, g)[:, None]
+        weight.append(jnp.where(masked, member(draws.coefficient, g)[:, None], 0.0))
+    z, clean = jnp.concatenate(z, axis=1), jnp.concatenate(clean, axis=1)
+    times, noise = jnp.concatenate(times, axis=-1), jnp.concatenate(noise, axis=-2)
+    weight = jnp.concatenate(weight, axis=1)
+
+    x_t = gaussian.q_sample(clean, times, noise)
+    output = net.head(x_t, _time(net.head, times), net.head.condition(z))
+    terms = gaussian.loss_terms(output, clean, x_t, times, noise)
+    weighed = lambda term: jnp.sum(term * weight)
+    value = weighed(terms.total)
+    # Parts are reported over the images of the whole batch, of which these are a share.
+    ratio = jnp.sum(weight > 0, dtype=jnp.float32) / (tokens.shape[0] * total)
+    return value, Metrics(value, weighed(terms.mse), weighed(terms.vlb), ratio)
+
+
+def _time(head, t):
+    """Time embeddings of integer t; with more rows than times they are looked up in a table."""
+    if t.size <= gaussian.TIMESTEPS:
+        return head.time(t)
+    return head.time(jnp.arange(gaussian.TIMESTEPS))[t]
+
+
+def _diffusion_draws(keys, copies, tokens, channels):
+    """Times (copies, B, N) int32 and noises (copies, B, N, C), one key per image."""
+
+    def one(key):
+        time_key, noise_key = jax.random.split(key)
+        t = jax.random.randint(time_key, (copies, tokens), 0, gaussian.TIMESTEPS)
+        return t, jax.random.normal(noise_key, (copies, tokens, channels))
+
+    return jax.vmap(one, out_axes=1)(keys)

@@ -1,0 +1,85 @@
+"""One training step as a pure function: draw, accumulate gradients, update, average."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from emigm_jax.core import masking
+from emigm_jax.training import loss as losses
+from emigm_jax.training import state as states
+
+
+def layout(config, batch, accumulate):
+    """Groups that a microbatch of a batch is cut into; `accumulate` divides the batch."""
+    return masking.group_count(config.masking, batch // accumulate)
+
+
+def train_step(net, model, config, optimizer_config, tx, seed, accumulate, state, batch,
+               number=None):  # fmt: skip
+    """Advances the state by one batch.
+
+    Args:
+      net: `Functional` of the network.
+      model, config, optimizer_config: ModelConfig, LossConfig, OptimizerConfig.
+      tx: optax transformation.
+      seed: of all randomness of training; the step's key is fold_in(seed, step).
+      accumulate: microbatches that the batch is processed in.
+      state: {step, params, opt, ema}.
+      batch: {'tokens': (B, N, C) float32, 'labels': (B,) int32}.
+      number: the step that the caller believes this is, () int32, or None. If the state lags
+        behind, an earlier step was not finite and this one changes nothing either.
+
+    Returns:
+      (state, metrics); with a non-finite loss or gradient the state comes back unchanged and
+      metrics['finite'] is False.
+    """
+    images = batch['tokens'].shape[0]
+    groups = layout(config, images, accumulate)
+    budgets = masking.budgets(config.masking, model.tokens, groups)
+    key = jax.random.fold_in(jax.random.key(seed), state['step'])
+    draw_key, dropout_key = jax.random.split(key)
+    draws = losses.draw(model, config, draw_key, images, groups)
+
+    # Rows (r, a, g): microbatch a takes r and g, so an image's group is j % G in all of them.
+    cut = lambda a: jnp.moveaxis(a.reshape(-1, accumulate, groups, *a.shape[1:]), 1, 0)
+    micro = lambda a: cut(a).reshape(accumulate, images // accumulate, *a.shape[1:])
+    parts = jax.tree.map(micro, (batch['tokens'], batch['labels'], draws))
+
+    def part_loss(params, part, index):
+        tokens, labels, draws = part
+        key = jax.random.fold_in(dropout_key, index)
+        return losses.loss(net.bind(params), config.copies, budgets, tokens, labels, draws, key)
+
+    gradient = jax.grad(part_loss, has_aux=True)
+    if accumulate == 1:
+        grads, terms = gradient(state['params'], jax.tree.map(lambda a: a[0], parts), 0)
+    else:
+        grads, terms = _accumulated(gradient, state['params'], parts, accumulate)
+    terms = terms._replace(mask_ratio=terms.mask_ratio / accumulate)
+
+    norm = optax.tree.norm(grads)
+    with jax.numpy_dtype_promotion('standard'):  # optax raises floats to integer counts
+        updates, opt = tx.update(grads, state['opt'], state['params'])
+    params = optax.apply_updates(state['params'], updates)
+    new = {
+        'step': state['step'] + 1,
+        'params': params,
+        'opt': opt,
+        'ema': states.averaged(state['ema'], params, optimizer_config.ema_decays),
+    }
+    finite = jnp.isfinite(terms.loss) & jnp.isfinite(norm)
+    if number is not None:
+        finite &= state['step'] == number
+    state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+    return state, {**terms._asdict(), 'gradient_norm': norm, 'finite': finite}
+
+
+def _accumulated(gradient, params, parts, accumulate):
+    def add(total, part_index):
+        part, index = part_index
+        return jax.tree.map(jnp.add, total, gradient(params, part, index)), None
+
+    first = jax.tree.map(lambda a: a[0], parts)
+    shapes = jax.eval_shape(gradient, params, first, 0)
+    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    return jax.lax.scan(add, zero, (parts, jnp.arange(accumulate)))[0]

@@ -1,0 +1,41 @@
+"""Package definition of emigm_jax."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(r"__version__ = '(.+?)'", (HERE / 'emigm_jax/__init__.py').read_text())[1]
+
+setup(
+    name='emigm_jax',
+    version=VERSION,
+    description='Masked image generation (eMIGM, MAR, MaskGIT, MDM) in JAX and Flax',
+    long_description=(HERE / 'README.md').read_text(),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    packages=find_packages(include=['emigm_jax', 'emigm_jax.*']),
+    python_requires='>=3.11',
+    install_requires=[
+        'absl-py',
+        'clu',
+        'flax>=0.12',
+        'jax>=0.8',
+        'ml_collections>=1.0',
+        'numpy>=2.0',
+        'optax>=0.2.6',
+        'orbax-checkpoint>=0.12,<2',
+        'pillow',
+        'scikit-learn',
+        'scipy',
+        'tensorboardX',
+        'tqdm',
+    ],
+    extras_require={
+        'test': ['pytest', 'ruff', 'tensorboard'],
+        'tpu': ['jax[tpu]'],
+        'cuda': ['jax[cuda12]'],
+    },
+    entry_points={'console_scripts': ['emigm = emigm_jax.cli.main:main']},
+)

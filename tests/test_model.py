@@ -1,0 +1,159 @@
+"""The network: sizes, masking that is real, dtypes; FLOPs against the compiler's count."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from emigm_jax import flops
+from emigm_jax.core import masking
+from emigm_jax.errors import UserError
+from emigm_jax.models import emigm
+from emigm_jax.nn import functional, layers
+from emigm_jax.training import state
+
+TINY = emigm.ModelConfig(
+    grid=4, channels=3, classes=5, width=32, heads=4, encoder_depth=2, decoder_depth=2, buffer=4,
+    head_width=24, head_depth=2,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize('key', emigm.PRESETS)
+def test_parameter_counts(key):
+    shapes = emigm.network(emigm.preset(*key)).shapes()
+    assert functional.parameter_count(shapes) == emigm.PRESETS[key][2]
+
+
+def test_decay_mask_of_xs():
+    """204 official tensors without decay and 87 with, 49,226,688 parameters (paper.md 10)."""
+    shapes = emigm.network(emigm.preset(256, 'xs')).shapes()
+    decayed = jax.tree.leaves(state.decayed(shapes))
+    sizes = [p.size for p in jax.tree.leaves(shapes)]
+    assert sum(s for s, d in zip(sizes, decayed, strict=True) if d) == 49_226_688
+
+
+@pytest.fixture(scope='module')
+def params():
+    params = jax.jit(emigm.network(TINY).init)(jax.random.key(0))
+    # Zero-initialised layers would hide mistakes.
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    noisy = [p + 0.1 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(tree, noisy)
+
+
+def conditions(config, params, tokens, visible, prefix, key=None):
+    """z of all positions, in generation order (the identity)."""
+    mae = emigm.network(config).bind(params).mae
+    batch = tokens.shape[0]
+    order = jnp.tile(jnp.arange(config.tokens), (batch, 1))
+    position = mae.positions(order)
+    condition = mae.condition(jnp.zeros(batch, jnp.int32))
+    visible = jnp.full(batch, visible, jnp.int32)
+    encoded = mae.encode(tokens[:, :prefix], position.encoder[:, :prefix], condition, visible, key)
+    h = mae.decode(mae.decoder_input(encoded, position.decoder, visible))
+    return mae.read_out(h, h[:, config.buffer :], position.output)
+
+
+@pytest.mark.parametrize('mae', [True, False])
+@pytest.mark.parametrize('shared_null', [True, False])
+def test_masked_tokens_are_not_seen(mae, shared_null):
+    config = dataclasses.replace(TINY, mae=mae, shared_null=shared_null)
+    params = jax.jit(emigm.network(config).init)(jax.random.key(0))
+    tokens = jax.random.normal(jax.random.key(2), (2, 16, 3))
+    other = tokens.at[:, 6:].add(5.0)
+    z = conditions(config, params, tokens, 6, 16)
+    np.testing.assert_allclose(z, conditions(config, params, other, 6, 16), atol=1e-5)
+    changed = conditions(config, params, tokens.at[:, 5].add(1.0), 6, 16)
+    assert float(jnp.abs(changed - z).max()) > 1e-3
+    if mae:  # padding of the encoder, however long, changes nothing
+        np.testing.assert_allclose(z, conditions(config, params, tokens, 6, 6), atol=1e-5)
+
+
+def test_read_out_computes_the_rows_of_the_full_block(params):
+    mae = emigm.network(TINY).bind(params).mae
+    x = jax.random.normal(jax.random.key(3), (2, 20, 32))
+    full = mae.decoder_norm(mae.decoder_last(x))
+    rows = mae.read_out(x, x[:, 7:11], jnp.zeros((2, 4, 32)))
+    np.testing.assert_allclose(rows, full[:, 7:11], atol=1e-5)
+
+
+@pytest.mark.parametrize('change', [dict(remat='full'), dict(remat='dots'), dict(unroll=True)])
+def test_how_layers_run_changes_no_gradient(params, change):
+    tokens = jax.random.normal(jax.random.key(4), (2, 16, 3))
+
+    def value(params, config):
+        z = conditions(config, params, tokens, 6, 8, jax.random.key(5))
+        net = emigm.network(config).bind(params)
+        out = net.head(tokens, net.head.time(jnp.float32(3.0)), net.head.condition(z))
+        return jnp.square(out).mean()
+
+    gradient = jax.jit(jax.grad(value), static_argnums=1)
+    expected = gradient(params, TINY)
+    actual = gradient(params, dataclasses.replace(TINY, **change))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), actual, expected)
+
+
+def test_bfloat16_stays_near_float32(params):
+    tokens = jax.random.normal(jax.random.key(4), (2, 16, 3))
+    exact = conditions(TINY, params, tokens, 6, 8)
+    half = conditions(dataclasses.replace(TINY, dtype='bfloat16'), params, tokens, 6, 8)
+    assert half.dtype == jnp.float32
+    assert 0.0 < float(jnp.abs(half - exact).max() / exact.std()) < 0.1
+
+
+def test_dropout():
+    x = jnp.ones((400, 500))
+    y = layers.dropout(x, 0.1, jax.random.key(0))
+    kept = np.asarray(y) != 0
+    assert abs(kept.mean() - 0.9) < 3e-3
+    np.testing.assert_allclose(np.asarray(y)[kept], 1 / 0.9, rtol=1e-4)
+    np.testing.assert_array_equal(layers.dropout(x, 0.1, None), x)
+
+
+def counted(function, *arguments):
+    return jax.jit(function).lower(*arguments).compile().cost_analysis()['flops']
+
+
+def test_flops_are_those_of_the_compiled_program():
+    """The compiler counts elementwise work as well, hence the allowance."""
+    config = emigm.ModelConfig(
+        grid=16, channels=16, classes=10, width=128, heads=4, encoder_depth=2, decoder_depth=3,
+        buffer=64, head_width=256, head_depth=2, unroll=True,
+    )  # fmt: skip
+    net = emigm.network(config)
+    shapes = net.shapes()
+    tokens = jnp.zeros((1, 256, 16))
+    real = counted(lambda p, x: conditions(config, p, x, 30, 40), shapes, tokens)
+    mine = flops.encoder(config, 40) + flops.decoder(config, 256)
+    assert 1.0 <= real / mine < 1.15
+
+    def head(p, x, z):
+        head = net.bind(p).head
+        return head(x, head.time(jnp.zeros((4, 512))), head.condition(z))
+
+    real = counted(head, shapes, jnp.zeros((4, 512, 16)), jnp.zeros((1, 512, 128)))
+    assert 1.0 <= real / flops.head(config, 4 * 512, 512, 4 * 512) < 1.15
+
+
+def test_padded_training_flops_are_near_the_ideal():
+    """paper.md section 3: 62.6 GF forward per image for XS at 256 pixels."""
+    config = emigm.preset(256, 'xs')
+    loss = masking.MaskingConfig()
+    for batch in (8, 64):
+        groups = masking.group_count(loss, batch)
+        padded = flops.train_image(config, masking.budgets(loss, 256, groups), 4)
+        assert padded < 1.15 * 62.6e9
+        assert padded > 0.85 * 62.6e9
+
+
+@pytest.mark.parametrize(
+    'change',
+    [dict(width=30), dict(heads=0), dict(grid=1), dict(dtype='float16'), dict(remat='all'),
+     dict(decoder_depth=1), dict(attention_dropout=1.0)],
+)  # fmt: skip
+def test_bad_sizes(change):
+    with pytest.raises(UserError, match='model'):
+        dataclasses.replace(TINY, **change)
