@@ -12,16 +12,21 @@ def mean_and_covariance(features):
     return features.mean(0), np.cov(features, rowvar=False)
 
 
+def _root(covariance):
+    """The symmetric square root. Eigenvalues that are rounding errors count as zero: the root
+    of 1e-16 would be 1e-8."""
+    values, vectors = np.linalg.eigh(covariance)
+    noise = len(values) * np.finfo(values.dtype).eps * np.abs(values).max(initial=0.0)
+    return (vectors * np.sqrt(np.where(values > noise, values, 0.0))) @ vectors.T
+
+
 def frechet_distance(mean1, cov1, mean2, cov2):
     """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) (Heusel et al. 2017, Eq. 6).
 
-    The trace of the root is that of the symmetric (A C2 A)^(1/2) with A = C1^(1/2), taken by
-    eigenvalues, so that rank-deficient covariances stay real.
+    The trace of the root is the sum of the singular values of C1^(1/2) C2^(1/2), which stays
+    real and exact to rounding for rank-deficient covariances too.
     """
-    values, vectors = np.linalg.eigh(cov1)
-    root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
-    product = np.linalg.eigvalsh(root @ cov2 @ root)
-    trace = np.sqrt(np.maximum(product, 0.0)).sum()
+    trace = np.linalg.svd(_root(cov1) @ _root(cov2), compute_uv=False).sum()
     return float(np.square(mean1 - mean2).sum() + np.trace(cov1) + np.trace(cov2) - 2.0 * trace)
 
 

@@ -1,6 +1,7 @@
 """The whole network: masked autoencoder plus diffusion head, and the published sizes."""
 
 import dataclasses
+import functools
 
 import jax.numpy as jnp
 from flax import nnx
@@ -78,6 +79,7 @@ class EMIGM(nnx.Module):
         )  # fmt: skip
 
 
+@functools.cache
 def network(config):
     """The `Functional` (init, bind) of a `ModelConfig`."""
     return functional.functional(lambda rngs: EMIGM(config, rngs))

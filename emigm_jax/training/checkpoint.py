@@ -7,6 +7,7 @@ killed process leaves the earlier checkpoints whole.
 import dataclasses
 import logging
 import pathlib
+import sys
 
 import jax
 import orbax.checkpoint.experimental.v1 as ocp
@@ -119,17 +120,29 @@ def load_params(saved, weights=''):
 
 
 class _readable:
-    """Turns the many exceptions of a damaged checkpoint into one line."""
+    """Turns the many exceptions of a damaged checkpoint into one line.
+
+    TensorStore has hundreds of reads under way when the first one fails; they end after the load
+    has closed its event loop, and Python would print a traceback for each beside our line.
+    """
 
     def __init__(self, path):
         self._path = path
 
     def __enter__(self):
         logging.getLogger('absl').setLevel(logging.ERROR)
+        self._report = sys.unraisablehook
+        sys.unraisablehook = self._filtered
+
+    def _filtered(self, unraisable):
+        if str(unraisable.exc_value) != 'Event loop is closed':
+            self._report(unraisable)
 
     def __exit__(self, kind, error, _):
         if error is None or isinstance(error, UserError) or not isinstance(error, Exception):
+            sys.unraisablehook = self._report
             return
+        logging.getLogger('asyncio').setLevel(logging.CRITICAL)
         reason = ' '.join(str(error).split())[:160]
         raise UserError(
             f'{self._path}: the checkpoint is damaged or of another kind ({kind.__name__}: '
