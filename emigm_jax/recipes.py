@@ -28,6 +28,7 @@ def imagenet(image_size, variant):
     if tiny:
         config.model.update(dict(width=32, heads=4, encoder_depth=2, decoder_depth=2,
                                  head_width=32, head_depth=1, dtype='float32'))  # fmt: skip
+        config.loss.masking.groups = 2
         config.data.examples = 64
         config.training.batch_size = 8
         config.training.total, config.training.warmup = '4 steps', '2 steps'

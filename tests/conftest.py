@@ -5,19 +5,24 @@ import os
 import shutil
 import tempfile
 
-# Most of the suite's time is compilation, much of it of the same programs: one cache for all,
-# the commands that tests start included. It lives as long as the run, so nothing stale is found.
-CACHE = tempfile.mkdtemp(prefix='emigm-tests-')
-atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+# Most of the suite's time is compilation of small programs that run once or twice, so the compiler
+# is told not to polish them. `pytest -m slow` runs full-size models as users do.
+QUICK_COMPILATION = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
 
-os.environ.update(
-    JAX_PLATFORMS='cpu',
-    JAX_COMPILATION_CACHE_DIR=CACHE,
-    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0.3',
-    JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES='-1',
-    XLA_FLAGS=os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8',
-)
 
-import jax
-
-jax.config.update('jax_numpy_dtype_promotion', 'strict')
+def pytest_configure(config):
+    quick = QUICK_COMPILATION if config.option.markexpr != 'slow' else ''
+    # Many tests compile the same programs: one cache for all, commands that tests start included.
+    # It lives as long as the run, so nothing stale is ever found.
+    cache = tempfile.mkdtemp(prefix='emigm-tests-')
+    atexit.register(shutil.rmtree, cache, ignore_errors=True)
+    os.environ.update(
+        JAX_PLATFORMS='cpu',
+        JAX_NUMPY_DTYPE_PROMOTION='strict',
+        JAX_COMPILATION_CACHE_DIR=cache,
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0.3',
+        JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES='-1',
+        XLA_FLAGS=' '.join(
+            [os.environ.get('XLA_FLAGS', ''), '--xla_force_host_platform_device_count=8', quick]
+        ),
+    )

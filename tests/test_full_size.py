@@ -16,7 +16,7 @@ MODEL = emigm.preset(256, 'xs')
 
 
 @pytest.mark.slow
-def test_sampler_compiles_once_over_batches():
+def test_sampler_compiles_once_and_batches_change_no_image():
     config = SamplingConfig(reveal=RevealConfig(steps=16), solver=SolverConfig(steps=8))
     sampler = Sampler(MODEL, config)
     params = jax.jit(emigm.network(MODEL).init)(jax.random.key(0))
@@ -26,6 +26,8 @@ def test_sampler_compiles_once_over_batches():
         assert np.isfinite(tokens).all()
     run, _ = sampler.prepared(params, [0, 1], [0, 1])
     assert run._cache_size() == 1
+    alone = sampler(params, seeds[:1] % 1000, seeds[:1])
+    np.testing.assert_allclose(alone[0], tokens[0], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -187,12 +187,7 @@ def test_extra_tensors_of_kl16_are_left_out_with_a_reason():
 
 def official_tensors(tokenizer, config, params):
     """Our parameters under their official names, by the table's second direction."""
-    flat, tensors = rules.flatten(params), {}
-    for entry in tokenizer_tables.SOURCES[tokenizer].entries(config):
-        back = rules.OPERATIONS[entry.operation][1]
-        parts = flat[entry.path] if entry.stacked else [flat[entry.path]]
-        tensors |= {n: back(part, part.shape) for n, part in zip(entry.sources, parts, strict=True)}
-    return tensors
+    return rules.to_official(tokenizer_tables.SOURCES[tokenizer].entries(config), params)
 
 
 # --- Small configs -------------------------------------------------------------------------------

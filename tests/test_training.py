@@ -139,11 +139,6 @@ MODEL = emigm.ModelConfig(
 )  # fmt: skip
 
 TWO_GROUPS = masking.MaskingConfig(groups=2)
-# These steps run once or twice: half of their time was the compiler polishing them.
-FAST_COMPILE = {
-    'xla_backend_optimization_level': 0,
-    'xla_llvm_disable_expensive_passes': True,
-}
 
 
 def stepper(loss_config, accumulate, optimizer=None, batch=16, model=MODEL):
@@ -157,7 +152,7 @@ def stepper(loss_config, accumulate, optimizer=None, batch=16, model=MODEL):
         'tokens': jax.random.normal(keys[0], (batch, model.tokens, model.channels)),
         'labels': jax.random.randint(keys[1], (batch,), 0, 5),
     }
-    return jax.jit(run, compiler_options=FAST_COMPILE), first, data
+    return jax.jit(run), first, data
 
 
 @pytest.mark.parametrize('normalize', loss.NORMALIZATIONS)

@@ -10,15 +10,26 @@ import numpy as np
 
 from emigm_jax.errors import UserError
 
-# name: (official -> ours, ours -> official given the official shape)
+# name: (official -> ours, ours -> official)
 OPERATIONS = {
-    'copy': (lambda a: a, lambda a, shape: a.reshape(shape)),
-    'flat': (lambda a: a.reshape(a.shape[-1:]), lambda a, shape: a.reshape(shape)),
-    'drop_batch': (lambda a: a[0], lambda a, shape: a.reshape(shape)),
-    'transpose': (lambda a: a.T, lambda a, shape: a.T.reshape(shape)),
+    'copy': (lambda a: a, lambda a: a),
+    'row': (lambda a: a[0], lambda a: a[None]),
+    'row_of_batch': (lambda a: a[0, 0], lambda a: a[None, None]),
+    'transpose': (lambda a: a.T, lambda a: a.T),
     # PyTorch: (out, in, rows, columns), `in` being 1 for depthwise; ours (rows, columns, in, out).
-    'conv': (lambda a: a.transpose(2, 3, 1, 0), lambda a, shape: a.transpose(3, 2, 0, 1)),
+    'conv': (lambda a: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1)),
 }
+RANKS = {'row': (2, 3), 'row_of_batch': (3,), 'transpose': (2,), 'conv': (4,)}
+
+
+class Misfit(UserError):
+    """Official tensors that do not fit the model; `rows` are (problem, official name, detail)."""
+
+    def __init__(self, origin, rows):
+        self.rows = rows
+        shown = '; '.join(' '.join(filter(None, row)) for row in rows[:3])
+        more = f'; and {len(rows) - 3} more' * (len(rows) > 3)
+        super().__init__(f'{origin}: does not fit the model: {shown}{more}')
 
 
 class Entry(NamedTuple):
@@ -40,32 +51,50 @@ def to_params(entries, tensors, shapes, origin):
       origin: file name for messages.
 
     Raises:
-      UserError: entries are missing, unexpected or misshapen; all of them are named.
+      Misfit: entries are missing, unexpected or misshapen; all of them are listed.
     """
     wanted = flatten(shapes)
-    problems = [f'missing {s}' for e in entries for s in e.sources if s not in tensors]
-    used = {s for e in entries for s in e.sources}
-    problems += [f'unexpected {name}' for name in tensors if name not in used]
+    used = {name for entry in entries for name in entry.sources}
+    problems = [('missing', name, '') for name in sorted(used - tensors.keys())]
+    problems += [('unexpected', name, '') for name in tensors if name not in used]
     found = {}
     for entry in entries:
-        if any(s not in tensors for s in entry.sources):
-            continue
-        change = OPERATIONS[entry.operation][0]
-        parts = [change(np.asarray(tensors[s], np.float32)) for s in entry.sources]
         target = wanted[entry.path].shape
         layer = target[1:] if entry.stacked else target
-        bad = [
-            f'{name} has shape {tuple(tensors[name].shape)} where {entry.path} is {layer}'
-            for name, part in zip(entry.sources, parts, strict=True)
-            if part.shape != layer
+        have = [name for name in entry.sources if name in tensors]
+        bad = [n for n in have if _shape(entry.operation, tensors[n]) != layer]
+        problems += [
+            ('misshapen', n, f'is {tuple(tensors[n].shape)} where {entry.path} is {layer}')
+            for n in bad
         ]
-        problems += bad
-        if not bad:
-            found[entry.path] = np.stack(parts) if entry.stacked else np.ascontiguousarray(parts[0])
+        if bad or len(have) < len(entry.sources):
+            continue
+        # Filled in place: one copy of a parameter, however many layers it stacks.
+        found[entry.path] = whole = np.empty(target, np.float32)
+        change = OPERATIONS[entry.operation][0]
+        for i, name in enumerate(entry.sources):
+            whole[i if entry.stacked else ...] = change(np.asarray(tensors[name]))
     if problems:
-        shown = '; '.join(problems[:8]) + (f'; and {len(problems) - 8} more' * (len(problems) > 8))
-        raise UserError(f'{origin}: does not fit the model: {shown}')
+        raise Misfit(origin, problems)
     return unflatten(found)
+
+
+def _shape(operation, tensor):
+    """Shape that an official tensor would have as ours; None if its rank is wrong."""
+    if tensor.ndim not in RANKS.get(operation, (tensor.ndim,)):
+        return None
+    like = np.broadcast_to(np.zeros((), np.float32), tensor.shape)
+    return OPERATIONS[operation][0](like).shape
+
+
+def to_official(entries, params):
+    """Our parameters -> {official name: array}, the inverse of `to_params`, bit for bit."""
+    flat, tensors = flatten(params), {}
+    for entry in entries:
+        back, whole = OPERATIONS[entry.operation][1], np.asarray(flat[entry.path])
+        for i, name in enumerate(entry.sources):
+            tensors[name] = back(whole[i] if entry.stacked else whole)
+    return tensors
 
 
 def flatten(tree, prefix=''):

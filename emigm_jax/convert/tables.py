@@ -34,12 +34,19 @@ _SINGLE = (
 )
 _TABLES = (
     ('class_emb.weight', 'mae/class_embed', 'copy'),
-    ('encoder_pos_embed_learned', 'mae/encoder_position', 'drop_batch'),
-    ('decoder_pos_embed_learned', 'mae/decoder_position', 'drop_batch'),
-    ('diffusion_pos_embed_learned', 'mae/output_position', 'drop_batch'),
-    ('mask_token', 'mae/mask_token', 'flat'),
+    ('encoder_pos_embed_learned', 'mae/encoder_position', 'row'),
+    ('decoder_pos_embed_learned', 'mae/decoder_position', 'row'),
+    ('diffusion_pos_embed_learned', 'mae/output_position', 'row'),
 )
-_SEPARATE_NULL = ('fake_latent', 'mae/null_token', 'flat')
+# Whether one parameter plays both roles -> (official, ours, operation). A shared one is also stored
+# as `fake_latent`, which `emigm` does not read; a separate mask token has a batch axis as well.
+_TOKENS = {
+    True: (('mask_token', 'mae/mask_token', 'row'),),
+    False: (
+        ('mask_token', 'mae/mask_token', 'row_of_batch'),
+        ('fake_latent', 'mae/null_token', 'row'),
+    ),
+}
 
 
 def _layers(official, ours, rows, numbers, stacked):
@@ -55,10 +62,8 @@ def emigm(config):
     The official loader copies `mask_token` last, so both roles end up with it (paper.md Q1).
     """
     last = config.decoder_depth - 1
-    entries = [Entry(ours, (theirs,), op) for theirs, ours, op in _TABLES]
-    if not config.shared_null:
-        theirs, ours, op = _SEPARATE_NULL
-        entries.append(Entry(ours, (theirs,), op))
+    rows = (*_TABLES, *_TOKENS[config.shared_null])
+    entries = [Entry(ours, (theirs,), op) for theirs, ours, op in rows]
     for theirs, ours, leaves in _SINGLE:
         entries += [Entry(f'{ours}/{b}', (f'{theirs}.{a}',), op) for a, b, op in leaves]
     stacks = (

@@ -1,0 +1,103 @@
+"""Checkpoint folders: one tree of arrays and a JSON description, written whole or not at all.
+
+Orbax writes to a temporary name and renames at the end (on gs:// it marks the end), so a killed
+process leaves nothing that looks like a checkpoint.
+"""
+
+import logging
+import sys
+
+import jax
+import orbax.checkpoint.experimental.v1 as ocp
+from etils import epath
+
+from emigm_jax.errors import UserError
+
+MARK = '_CHECKPOINT_METADATA'  # what Orbax puts into every finished checkpoint
+
+
+def is_checkpoint(path):
+    """Whether a finished checkpoint lies at `path` (local or gs://)."""
+    return (epath.Path(path) / MARK).exists()
+
+
+def save(path, tree, description):
+    """Writes a new checkpoint.
+
+    Args:
+      path: folder that does not exist yet, local or gs://.
+      tree: nested dict of arrays.
+      description: JSON-like dict.
+
+    Raises:
+      UserError: something is there already, or the place cannot be written.
+    """
+    path = epath.Path(path)
+    if path.exists():
+        raise UserError(f'{path}: exists already; choose another target or delete it')
+    try:
+        ocp.save(path, tree, custom_metadata=description)
+    except OSError as error:
+        raise UserError(f'{path}: cannot be written ({error.strerror or error})') from error
+
+
+def describe(path):
+    """(description, tree of array metadata) of a checkpoint, without reading its arrays."""
+    with readable(path):
+        found = ocp.metadata(epath.Path(path))
+        return found.custom_metadata, found.metadata
+
+
+def load(path, abstract):
+    """Arrays of a checkpoint; `abstract` has shapes and placement, or `ocp.PLACEHOLDER`: skipped."""
+    with readable(path):
+        return ocp.load(epath.Path(path), abstract)
+
+
+def load_part(path, keys):
+    """The subtree under `keys` (a sequence of names) as arrays on the default device."""
+    _, tree = describe(path)
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    want = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    def abstract(node, keys):
+        if not keys:
+            return jax.tree.map(want, node)
+        skipped = {k: jax.tree.map(lambda _: ocp.PLACEHOLDER, v) for k, v in node.items()}
+        return {**skipped, keys[0]: abstract(node[keys[0]], keys[1:])}
+
+    loaded = load(path, abstract(tree, tuple(keys)))
+    for key in keys:
+        loaded = loaded[key]
+    return loaded
+
+
+class readable:
+    """Turns the many exceptions of a damaged checkpoint into one line.
+
+    TensorStore has hundreds of reads under way when the first one fails; they end after the load
+    has closed its event loop, and Python would print a traceback for each beside our line.
+    """
+
+    def __init__(self, path):
+        self._path = path
+
+    def __enter__(self):
+        logging.getLogger('absl').setLevel(logging.ERROR)
+        self._report = sys.unraisablehook
+        sys.unraisablehook = self._filtered
+
+    def _filtered(self, unraisable):
+        if str(unraisable.exc_value) != 'Event loop is closed':
+            self._report(unraisable)
+
+    def __exit__(self, kind, error, _):
+        if error is None or isinstance(error, UserError) or not isinstance(error, Exception):
+            sys.unraisablehook = self._report
+            return
+        logging.getLogger('asyncio').setLevel(logging.CRITICAL)
+        reason = ' '.join(str(error).split())[:160]
+        raise UserError(
+            f'{self._path}: the checkpoint is damaged or of another kind ({kind.__name__}: '
+            f'{reason}); if it is a step of a run, delete this folder to go on from an earlier one'
+        ) from error
