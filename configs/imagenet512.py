@@ -12,4 +12,4 @@ from emigm_jax import recipes
 
 def get_config(variant='size=b'):
     """Settings of a variant."""
-    return recipes.imagenet(512, variant)
+    return recipes.recipe('emigm', 512, variant)

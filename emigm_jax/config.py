@@ -95,9 +95,14 @@ class Config:
         return max(1, steps) if amount else 0
 
 
+def mutable(settings):
+    """Settings as a mutable ConfigDict with known names and types."""
+    return ml_collections.ConfigDict(as_dict(settings))
+
+
 def defaults():
-    """The default settings as a mutable ConfigDict with known names and types."""
-    return ml_collections.ConfigDict(as_dict(Config()))
+    """The default settings as a mutable ConfigDict."""
+    return mutable(Config())
 
 
 def as_dict(settings):
@@ -113,10 +118,11 @@ def resolve(config):
     """
     if isinstance(config, ml_collections.ConfigDict):
         config = config.to_dict()
-    return _build(Config, config, '')
+    return build(Config, config)
 
 
-def _build(cls, values, prefix):
+def build(cls, values, prefix=''):
+    """Nested dict -> frozen settings of class `cls`; raises as `resolve`."""
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for name in values:
         if name not in fields:
@@ -128,7 +134,7 @@ def _build(cls, values, prefix):
         if dataclasses.is_dataclass(default):
             if not isinstance(value, dict):
                 raise UserError(f'{path} is a group of settings, not {value!r}')
-            built[name] = _build(type(default), value, path + '.')
+            built[name] = build(type(default), value, path + '.')
         else:
             built[name] = _coerce(path, value, type(default))
     return cls(**built)

@@ -1,7 +1,7 @@
 """Pictures: PNG files and labelled grids of uint8 images."""
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 
 def upscaled(images, least=64):
@@ -37,3 +37,16 @@ def grid(images, columns, gap=2, background=96):
         y, x = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
         canvas[y : y + height, x : x + width] = image
     return canvas
+
+
+def labelled(grid, titles, gap=2, background=96):
+    """Puts a column of row titles left of a grid (H, W, 1 or 3) whose rows are equally high."""
+    height = (len(grid) - gap) / len(titles)
+    font = ImageFont.load_default(max(10, min(20, round(height / 5))))
+    width = 2 * gap + max(round(font.getlength(title)) for title in titles)
+    column = Image.new('L', (width, len(grid)), background)
+    pen = ImageDraw.Draw(column)
+    for row, title in enumerate(titles):
+        pen.text((gap, gap + (row + 0.5) * height), title, fill=255, font=font, anchor='lm')
+    column = np.asarray(column)[..., None]
+    return np.concatenate([np.broadcast_to(column, (*column.shape[:2], grid.shape[-1])), grid], 1)

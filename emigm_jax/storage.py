@@ -36,6 +36,9 @@ def save(path, tree, description):
     if path.exists():
         raise UserError(f'{path}: exists already; choose another target or delete it')
     try:
+        # Orbax writes from threads, which would wait for minutes for a folder that cannot be made.
+        path.mkdir(parents=True)
+        path.rmdir()
         ocp.save(path, tree, custom_metadata=description)
     except OSError as error:
         raise UserError(f'{path}: cannot be written ({error.strerror or error})') from error

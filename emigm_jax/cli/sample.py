@@ -12,12 +12,16 @@ def run(argv):
     parser = Parser(
         'sample',
         'Generates one image for every class and seed: PNG files, a grid and an npz.',
-        'emigm sample --checkpoint runs/digits --classes 0-9 --seeds 0-7 --out samples/',
+        'emigm sample --checkpoint runs/digits --classes 0-9 --seeds 0-7 --out samples/\n  '
+        'emigm sample --checkpoint emigm-l-256 --tokenizer kl16 --classes 207,360 --out samples/',
     )
-    parser.add_argument('--checkpoint', required=True, help='workdir or step folder')
+    parser.add_argument('--checkpoint', required=True, help='workdir, step folder, or converted model')
     parser.add_argument('--classes', default='all', help="'3', '1,5', '0-9', all, or none (null)")
     parser.add_argument('--seeds', default='0-7', help="image numbers, '0-15' (default 0-7)")
     parser.add_argument('--out', required=True, help='folder to write to')
+    parser.add_argument('--tokenizer', help="checkpoint of the latents' tokenizer (KL-16, DC-AE)")
+    parser.add_argument('--preset', help='published sampling settings of a model: fast or best')
+    parser.add_argument('--dtype', choices=('float32', 'bfloat16'), help='of matrix products')
     shared.add_sampling(parser)
     parser.add_argument('--dry-run', action='store_true', help='print the settings and stop')
     arguments = parser.parse_args(argv)
@@ -26,16 +30,22 @@ def run(argv):
     import numpy as np
 
     from emigm_jax import images
-    from emigm_jax.evaluation import generate
+    from emigm_jax.evaluation import class_names, generate
+    from emigm_jax.tokenizers import learned
     from emigm_jax.training import checkpoint
 
     saved = checkpoint.require(arguments.checkpoint)
-    config = shared.sampling_config(arguments, saved.config.sampling)
+    config = shared.sampling_config(arguments, _preset(saved, arguments.preset))
     classes = _classes(arguments.classes, saved.config.model.classes)
     if arguments.dry_run:
         shared.print_config(config)
         return 0
-    make = generate.from_checkpoint(saved, config, arguments.weights, arguments.batch_size)
+    tokenizer = None
+    if arguments.tokenizer:
+        tokenizer = learned.load(arguments.tokenizer, arguments.dtype)
+    make = generate.from_checkpoint(
+        saved, config, arguments.weights, arguments.batch_size, tokenizer, arguments.dtype
+    )
     out = pathlib.Path(arguments.out)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -48,10 +58,24 @@ def run(argv):
         name = 'null' if label < 0 else f'{label:04}'
         images.save(out / f'class_{name}_seed_{seed:06}.png', picture)
     # One class per row, one seed per column.
-    images.save(out / 'grid.png', images.grid(images.upscaled(pictures), len(seeds)))
+    grid = images.grid(images.upscaled(pictures), len(seeds))
+    titles = class_names.titles(classes, saved.config.model.classes)
+    images.save(out / 'grid.png', images.labelled(grid, titles))
     np.savez(out / 'samples.npz', images=pictures, labels=labels, seeds=numbers)
     print(f'{len(labels)} images, weights {make.weights}, NFE {make.nfe} -> {out}')
     return 0
+
+
+def _preset(saved, name):
+    from emigm_jax import recipes
+
+    if name is None:
+        return saved.config.sampling
+    presets = saved.presets or recipes.sampling_of(saved.config.model)
+    if name not in presets:
+        held = f'has the presets {", ".join(presets)}' if presets else 'has no presets'
+        raise UserError(f'--preset {name}: {saved.path} {held}')
+    return presets[name]
 
 
 def _classes(text, count):

@@ -22,7 +22,7 @@ MARKS = {
     'dc_ae': Mark('decoder.project_in.main.conv.weight', (None,)),
     'vqgan': Mark('quantizer/codebook', ('params', None)),
 }
-KINDS = ('emigm', 'mar', *(name for name in MARKS if name != 'masked'))
+TITLES = {'masked': 'eMIGM or MAR', 'kl16': 'KL-16', 'dc_ae': 'DC-AE', 'vqgan': 'VQGAN'}
 
 
 def kind(tree, origin):
@@ -72,13 +72,13 @@ def model_config(tensors, origin, heads=0):
       UserError: a tensor that tells a size is missing, sizes contradict, or `heads` is needed.
     """
 
-    def shape(name, rank):
+    def shape(name, *ranks):
         if name not in tensors:
-            raise UserError(f'{origin}: has no tensor {name}')
-        if len(tensors[name].shape) != rank:
-            raise UserError(f'{origin}: {name} has shape {tuple(tensors[name].shape)}, which '
-                            f'is not of rank {rank}')  # fmt: skip
-        return tensors[name].shape
+            raise rules.Misfit(origin, [('missing', name, '')])
+        found = tuple(tensors[name].shape)
+        if len(found) not in ranks:
+            raise rules.Misfit(origin, [('misshapen', name, f'is {found}')])
+        return found
 
     width, channels = shape('z_proj.weight', 2)
     tokens = shape('diffusion_pos_embed_learned', 3)[1]
@@ -88,7 +88,6 @@ def model_config(tensors, origin, heads=0):
     heads = heads or emigm.HEADS.get(width, 0)
     if not heads:
         raise UserError(f'{origin}: no published model has width {width}; say --heads')
-    shape('mask_token', tensors['mask_token'].ndim if 'mask_token' in tensors else 2)
     return emigm.ModelConfig(
         grid=grid,
         channels=channels,
@@ -102,7 +101,7 @@ def model_config(tensors, origin, heads=0):
         head_width=shape('diffloss.net.input_proj.weight', 2)[0],
         head_depth=_depth(tensors, 'diffloss.net.res_blocks'),
         # One parameter in two roles has the shape of `fake_latent`, (1, D); MAR's is (1, 1, D).
-        shared_null=len(tensors['mask_token'].shape) == 2,
+        shared_null=len(shape('mask_token', 2, 3)) == 2,
     )
 
 

@@ -39,14 +39,32 @@ class Generator:
         return np.concatenate(made)[: len(labels)]
 
 
-def from_checkpoint(saved, sampling, weights='', batch_size=64):
-    """The `Generator` of a `checkpoint.Saved` with `sampling` settings."""
-    data = pipeline.dataset(saved.config)
-    if data.tokenizer is None:
+def from_checkpoint(saved, sampling, weights='', batch_size=64, tokenizer=None, dtype=None):
+    """A checkpoint as a `Generator`.
+
+    Args:
+      saved: `checkpoint.Saved`.
+      sampling: SamplingConfig.
+      weights: an EMA decay, 'params', or '' for the first EMA.
+      batch_size: images at a time.
+      tokenizer: decodes the tokens; None: that of the training data.
+      dtype: of the network's matrix products; None: as saved.
+
+    Raises:
+      UserError: no tokenizer, or one that does not fit the model.
+    """
+    model = saved.config.model
+    if dtype is not None:
+        model = dataclasses.replace(model, dtype=dtype)
+    if tokenizer is None:
+        tokenizer = pipeline.dataset(saved.config).tokenizer
+    if tokenizer is None:
+        raise UserError(f"{saved.path} makes latents: name the tokenizer's checkpoint that turns "
+                        'them into pictures with --tokenizer')  # fmt: skip
+    if tokenizer.spec.channels != model.channels:
         raise UserError(
-            f'{saved.path} was trained on synthetic latents, which have no pictures to decode'
+            f'the tokenizer {tokenizer.spec.name} has tokens of {tokenizer.spec.channels} numbers, '
+            f"this model's tokens have {model.channels}: at 256 pixels it is KL-16, at 512 DC-AE"
         )
     params, name = checkpoint.load_params(saved, weights)
-    return Generator(
-        params, Sampler(saved.config.model, sampling), data.tokenizer, batch_size, name
-    )
+    return Generator(params, Sampler(model, sampling), tokenizer, batch_size, name)

@@ -108,8 +108,14 @@ PRESETS = {
 _CHANNELS = {256: 16, 512: 32}  # KL-16 at stride 16, DC-AE at stride 32: a 16 x 16 grid for both
 
 
+HEADS = {row['width']: row['heads'] for row in _TRANSFORMERS.values()}  # no shape tells them
+
+
 def preset(image_size, size, **changes):
-    """The published `ModelConfig` of an image size (256, 512) and size (xs, s, b, l, h)."""
+    """The published `ModelConfig` of an image size (256, 512) and size (xs, s, b, l, h).
+
+    MAR's base, large and huge are b, l and h at 256 with `shared_null=False`.
+    """
     if (image_size, size) not in PRESETS:
         known = ', '.join(f'{s} at {i}' for i, s in PRESETS)
         raise UserError(f'no preset {size!r} at {image_size} pixels; there are {known}')
@@ -126,3 +132,14 @@ def preset(image_size, size, **changes):
         head_depth=head_depth,
     )
     return ModelConfig(**{**sizes, **changes})
+
+
+def preset_name(config):
+    """The key of `PRESETS` whose network has the sizes of `config`, or None."""
+    sizes = ('grid', 'channels', 'width', 'heads', 'encoder_depth', 'decoder_depth', 'head_width',
+             'head_depth', 'mae')  # fmt: skip
+    for key in PRESETS:
+        known = preset(*key)
+        if all(getattr(known, name) == getattr(config, name) for name in sizes):
+            return key
+    return None

@@ -14,7 +14,6 @@ import numpy as np
 
 from emigm_jax import storage
 from emigm_jax.errors import UserError
-from emigm_jax.nn.functional import parameter_count
 from emigm_jax.tokenizers import dc_ae, kl_vae, vqgan
 from emigm_jax.tokenizers.base import Spec
 
@@ -141,6 +140,11 @@ def save(path, name, config, params, **facts):
     storage.save(path, {'params': params}, {ENTRY: described, **facts})
 
 
+def is_tokenizer(path):
+    """Whether the checkpoint at `path` is a tokenizer's."""
+    return ENTRY in (storage.describe(path)[0] or {})
+
+
 def load(path, dtype=None, batch=16):
     """The `Learned` of a tokenizer checkpoint.
 
@@ -154,9 +158,9 @@ def load(path, dtype=None, batch=16):
     """
     if not storage.is_checkpoint(path):
         raise UserError(f'{path}: no tokenizer checkpoint there; `emigm convert` makes one')
-    description, _ = storage.describe(path)
-    if ENTRY not in (description or {}):
+    if not is_tokenizer(path):
         raise UserError(f'{path}: holds no tokenizer')
+    description, _ = storage.describe(path)
     name, values = description[ENTRY]['name'], description[ENTRY]['config']
     # JSON made lists of the tuples.
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
@@ -164,8 +168,3 @@ def load(path, dtype=None, batch=16):
     if dtype is not None:
         config = dataclasses.replace(config, dtype=dtype)
     return Learned(name, config, storage.load_part(path, ('params',)), batch)
-
-
-def parameters(tokenizer):
-    """How many parameters a `Learned` has."""
-    return parameter_count(tokenizer.params)

@@ -1,20 +1,19 @@
-"""Orbax checkpoints that describe themselves: the train state and the resolved config.
+"""Checkpoints that describe themselves: arrays beside the resolved config and sampling presets.
 
-Layout: WORKDIR/checkpoints/STEP/. Orbax writes to a temporary name and renames at the end, so a
-killed process leaves the earlier checkpoints whole.
+A run keeps WORKDIR/checkpoints/STEP/ with the whole train state; a converted model is one such
+folder anywhere, with EMA weights only.
 """
 
 import dataclasses
-import logging
-import pathlib
-import sys
 
-import jax
 import orbax.checkpoint.experimental.v1 as ocp
+from etils import epath
 from orbax.checkpoint.experimental.v1 import training as ocp_training
 
 from emigm_jax import config as configs
+from emigm_jax import storage
 from emigm_jax.errors import UserError
+from emigm_jax.sampling import SamplingConfig
 
 FOLDER = 'checkpoints'
 
@@ -23,10 +22,10 @@ class Writer:
     """Saves train states of one run and keeps the newest `keep`."""
 
     def __init__(self, workdir, config):
-        self._config = configs.as_dict(config)
+        self._description = {'config': configs.as_dict(config)}
         policy = ocp_training.preservation_policies.LatestN(config.training.keep)
         self._checkpointer = ocp_training.Checkpointer(
-            pathlib.Path(workdir).resolve() / FOLDER,
+            _absolute(workdir) / FOLDER,
             preservation_policy=policy,
             cleanup_tmp_directories=True,  # what a killed process left behind
         )
@@ -35,9 +34,7 @@ class Writer:
         """Writes the state under its own step; a step that is there already is left alone."""
         step = int(state['step'])
         if step not in {c.step for c in self._checkpointer.checkpoints}:
-            self._checkpointer.save(
-                step, state, custom_metadata={'config': self._config}, force=True
-            )
+            self._checkpointer.save(step, state, custom_metadata=self._description, force=True)
 
     def close(self):
         """Waits for what is being written."""
@@ -52,17 +49,38 @@ class Writer:
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-    """A checkpoint on disk: its step folder, step number and resolved config."""
+    """A checkpoint on disk."""
 
-    path: pathlib.Path
-    step: int
+    path: epath.Path
+    step: int  # 0 for a converted model
     config: configs.Config
+    presets: dict  # name: SamplingConfig; the published settings of a converted model
+    source: dict  # what a converted model was made from
+
+
+def export(path, config, ema, presets, source):
+    """Writes a converted model as a checkpoint of its own.
+
+    Args:
+      path: folder that does not exist yet, local or gs://.
+      config: `Config`; its first EMA decay names the weights.
+      ema: parameters.
+      presets: {name: SamplingConfig}.
+      source: JSON-like dict, what the weights come from.
+    """
+    description = {
+        'config': configs.as_dict(config),
+        'presets': {name: configs.as_dict(value) for name, value in presets.items()},
+        'source': source,
+    }
+    name = str(config.optimizer.ema_decays[0])
+    storage.save(_absolute(path), {'ema': {name: ema}}, description)
 
 
 def find(path):
-    """The `Saved` at a step folder, or the newest in a workdir; None if the workdir has none."""
-    path = pathlib.Path(path).resolve()
-    if path.name.isdigit() and (path / '_CHECKPOINT_METADATA').exists():
+    """The `Saved` at a checkpoint folder, or the newest in a workdir; None if it has none."""
+    path = _absolute(path)
+    if storage.is_checkpoint(path):
         return _open(path)
     folder = path / FOLDER if (path / FOLDER).is_dir() else path
     if not folder.is_dir():
@@ -74,7 +92,7 @@ def find(path):
 
 def require(path):
     """As `find`, but a missing checkpoint is the user's error."""
-    if not pathlib.Path(path).exists():
+    if not epath.Path(path).exists():
         raise UserError(f'{path}: no such checkpoint or workdir')
     saved = find(path)
     if saved is None:
@@ -82,16 +100,31 @@ def require(path):
     return saved
 
 
+def _absolute(path):
+    path = epath.Path(path)
+    return path if '://' in str(path) else path.resolve()
+
+
 def _open(path):
-    with _readable(path):
-        config = ocp.metadata(path).custom_metadata['config']
-    return Saved(path, int(path.name), configs.resolve(config))
+    description, _ = storage.describe(path)
+    if 'config' not in (description or {}):
+        raise UserError(f'{path}: holds no model')
+    presets = {
+        name: configs.build(SamplingConfig, values)
+        for name, values in description.get('presets', {}).items()
+    }
+    return Saved(
+        path,
+        int(path.name) if path.name.isdigit() else 0,
+        configs.resolve(description['config']),
+        presets,
+        description.get('source', {}),
+    )
 
 
 def restore(saved, abstract):
     """Loads the whole train state; `abstract` has the shapes (and shardings) to restore into."""
-    with _readable(saved.path):
-        return ocp.load(saved.path, abstract)
+    return storage.load(saved.path, abstract)
 
 
 def load_params(saved, weights=''):
@@ -100,51 +133,11 @@ def load_params(saved, weights=''):
     Returns:
       (parameters as a nested dict of arrays, the name of what was loaded).
     """
-    with _readable(saved.path):
-        tree = ocp.metadata(saved.path).metadata
-        decays = sorted(tree['ema'], key=list(map(str, saved.config.optimizer.ema_decays)).index)
-        names = [*decays, 'params']
-        name = weights or names[0]
-        if name not in names:
-            raise UserError(f'{saved.path} has no weights {weights!r}, but {", ".join(names)}')
-        skip = jax.tree.map(lambda _: ocp.PLACEHOLDER, tree)
-        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        wanted = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            tree['params'] if name == 'params' else tree['ema'][name],
-        )
-        if name == 'params':
-            return ocp.load(saved.path, {**skip, 'params': wanted})['params'], name
-        abstract = {**skip, 'ema': {**skip['ema'], name: wanted}}
-        return ocp.load(saved.path, abstract)['ema'][name], name
-
-
-class _readable:
-    """Turns the many exceptions of a damaged checkpoint into one line.
-
-    TensorStore has hundreds of reads under way when the first one fails; they end after the load
-    has closed its event loop, and Python would print a traceback for each beside our line.
-    """
-
-    def __init__(self, path):
-        self._path = path
-
-    def __enter__(self):
-        logging.getLogger('absl').setLevel(logging.ERROR)
-        self._report = sys.unraisablehook
-        sys.unraisablehook = self._filtered
-
-    def _filtered(self, unraisable):
-        if str(unraisable.exc_value) != 'Event loop is closed':
-            self._report(unraisable)
-
-    def __exit__(self, kind, error, _):
-        if error is None or isinstance(error, UserError) or not isinstance(error, Exception):
-            sys.unraisablehook = self._report
-            return
-        logging.getLogger('asyncio').setLevel(logging.CRITICAL)
-        reason = ' '.join(str(error).split())[:160]
-        raise UserError(
-            f'{self._path}: the checkpoint is damaged or of another kind ({kind.__name__}: '
-            f'{reason}); delete this folder to go on from an earlier one'
-        ) from error
+    _, tree = storage.describe(saved.path)
+    with storage.readable(saved.path):
+        order = list(map(str, saved.config.optimizer.ema_decays))
+        names = sorted(tree['ema'], key=order.index) + ['params'] * ('params' in tree)
+    name = weights or names[0]
+    if name not in names:
+        raise UserError(f'{saved.path} has no weights {weights!r}, but {", ".join(names)}')
+    return storage.load_part(saved.path, ('params',) if name == 'params' else ('ema', name)), name

@@ -1,0 +1,172 @@
+"""`emigm convert`: official weights in, self-describing checkpoints out, and back."""
+
+import pathlib
+
+from emigm_jax.cli.main import Parser
+from emigm_jax.errors import UserError
+
+KINDS = ('emigm', 'mar', 'kl16', 'dc_ae', 'vqgan')
+
+
+def run(argv):
+    """Runs the command."""
+    parser = Parser(
+        'convert',
+        'Converts official eMIGM and MAR weights and the tokenizers KL-16, DC-AE and VQGAN\n'
+        '(.pth, .ckpt, .safetensors, Flax msgpack, a Hugging Face folder) without running anything '
+        'in\nthem; or exports one of our checkpoints with official names (--to safetensors).',
+        'emigm convert eMIGM_large_256_checkpoint.pth emigm-l-256\n'
+        '  emigm convert kl16.ckpt kl16\n'
+        '  emigm convert emigm-l-256 emigm-l-256.safetensors --to safetensors',
+    )
+    parser.add_argument('source', help='file or folder to read')
+    parser.add_argument('target', help='checkpoint to write, local or gs://; must not exist')
+    parser.add_argument('--to', choices=('checkpoint', 'safetensors'), default='checkpoint')
+    parser.add_argument('--kind', choices=KINDS, help='what the source is (default: recognised)')
+    parser.add_argument('--weights', default='', metavar='NAME',
+                        help='model_ema or model (default: model_ema if there); exporting: an EMA '
+                        'decay or params')  # fmt: skip
+    parser.add_argument('--null', choices=('mask_token', 'fake_latent'), default='mask_token',
+                        help="eMIGM's shared token (default mask_token, as the official loader "
+                        'does; fake_latent is the averaged one)')  # fmt: skip
+    parser.add_argument('--heads', type=int, default=0,
+                        help='attention heads, for sizes that were never published')  # fmt: skip
+    parser.add_argument('--dry-run', action='store_true', help='read and check, write nothing')
+    arguments = parser.parse_args(argv)
+    if arguments.heads < 0:
+        parser.error('--heads must be at least 1')
+
+    from emigm_jax.convert import rules
+
+    try:
+        return _export(arguments) if arguments.to == 'safetensors' else _import(arguments)
+    except rules.Misfit as misfit:
+        _table(misfit.rows)
+        raise
+
+
+def _table(rows):
+    width = max(len(name) for _, name, _ in rows)
+    for problem, name, detail in rows:
+        print(f'{problem:<10}  {name:<{width}}  {detail}'.rstrip())
+
+
+def _import(arguments):
+    from etils import epath
+
+    from emigm_jax.convert import recognise, torch_files
+
+    source, target = arguments.source, arguments.target
+    if epath.Path(target).exists():
+        raise UserError(f'{target}: exists already; choose another target or delete it')
+    tree = torch_files.read(source)
+    if not isinstance(tree, dict):
+        raise UserError(f'{source}: holds no table of tensors')
+    found = recognise.kind(tree, source)
+    asked = 'masked' if arguments.kind in ('emigm', 'mar') else arguments.kind
+    if asked and asked != found:
+        raise UserError(f'{source}: is no {arguments.kind}, its tensors are those of '
+                        f'{recognise.TITLES[found]}')  # fmt: skip
+    save = _model(arguments, tree) if found == 'masked' else _tokenizer(arguments, tree, found)
+    if arguments.dry_run:
+        print('dry run: nothing written')
+        return 0
+    save(target)
+    print(f'-> {target}')
+    return 0
+
+
+def _model(arguments, tree):
+    """Converts a model, says what it is, and returns what writes it."""
+    import dataclasses
+
+    from emigm_jax import recipes
+    from emigm_jax.convert import models
+    from emigm_jax.nn.functional import parameter_count
+    from emigm_jax.training import checkpoint
+
+    method = arguments.kind or ''
+    made = models.read(
+        tree, arguments.source, method, arguments.weights, arguments.null, arguments.heads
+    )
+    known = made.size in recipes.sizes(made.method)
+    # Sizes that were never published get the settings of a middling model.
+    size = made.size if known else (256, 'b')
+    config = recipes.published(made.method, *size)
+    config = dataclasses.replace(config, model=models.float32(made.model))
+    title = f'{made.method} {size[1]} at {size[0]} pixels' if known else f'{made.method}, own sizes'
+    print(f'{arguments.source}: {title}, {parameter_count(made.params):,} parameters, '
+          f'weights {made.entry or "of the file"}')  # fmt: skip
+    for note in made.notes:
+        print(note)
+    if not known:
+        print(f'no published sampling settings for these sizes: those of {size[1]} at {size[0]} '
+              'pixels are put in')  # fmt: skip
+    presets = recipes.sampling(made.method, *size)
+    source = {'file': pathlib.Path(arguments.source).name, 'weights': made.entry,
+              'method': made.method, 'notes': made.notes}  # fmt: skip
+    return lambda target: checkpoint.export(target, config, made.params, presets, source)
+
+
+def _tokenizer(arguments, tree, name):
+    """Converts a tokenizer, says what it is, and returns what writes it."""
+    from emigm_jax.convert import tokenizer_tables
+    from emigm_jax.nn.functional import parameter_count
+    from emigm_jax.tokenizers import learned
+
+    for flag in ('weights', 'heads'):
+        if getattr(arguments, flag):
+            raise UserError(f'--{flag} does not apply to a tokenizer')
+    kind = learned.KINDS[name]
+    config = kind.config()
+    kept, left_out = tokenizer_tables.tensors(name, tree, arguments.source)
+    shapes = kind.module.network(config).shapes()
+    params = tokenizer_tables.params(name, config, tree, shapes, arguments.source)
+    print(f'{arguments.source}: {kind.title}, {parameter_count(params):,} numbers in {len(kept)} '
+          f'tensors, stride {config.stride}')  # fmt: skip
+    for reason in sorted(set(left_out.values())):
+        count = sum(r == reason for r in left_out.values())
+        print(f'left out: {count} tensors {reason}')
+    source = {'file': pathlib.Path(arguments.source).name}
+    return lambda target: learned.save(target, name, config, params, source=source)
+
+
+def _export(arguments):
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    from emigm_jax import storage
+    from emigm_jax.convert import models, rules, tokenizer_tables
+    from emigm_jax.tokenizers import learned
+    from emigm_jax.training import checkpoint
+
+    target = pathlib.Path(arguments.target)
+    if '://' in arguments.target or not target.absolute().parent.is_dir():
+        raise UserError(f'{target}: its folder does not exist (exports are local files)')
+    if target.exists():
+        raise UserError(f'{target}: exists already; choose another target or delete it')
+    for flag in ('kind', 'heads'):
+        if getattr(arguments, flag):
+            raise UserError(f'--{flag} does not apply to an export')
+    if storage.is_checkpoint(arguments.source) and learned.is_tokenizer(arguments.source):
+        tokenizer, name = learned.load(arguments.source), ''
+        entries = tokenizer_tables.SOURCES[tokenizer.name].entries(tokenizer.config)
+        tensors = rules.to_official(entries, tokenizer.params)
+    else:
+        saved = checkpoint.require(arguments.source)
+        params, name = checkpoint.load_params(saved, arguments.weights)
+        tensors = models.official(saved.config.model, params)
+    print(f'{arguments.source}: {len(tensors)} tensors{f", weights {name}" * bool(name)}')
+    if arguments.dry_run:
+        print('dry run: nothing written')
+        return 0
+    partial = target.with_name(f'.{target.name}.partial')
+    try:
+        save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, partial)
+        partial.rename(target)
+    except OSError as error:
+        raise UserError(f'{target}: cannot be written ({error.strerror or error})') from error
+    finally:
+        partial.unlink(missing_ok=True)
+    print(f'-> {target}')
+    return 0

@@ -1,0 +1,89 @@
+"""Official eMIGM and MAR files -> our checkpoints, and our checkpoints -> official names."""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+
+from emigm_jax.convert import recognise, rules, tables
+from emigm_jax.errors import UserError
+from emigm_jax.models import emigm
+
+NULLS = ('mask_token', 'fake_latent')
+
+
+class Converted(NamedTuple):
+    """A model as it goes into a checkpoint."""
+
+    method: str  # emigm or mar
+    size: tuple | None  # key of emigm.PRESETS, None if the sizes were never published
+    model: emigm.ModelConfig
+    params: dict
+    entry: str  # of the file, '' for the file itself
+    notes: list  # what the user should know
+
+
+def read(tree, origin, method='', weights='', null='mask_token', heads=0):
+    """Converts the content of an official model file.
+
+    Args:
+      tree: from `torch_files.read`.
+      origin: file name for messages.
+      method: 'emigm' or 'mar'; '' judges by the shape of the mask token.
+      weights: 'model_ema', 'model', or '' for the best there is.
+      null: the tensor that becomes eMIGM's shared mask and null token. The official loader ends up
+        with `mask_token`, which its EMA never averaged; `fake_latent` is the averaged one
+        (paper.md Q1).
+      heads: attention heads; 0: those of the published model of this width.
+
+    Raises:
+      UserError: the file does not hold the weights asked for.
+      rules.Misfit: it does not fit a model of its own sizes.
+    """
+    tensors, entry = recognise.state_dict(tree, weights, origin)
+    model = recognise.model_config(tensors, origin, heads)
+    notes = []
+    if model.shared_null:
+        tensors, notes = _one_token(tensors, null, origin)
+    elif null != 'mask_token':
+        raise UserError(f'{origin}: has a separate null token, so --null does not apply')
+    params = rules.to_params(tables.emigm(model), tensors, emigm.network(model).shapes(), origin)
+    method = method or ('emigm' if model.shared_null else 'mar')
+    return Converted(method, emigm.preset_name(model), model, params, entry, notes)
+
+
+def _one_token(tensors, null, origin):
+    """State dict with one token in both roles, and what to say about it."""
+    missing = [name for name in NULLS if name not in tensors]
+    if missing:
+        raise rules.Misfit(origin, [('missing', name, '') for name in missing])
+    tensors = dict(tensors)
+    averaged = np.asarray(tensors.pop('fake_latent'), np.float32)
+    loaded = np.asarray(tensors['mask_token'], np.float32)
+    apart = np.linalg.norm(averaged - loaded) / max(np.linalg.norm(loaded), 1e-30)
+    if null == 'fake_latent':
+        tensors['mask_token'] = averaged
+    if not apart:
+        return tensors, []
+    other = next(name for name in NULLS if name != null)
+    why = {
+        'mask_token': 'as the official loader ends up with it',
+        'fake_latent': 'the averaged one',
+    }
+    return tensors, [
+        f'mask and null token: {null} ({why[null]}); {other} differs by {apart:.2%} of its norm, '
+        f'--null {other} takes it'
+    ]
+
+
+def official(model, params):
+    """State dict of our parameters under official names: {name: float32 array}, bit for bit."""
+    tensors = rules.to_official(tables.emigm(model), params)
+    if model.shared_null:
+        tensors['fake_latent'] = tensors['mask_token']
+    return tensors
+
+
+def float32(model):
+    """The model with float32 matrix products, which run anywhere; `--dtype` changes it."""
+    return dataclasses.replace(model, dtype='float32')
