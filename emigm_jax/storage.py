@@ -52,7 +52,7 @@ def describe(path):
 
 
 def load(path, abstract):
-    """Arrays of a checkpoint; `abstract` has shapes and placement, or `ocp.PLACEHOLDER`: skipped."""
+    """Arrays of a checkpoint; `abstract` has shapes and placement, or `ocp.PLACEHOLDER`."""
     with readable(path):
         return ocp.load(epath.Path(path), abstract)
 

@@ -113,6 +113,35 @@ def test_dropout():
     np.testing.assert_array_equal(layers.dropout(x, 0.1, None), x)
 
 
+@pytest.mark.parametrize('hidden', [False, True])
+@pytest.mark.parametrize('rate', [0.0, 0.3])
+def test_attention_by_turns_is_the_same(hidden, rate, monkeypatch):
+    """On a CPU logits beyond the cache are worked on head by head."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    q, k, v = (jax.random.normal(key, (2, 6, 12)) for key in keys[:3])
+    lengths = jnp.array([6, 4]) if hidden else None
+
+    def value(q, k, v):
+        out = attention.attend(q, k, v, 3, lengths, rate, keys[3])
+        return jnp.sum(jnp.sin(out)), out
+
+    def both():
+        # A new function each time, as jit would find the program of the other order.
+        run = jax.jit(jax.value_and_grad(lambda *a: value(*a), argnums=(0, 1, 2), has_aux=True))
+        return run(q, k, v)
+
+    at_once = both()
+    monkeypatch.setattr(attention, 'CACHE_BYTES', 0)
+    by_turns = both()
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    jax.tree.map(close, by_turns, at_once)
+    if not rate:  # the formula, one image and head by hand
+        n = 4 if hidden else 6
+        i, c = 1, slice(4, 8)
+        weights = jax.nn.softmax(q[i, :, c] @ k[i, :n, c].T / 2.0, axis=-1)
+        close(at_once[0][1][i, :, c], weights @ v[i, :n, c])
+
+
 def counted(function, *arguments):
     return jax.jit(function).lower(*arguments).compile().cost_analysis()['flops']
 

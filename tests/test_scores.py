@@ -7,7 +7,6 @@ from emigm_jax.data import sources
 from emigm_jax.evaluation import scores
 
 
-
 def spd(rng, size, rank=None):
     a = rng.standard_normal((size, rank or size))
     return a @ a.T

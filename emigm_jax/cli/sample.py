@@ -15,7 +15,9 @@ def run(argv):
         'emigm sample --checkpoint runs/digits --classes 0-9 --seeds 0-7 --out samples/\n  '
         'emigm sample --checkpoint emigm-l-256 --tokenizer kl16 --classes 207,360 --out samples/',
     )
-    parser.add_argument('--checkpoint', required=True, help='workdir, step folder, or converted model')
+    parser.add_argument(
+        '--checkpoint', required=True, help='workdir, step folder, or converted model'
+    )
     parser.add_argument('--classes', default='all', help="'3', '1,5', '0-9', all, or none (null)")
     parser.add_argument('--seeds', default='0-7', help="image numbers, '0-15' (default 0-7)")
     parser.add_argument('--out', required=True, help='folder to write to')

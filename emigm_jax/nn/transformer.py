@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from emigm_jax.nn import functional
+from emigm_jax.nn import attention, functional
 from emigm_jax.nn.layers import dropout, layer_norm, linear
 
 
@@ -49,17 +49,8 @@ class Attention(nnx.Module):
         else:
             q = self._project(read, slice(0, width))
             k, v = jnp.split(self._project(x, slice(width, None)), 2, axis=-1)
-        by_head = lambda a: a.reshape(*a.shape[:-1], heads, width // heads)
-        q, k, v = by_head(q), by_head(k), by_head(v)
-        scale = (width // heads) ** -0.5
-        logits = jnp.einsum('bqhd,bkhd->bhqk', q, k, preferred_element_type=jnp.float32) * scale
-        if lengths is not None:
-            seen = jnp.arange(k.shape[1]) < lengths[:, None]
-            logits = jnp.where(seen[:, None, None], logits, jnp.finfo(jnp.float32).min)
-        probabilities = jax.nn.softmax(logits, axis=-1).astype(config.dtype)
-        probabilities = dropout(probabilities, config.attention_dropout, _fold(key, 0))
-        mixed = jnp.einsum('bhqk,bkhd->bqhd', probabilities, v)
-        out = self.out(mixed.reshape(*mixed.shape[:2], width))
+        mixed = attention.attend(q, k, v, heads, lengths, config.attention_dropout, _fold(key, 0))
+        out = self.out(mixed)
         return dropout(out, config.projection_dropout, _fold(key, 1))
 
     def _project(self, x, columns):
@@ -78,9 +69,10 @@ class Mlp(nnx.Module):
         self.contract = linear(hidden, config.width, rngs, config.dtype)
 
     def __call__(self, x, key=None):
-        rate = self.config.projection_dropout
+        rate, shape = self.config.projection_dropout, x.shape
+        x = x.reshape(-1, shape[-1])  # XLA's CPU products of matrices are faster than of stacks
         x = dropout(jax.nn.gelu(self.expand(x), approximate=False), rate, _fold(key, 0))
-        return dropout(self.contract(x), rate, _fold(key, 1))
+        return dropout(self.contract(x), rate, _fold(key, 1)).reshape(shape)
 
 
 class Block(nnx.Module):

@@ -6,7 +6,6 @@ folder anywhere, with EMA weights only.
 
 import dataclasses
 
-import orbax.checkpoint.experimental.v1 as ocp
 from etils import epath
 from orbax.checkpoint.experimental.v1 import training as ocp_training
 
