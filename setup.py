@@ -41,6 +41,7 @@ setup(
         'test': ['pytest', 'ruff', 'tensorboard'],
         'tpu': ['jax[tpu]'],
         'cuda': ['jax[cuda12]'],
+        'gcs': ['etils[epath-gcs]'],
     },
     entry_points={'console_scripts': ['emigm = emigm_jax.cli.main:main']},
 )

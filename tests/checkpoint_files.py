@@ -74,6 +74,21 @@ def write_zip(path, value, blocks=(), byteorder=b'little', compression=zipfile.Z
     return path
 
 
+def write_arrays(path, tree):
+    """Writes nested dicts of float32 arrays as torch.save does."""
+    blocks = []
+
+    def stored(value):
+        if isinstance(value, dict):
+            return {k: stored(v) for k, v in value.items()}
+        blocks.append(np.ascontiguousarray(value, np.float32))
+        strides = tuple(s // 4 for s in blocks[-1].strides)
+        block = storage('torch.FloatStorage', str(len(blocks) - 1), blocks[-1].size)
+        return tensor(blocks[-1].shape, strides, 0, block)
+
+    return write_zip(path, stored(tree), blocks)
+
+
 def write_legacy(path, value, blocks=()):
     blocks = [np.asarray(block) for block in blocks]
     heads = (0x1950A86A20F9469CFC6C, 1001, {'little_endian': True}, value)

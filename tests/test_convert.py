@@ -142,26 +142,10 @@ def test_misfits_are_listed_and_nothing_is_written(tmp_path, capsys):
         ('misshapen', 'encoder_norm.weight'),
     }
     file = tmp_path / 'x.pth'
-    write_zip(file, {'model_ema': tensors})
+    checkpoint_files.write_arrays(file, {'model_ema': tensors})
     line = refusal(capsys, 'convert', file, tmp_path / 'out', *HEADS)
     assert 'does not fit the model' in line
     assert list(tmp_path.iterdir()) == [file]
-
-
-def write_zip(path, tree):
-    """Writes nested dicts of float32 arrays as torch.save does."""
-    blocks = []
-
-    def stored(value):
-        if isinstance(value, dict):
-            return {k: stored(v) for k, v in value.items()}
-        value = np.ascontiguousarray(value, np.float32)
-        blocks.append(value)
-        strides = tuple(s // value.itemsize for s in value.strides)
-        at = checkpoint_files.storage('torch.FloatStorage', str(len(blocks) - 1), value.size)
-        return checkpoint_files.tensor(value.shape, strides, 0, at)
-
-    return checkpoint_files.write_zip(path, stored(tree), blocks)
 
 
 @pytest.mark.parametrize(

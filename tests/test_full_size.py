@@ -1,16 +1,20 @@
-"""XS at 256 pixels, full size: one compilation per setting (minutes; `pytest -m slow`)."""
+"""XS at 256 pixels and KL-16, full size: minutes, run by `pytest -m slow`."""
 
 import functools
 
+import checkpoint_files
+import golden
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
+from emigm_jax.cli import main
 from emigm_jax.core.reveal import RevealConfig
 from emigm_jax.core.solvers import SolverConfig
 from emigm_jax.models import emigm
 from emigm_jax.sampling import Sampler, SamplingConfig
-from emigm_jax.training import loss, state, step
+from emigm_jax.training import checkpoint, loss, state, step
 
 MODEL = emigm.preset(256, 'xs')
 
@@ -52,3 +56,35 @@ def test_train_step_compiles_once_over_steps():
             assert float(values['mse']) == pytest.approx(1.0, abs=0.03)
     assert int(current['step']) == 3
     assert run._cache_size() == 1
+
+
+@pytest.mark.slow
+def test_official_files_to_pictures(tmp_path):
+    """The two files a user downloads, here with formula weights, to PNG files of 256 x 256."""
+    formula = golden.formula()
+    tensors = formula.state_dict(golden.path('emigm_xs_256_keys.json'))
+    files = {
+        'eMIGM_xsmall_256_checkpoint.pth': {'model_ema': tensors},
+        'kl16.ckpt': {'model': formula.state_dict(golden.path('kl16_keys.json'))},
+    }
+    for name, tree in files.items():
+        checkpoint_files.write_arrays(tmp_path / name, tree)
+        target = tmp_path / name.partition('.')[0]
+        assert main.main(['convert', str(tmp_path / name), str(target)]) == 0
+    model = tmp_path / 'eMIGM_xsmall_256_checkpoint'
+    saved = checkpoint.require(model)
+    assert saved.config.model == MODEL
+    params, _ = checkpoint.load_params(saved)
+    jax.tree.map(np.testing.assert_array_equal, params, golden.params(MODEL, tensors))
+
+    command = ['sample', '--checkpoint', str(model), '--tokenizer', str(tmp_path / 'kl16'),
+               '--classes', '207', '--seeds', '0-1', '--steps', '3',
+               '--solver-steps', '2']  # fmt: skip
+    for batch in ('1', '2'):
+        out = tmp_path / batch
+        assert main.main([*command, '--batch-size', batch, '--out', str(out)]) == 0
+    for name in ('class_0207_seed_000000.png', 'class_0207_seed_000001.png'):
+        one, two = (np.asarray(Image.open(tmp_path / b / name)).astype(int) for b in '12')
+        assert one.shape == (256, 256, 3)
+        assert one.std() > 1
+        assert np.abs(one - two).max() <= 1  # rounding

@@ -1,6 +1,7 @@
 """The network: sizes, masking that is real, dtypes; FLOPs against the compiler's count."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from emigm_jax import flops
 from emigm_jax.core import masking
 from emigm_jax.errors import UserError
 from emigm_jax.models import emigm
-from emigm_jax.nn import functional, layers
+from emigm_jax.nn import attention, functional, layers
 from emigm_jax.training import state
 
 TINY = emigm.ModelConfig(

@@ -47,8 +47,8 @@ def attend(q, k, v, heads, lengths=None, rate=0.0, key=None):
 def _all_heads(rate, q, k, v, seen, keys):
     """(B, Q, H, d), (B, L, H, d), (B, L, H, d) -> (B, Q, H, d)."""
     # Each head draws from a key of its own, so both orders of work drop the same weights.
-    one = functools.partial(_head, rate)
-    return jax.vmap(one, in_axes=(2, 2, 2, None, None if keys is None else 0), out_axes=2)(q, k, v, seen, keys)
+    axes = (2, 2, 2, None, None if keys is None else 0)
+    return jax.vmap(functools.partial(_head, rate), axes, out_axes=2)(q, k, v, seen, keys)
 
 
 def _head_by_head(rate, q, k, v, seen, keys):
