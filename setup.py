@@ -29,7 +29,7 @@ setup(
         'msgpack',
         'numpy>=2.0',
         'optax>=0.2.6',
-        'orbax-checkpoint>=0.12,<2',
+        'orbax-checkpoint>=0.12.8,<2',
         'pillow',
         'safetensors',
         'scikit-learn',

@@ -35,11 +35,16 @@ def save(path, tree, description):
     path = epath.Path(path)
     if path.exists():
         raise UserError(f'{path}: exists already; choose another target or delete it')
+    context = ocp.Context()
+    # Nobody changes the arrays while they are written, so no second copy of them is needed.
+    context.memory.deepcopy_host_arrays = False
+    context.memory.write_concurrent_bytes = 2**30
     try:
         # Orbax writes from threads, which would wait for minutes for a folder that cannot be made.
         path.mkdir(parents=True)
         path.rmdir()
-        ocp.save(path, tree, custom_metadata=description)
+        with context:
+            ocp.save(path, tree, custom_metadata=description)
     except OSError as error:
         raise UserError(f'{path}: cannot be written ({error.strerror or error})') from error
 

@@ -54,11 +54,23 @@ def _table(rows):
 def _import(arguments):
     from etils import epath
 
-    from emigm_jax.convert import recognise, torch_files
-
-    source, target = arguments.source, arguments.target
+    target = arguments.target
     if epath.Path(target).exists():
         raise UserError(f'{target}: exists already; choose another target or delete it')
+    save = _read(arguments)
+    if arguments.dry_run:
+        print('dry run: nothing written')
+        return 0
+    save(target)
+    print(f'-> {target}')
+    return 0
+
+
+def _read(arguments):
+    """Reads and converts; returns what writes the result. The source is let go of by then."""
+    from emigm_jax.convert import recognise, torch_files
+
+    source = arguments.source
     tree = torch_files.read(source)
     if not isinstance(tree, dict):
         raise UserError(f'{source}: holds no table of tensors')
@@ -67,13 +79,7 @@ def _import(arguments):
     if asked and asked != found:
         raise UserError(f'{source}: is no {arguments.kind}, its tensors are those of '
                         f'{recognise.TITLES[found]}')  # fmt: skip
-    save = _model(arguments, tree) if found == 'masked' else _tokenizer(arguments, tree, found)
-    if arguments.dry_run:
-        print('dry run: nothing written')
-        return 0
-    save(target)
-    print(f'-> {target}')
-    return 0
+    return _model(arguments, tree) if found == 'masked' else _tokenizer(arguments, tree, found)
 
 
 def _model(arguments, tree):
