@@ -14,11 +14,13 @@ from etils import epath
 from emigm_jax.errors import UserError
 
 MARK = '_CHECKPOINT_METADATA'  # what Orbax puts into every finished checkpoint
+COMMIT_MARK = 'commit_success.txt'  # and last of all where nothing can be renamed
 
 
 def is_checkpoint(path):
     """Whether a finished checkpoint lies at `path` (local or gs://)."""
-    return (epath.Path(path) / MARK).exists()
+    path = epath.Path(path)
+    return (path / (COMMIT_MARK if '://' in str(path) else MARK)).exists()
 
 
 def save(path, tree, description):
@@ -40,9 +42,10 @@ def save(path, tree, description):
     context.memory.deepcopy_host_arrays = False
     context.memory.write_concurrent_bytes = 2**30
     try:
-        # Orbax writes from threads, which would wait for minutes for a folder that cannot be made.
-        path.mkdir(parents=True)
-        path.rmdir()
+        if '://' not in str(path):
+            # Orbax's threads would wait for minutes for a folder that cannot be made.
+            path.mkdir(parents=True)
+            path.rmdir()
         with context:
             ocp.save(path, tree, custom_metadata=description)
     except OSError as error:
