@@ -30,7 +30,7 @@ setup(
         'numpy>=2.0',
         'optax>=0.2.6',
         'orbax-checkpoint>=0.12.8,<2',
-        'pillow',
+        'pillow>=10.1',
         'safetensors',
         'scikit-learn',
         'scipy',

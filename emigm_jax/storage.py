@@ -4,6 +4,7 @@ Orbax writes to a temporary name and renames at the end (on gs:// it marks the e
 process leaves nothing that looks like a checkpoint.
 """
 
+import contextlib
 import logging
 import sys
 
@@ -17,10 +18,40 @@ MARK = '_CHECKPOINT_METADATA'  # what Orbax puts into every finished checkpoint
 COMMIT_MARK = 'commit_success.txt'  # and last of all where nothing can be renamed
 
 
+def absolute(path):
+    """`path` as Orbax wants it; gs:// and the like as they are.
+
+    Raises:
+      UserError: its kind of place is unknown here.
+    """
+    try:
+        path = epath.Path(path)
+        return path if '://' in str(path) else path.resolve()
+    except (KeyError, ImportError) as error:
+        raise UserError(f'{path}: no access to such places ({error}); gs:// needs the extra '
+                        'emigm_jax[gcs]') from error  # fmt: skip
+
+
 def is_checkpoint(path):
     """Whether a finished checkpoint lies at `path` (local or gs://)."""
-    path = epath.Path(path)
-    return (path / (COMMIT_MARK if '://' in str(path) else MARK)).exists()
+    path = absolute(path)
+    with _reachable(path):
+        return (path / (COMMIT_MARK if '://' in str(path) else MARK)).exists()
+
+
+def check_free(path):
+    """Raises UserError unless a new checkpoint can be written to `path`; leaves nothing there."""
+    path = absolute(path)
+    with _reachable(path):
+        if path.exists():
+            raise UserError(f'{path}: exists already; choose another target or delete it')
+        if '://' in str(path):
+            return
+        # Orbax's threads would wait for minutes for a folder that cannot be made.
+        made = [p for p in (path, *path.parents) if not p.exists()]
+        path.mkdir(parents=True)
+        for folder in made:
+            folder.rmdir()
 
 
 def save(path, tree, description):
@@ -34,35 +65,46 @@ def save(path, tree, description):
     Raises:
       UserError: something is there already, or the place cannot be written.
     """
-    path = epath.Path(path)
-    if path.exists():
-        raise UserError(f'{path}: exists already; choose another target or delete it')
+    check_free(path)
+    path = absolute(path)
     context = ocp.Context()
     # Nobody changes the arrays while they are written, so no second copy of them is needed.
     context.memory.deepcopy_host_arrays = False
     context.memory.write_concurrent_bytes = 2**30
     try:
-        if '://' not in str(path):
-            # Orbax's threads would wait for minutes for a folder that cannot be made.
-            path.mkdir(parents=True)
-            path.rmdir()
         with context:
             ocp.save(path, tree, custom_metadata=description)
-    except OSError as error:
-        raise UserError(f'{path}: cannot be written ({error.strerror or error})') from error
+    except Exception as error:  # of the file system, of TensorStore, of a bucket
+        for rest in path.parent.glob(f'{path.name}*orbax-checkpoint-tmp*'):
+            rest.rmtree(missing_ok=True)
+        raise UserError(f'{path}: cannot be written ({_brief(error)})') from error
+
+
+def _brief(error):
+    return f'{type(error).__name__}: {" ".join(str(error).split())[:160]}'
+
+
+@contextlib.contextmanager
+def _reachable(path):
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # a bucket's library has many
+        raise UserError(f'{path}: cannot be reached or written ({_brief(error)})') from error
 
 
 def describe(path):
     """(description, tree of array metadata) of a checkpoint, without reading its arrays."""
     with readable(path):
-        found = ocp.metadata(epath.Path(path))
+        found = ocp.metadata(absolute(path))
         return found.custom_metadata, found.metadata
 
 
 def load(path, abstract):
     """Arrays of a checkpoint; `abstract` has shapes and placement, or `ocp.PLACEHOLDER`."""
     with readable(path):
-        return ocp.load(epath.Path(path), abstract)
+        return ocp.load(absolute(path), abstract)
 
 
 def load_part(path, keys):
@@ -102,13 +144,14 @@ class readable:
         if str(unraisable.exc_value) != 'Event loop is closed':
             self._report(unraisable)
 
-    def __exit__(self, kind, error, _):
+    def __exit__(self, _, error, __):
         if error is None or isinstance(error, UserError) or not isinstance(error, Exception):
             sys.unraisablehook = self._report
             return
         logging.getLogger('asyncio').setLevel(logging.CRITICAL)
-        reason = ' '.join(str(error).split())[:160]
+        if isinstance(error, (OSError, MemoryError)) and not isinstance(error, FileNotFoundError):
+            raise UserError(f'{self._path}: cannot be read ({_brief(error)})') from error
         raise UserError(
-            f'{self._path}: the checkpoint is damaged or of another kind ({kind.__name__}: '
-            f'{reason}); if it is a step of a run, delete this folder to go on from an earlier one'
+            f'{self._path}: the checkpoint is damaged or of another kind ({_brief(error)}); if it '
+            'is a step of a run, delete this folder to go on from an earlier one'
         ) from error

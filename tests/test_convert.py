@@ -15,7 +15,7 @@ from PIL import Image
 
 from emigm_jax import recipes, storage
 from emigm_jax.cli import main
-from emigm_jax.convert import models, recognise, rules, tables, torch_files
+from emigm_jax.convert import models, recognise, rules, tables, tokenizer_tables, torch_files
 from emigm_jax.core import reveal
 from emigm_jax.errors import UserError
 from emigm_jax.models import emigm
@@ -141,6 +141,9 @@ def test_misfits_are_listed_and_nothing_is_written(tmp_path, capsys):
         ('unexpected', 'left.over'),
         ('misshapen', 'encoder_norm.weight'),
     }
+    for name, value in {'fake_latent': np.zeros((1, 31)), 'class_emb.weight': 3}.items():
+        with pytest.raises(rules.Misfit, match=name):
+            models.read({'model_ema': {**tensors, name: value}}, 'x.pth', heads=4)
     file = tmp_path / 'x.pth'
     checkpoint_files.write_arrays(file, {'model_ema': tensors})
     line = refusal(capsys, 'convert', file, tmp_path / 'out', *HEADS)
@@ -165,6 +168,16 @@ def test_damaged_and_foreign_files(change, says, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == [file]
 
 
+@pytest.mark.parametrize(
+    ('name', 'says'),
+    [('Conv2d_1a_3x3.conv.weight', 'Inception'), ('fc.weight', "it holds 'fc.weight'")],
+)
+def test_foreign_tensors_are_named(name, says, tmp_path, capsys):
+    file = checkpoint_files.write_arrays(tmp_path / 'x.pth', {name: np.zeros((2, 2))})
+    assert says in refusal(capsys, 'convert', file, tmp_path / 'out')
+    assert list(tmp_path.iterdir()) == [file]
+
+
 def test_refusals(tiny, tmp_path, capsys):
     release = golden.path('emigm_tiny_release.pth')
     for command, says in [
@@ -178,7 +191,11 @@ def test_refusals(tiny, tmp_path, capsys):
         ((tiny, tmp_path / 'no' / 'x.safetensors', '--to', 'safetensors'), 'does not exist'),
         ((tiny, tmp_path / 'x.safetensors', '--to', 'safetensors', '--weights', '0.5'),
          "no weights '0.5'"),
-        ((release, '/proc/out', *HEADS), 'cannot be written'),
+        ((release, '/proc/out', *HEADS), 'written'),
+        ((release, 'foo://out', *HEADS), 'no access'),
+        ((release, tmp_path / 'out', *HEADS, '--heads', '0'), 'at least 1'),
+        ((tiny, '/proc/x.safetensors', '--to', 'safetensors'), 'cannot be written'),
+        ((tiny, tmp_path / 'x', '--to', 'safetensors', '--null', 'mask_token'), 'not apply'),
     ]:  # fmt: skip
         assert says in refusal(capsys, 'convert', *command)
         assert [p.name for p in tmp_path.iterdir()] == ['tiny']
@@ -303,20 +320,50 @@ def test_presets_and_wrong_tokenizers(tiny, tmp_path, capsys):
     assert 'holds no model' in refusal(capsys, 'sample', '--checkpoint', tmp_path / 'dc_ae', *out)
 
 
-def test_export_of_tokenizers(tmp_path):
-    tokenizer = small('kl16')
-    learned.save(tmp_path / 'kl16', 'kl16', tokenizer.config, tokenizer.params)
-    assert convert(tmp_path / 'kl16', tmp_path / 'x.safetensors', '--to', 'safetensors') == 0
-    tensors = torch_files.read(tmp_path / 'x.safetensors')
-    assert recognise.kind(tensors, 'x') == 'kl16'
-    kernel = np.asarray(tokenizer.params['encoder']['conv_in']['kernel'])
-    np.testing.assert_array_equal(tensors['encoder.conv_in.weight'], kernel.transpose(3, 2, 0, 1))
+@pytest.mark.parametrize('name', SMALL)
+def test_tokenizers_go_out_and_in(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # relative names, as the README has them
+    tokenizer = small(name)
+    counters = {'x.num_batches_tracked': 7} if name == 'dc_ae' else {}
+    learned.save(name, name, tokenizer.config, tokenizer.params, counters=counters)
+    assert convert(name, 'x.safetensors', '--to', 'safetensors') == 0
+    tensors = torch_files.read('x.safetensors')
+    assert recognise.kind(tensors, 'x') == name
+    assert {n: tensors[n] for n in counters} == counters
+    shapes = learned.KINDS[name].module.network(tokenizer.config).shapes()
+    again = tokenizer_tables.params(name, tokenizer.config, tensors, shapes, 'x')
+    same(again, tokenizer.params)
+    same(learned.load(name).params, tokenizer.params)
 
 
-def test_storage_writes_whole_or_not(tmp_path):
+@pytest.mark.parametrize('size', ['b', 'l', 'h'])
+def test_mar_is_recognised_by_its_official_shapes(size):
+    config = emigm.preset(256, size, shared_null=False)
+    hollow = jax.tree.map(
+        lambda s: np.broadcast_to(np.float32(0), s.shape), emigm.network(config).shapes()
+    )
+    tensors = models.official(config, hollow)
+    assert tensors['mask_token'].shape == (1, 1, config.width)
+    assert len(tensors) == KEYS[256, size]
+    assert sum(t.size for t in tensors.values()) == emigm.PRESETS[256, size][2] + config.width
+    assert recognise.model_config(tensors, 'x.pth') == config
+
+
+def test_storage_writes_whole_or_not(tmp_path, monkeypatch):
     storage.save(tmp_path / 'a', {'x': np.arange(3.0)}, {'what': 'a test'})
     description, _ = storage.describe(tmp_path / 'a')
     assert description == {'what': 'a test'}
     assert [p.name for p in pathlib.Path(tmp_path).iterdir()] == ['a']
     with pytest.raises(UserError, match='exists already'):
         storage.save(tmp_path / 'a', {'x': np.arange(3.0)}, {})
+
+    def full(*_, **__):
+        (tmp_path / 'b.orbax-checkpoint-tmp').mkdir()
+        raise ValueError('RESOURCE_EXHAUSTED:\nno space left')
+
+    monkeypatch.setattr(storage.ocp, 'save', full)
+    with pytest.raises(UserError, match=r'b: cannot be written .*: no space left'):
+        storage.save(tmp_path / 'b', {'x': np.arange(3.0)}, {})
+    with pytest.raises(UserError, match='cannot be reached'):
+        storage.save(tmp_path / 'a' / storage.MARK / 'c', {'x': np.arange(3.0)}, {})
+    assert [p.name for p in pathlib.Path(tmp_path).iterdir()] == ['a']

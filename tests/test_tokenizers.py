@@ -114,7 +114,7 @@ def test_official_names(tokenizer):
     module, config, name, entry, count = OFFICIAL[tokenizer]
     with open(golden.path(f'{name}_keys.json')) as file:
         names = {k: np.broadcast_to(0, shape) for k, shape in json.load(file).items()}
-    kept, ignored = tokenizer_tables.tensors(tokenizer, wrapped(names, entry), name)
+    kept, ignored = tokenizer_tables.tensors(tokenizer, wrapped(names, entry))
     assert len(ignored) == (15 if tokenizer == 'dc_ae' else 0)
     shapes = shapes_of(module, config)
     check_table(tokenizer, config, kept, shapes)
@@ -174,12 +174,11 @@ def test_extra_tensors_of_kl16_are_left_out_with_a_reason():
     params, shapes = weights(kl_vae, KL_TINY), shapes_of(kl_vae, KL_TINY)
     tensors = official_tensors('kl16', KL_TINY, params)
     extra = {**tensors, 'loss.logvar': np.zeros(())}
-    _, ignored = tokenizer_tables.tensors('kl16', {'model': extra}, 'x.ckpt')
+    _, ignored = tokenizer_tables.tensors('kl16', {'model': extra})
     assert list(ignored) == ['loss.logvar'] and 'training' in ignored['loss.logvar']
-    again = tokenizer_tables.params('kl16', KL_TINY, {'model': extra}, shapes, 'x.ckpt')
-    jax.tree.map(np.testing.assert_array_equal, again, params)
-    with pytest.raises(UserError, match=r"x\.ckpt: has no entry 'model'.*encoder\.conv_in"):
-        tokenizer_tables.params('kl16', KL_TINY, extra, shapes, 'x.ckpt')
+    for tree in ({'model': extra}, {'state_dict': extra}, extra):
+        again = tokenizer_tables.params('kl16', KL_TINY, tree, shapes, 'x.ckpt')
+        jax.tree.map(np.testing.assert_array_equal, again, params)
     del tensors['quant_conv.bias']
     with pytest.raises(UserError, match=r'missing quant_conv\.bias$'):
         tokenizer_tables.params('kl16', KL_TINY, {'model': tensors}, shapes, 'x.ckpt')

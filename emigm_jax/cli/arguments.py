@@ -74,6 +74,7 @@ def numbers(name, text):
 _SAMPLING = {
     'steps': ('reveal', 'steps', int, 'transformer steps K'),
     'schedule': ('reveal', 'schedule', str, 'mask schedule gamma(t)'),
+    'rule': ('reveal', 'rule', str, 'counts by chance (bernoulli) or by schedule (fixed)'),
     'guidance': ('reveal', 'guidance', float, 'guidance scale; 1 switches it off'),
     'guidance-schedule': ('reveal', 'guidance_schedule', str, 'course of guidance'),
     'plan-seed': ('reveal', 'plan_seed', int, 'seed of the reveal counts'),

@@ -1,6 +1,7 @@
 """`emigm convert`: official weights in, self-describing checkpoints out, and back."""
 
 import pathlib
+import re
 
 from emigm_jax.cli.main import Parser
 from emigm_jax.errors import UserError
@@ -26,14 +27,14 @@ def run(argv):
     parser.add_argument('--weights', default='', metavar='NAME',
                         help='model_ema or model (default: model_ema if there); exporting: an EMA '
                         'decay or params')  # fmt: skip
-    parser.add_argument('--null', choices=('mask_token', 'fake_latent'), default='mask_token',
+    parser.add_argument('--null', choices=('mask_token', 'fake_latent'), default='',
                         help="eMIGM's shared token (default mask_token, as the official loader "
                         'does; fake_latent is the averaged one)')  # fmt: skip
-    parser.add_argument('--heads', type=int, default=0,
+    parser.add_argument('--heads', type=int,
                         help='attention heads, for sizes that were never published')  # fmt: skip
     parser.add_argument('--dry-run', action='store_true', help='read and check, write nothing')
     arguments = parser.parse_args(argv)
-    if arguments.heads < 0:
+    if arguments.heads is not None and arguments.heads < 1:
         parser.error('--heads must be at least 1')
 
     from emigm_jax.convert import rules
@@ -51,12 +52,17 @@ def _table(rows):
         print(f'{problem:<10}  {name:<{width}}  {detail}'.rstrip())
 
 
+def _refuse(arguments, flags, what):
+    for flag in flags:
+        if getattr(arguments, flag):
+            raise UserError(f'--{flag} does not apply to {what}')
+
+
 def _import(arguments):
-    from etils import epath
+    from emigm_jax import storage
 
     target = arguments.target
-    if epath.Path(target).exists():
-        raise UserError(f'{target}: exists already; choose another target or delete it')
+    storage.check_free(target)
     save = _read(arguments)
     if arguments.dry_run:
         print('dry run: nothing written')
@@ -93,7 +99,7 @@ def _model(arguments, tree):
 
     method = arguments.kind or ''
     made = models.read(
-        tree, arguments.source, method, arguments.weights, arguments.null, arguments.heads
+        tree, arguments.source, method, arguments.weights, arguments.null, arguments.heads or 0
     )
     known = made.size in recipes.sizes(made.method)
     # Sizes that were never published get the settings of a middling model.
@@ -116,16 +122,14 @@ def _model(arguments, tree):
 
 def _tokenizer(arguments, tree, name):
     """Converts a tokenizer, says what it is, and returns what writes it."""
-    from emigm_jax.convert import tokenizer_tables
+    from emigm_jax.convert import rules, tokenizer_tables
     from emigm_jax.nn.functional import parameter_count
     from emigm_jax.tokenizers import learned
 
-    for flag in ('weights', 'heads'):
-        if getattr(arguments, flag):
-            raise UserError(f'--{flag} does not apply to a tokenizer')
+    _refuse(arguments, ('weights', 'heads', 'null'), 'a tokenizer')
     kind = learned.KINDS[name]
     config = kind.config()
-    kept, left_out = tokenizer_tables.tensors(name, tree, arguments.source)
+    kept, left_out = tokenizer_tables.tensors(name, tree)
     shapes = kind.module.network(config).shapes()
     params = tokenizer_tables.params(name, config, tree, shapes, arguments.source)
     print(f'{arguments.source}: {kind.title}, {parameter_count(params):,} numbers in {len(kept)} '
@@ -133,12 +137,20 @@ def _tokenizer(arguments, tree, name):
     for reason in sorted(set(left_out.values())):
         count = sum(r == reason for r in left_out.values())
         print(f'left out: {count} tensors {reason}')
-    source = {'file': pathlib.Path(arguments.source).name}
-    return lambda target: learned.save(target, name, config, params, source=source)
+    flat = rules.flatten(tree)
+    facts = {
+        'source': {'file': pathlib.Path(arguments.source).name},
+        # No use to us, but a strict PyTorch loader wants them back.
+        'counters': {
+            n: int(flat[n]) for n in left_out if re.fullmatch(tokenizer_tables.COUNTERS, n)
+        },
+    }
+    return lambda target: learned.save(target, name, config, params, **facts)
 
 
 def _export(arguments):
     import numpy as np
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     from emigm_jax import storage
@@ -151,13 +163,13 @@ def _export(arguments):
         raise UserError(f'{target}: its folder does not exist (exports are local files)')
     if target.exists():
         raise UserError(f'{target}: exists already; choose another target or delete it')
-    for flag in ('kind', 'heads'):
-        if getattr(arguments, flag):
-            raise UserError(f'--{flag} does not apply to an export')
+    _refuse(arguments, ('kind', 'heads', 'null'), 'an export')
     if storage.is_checkpoint(arguments.source) and learned.is_tokenizer(arguments.source):
         tokenizer, name = learned.load(arguments.source), ''
         entries = tokenizer_tables.SOURCES[tokenizer.name].entries(tokenizer.config)
         tensors = rules.to_official(entries, tokenizer.params)
+        counters = storage.describe(arguments.source)[0].get('counters', {})
+        tensors |= {n: np.asarray(count, np.int64) for n, count in counters.items()}
     else:
         saved = checkpoint.require(arguments.source)
         params, name = checkpoint.load_params(saved, arguments.weights)
@@ -170,8 +182,8 @@ def _export(arguments):
     try:
         save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, partial)
         partial.rename(target)
-    except OSError as error:
-        raise UserError(f'{target}: cannot be written ({error.strerror or error})') from error
+    except (OSError, SafetensorError) as error:
+        raise UserError(f'{target}: cannot be written ({" ".join(str(error).split())})') from error
     finally:
         partial.unlink(missing_ok=True)
     print(f'-> {target}')

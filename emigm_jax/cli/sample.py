@@ -18,9 +18,13 @@ def run(argv):
     parser.add_argument(
         '--checkpoint', required=True, help='workdir, step folder, or converted model'
     )
-    parser.add_argument('--classes', default='all', help="'3', '1,5', '0-9', all, or none (null)")
+    parser.add_argument(
+        '--classes',
+        default='',
+        help="'3', '1,5', '0-9', all, or none (null); default: all, or eight of many",
+    )
     parser.add_argument('--seeds', default='0-7', help="image numbers, '0-15' (default 0-7)")
-    parser.add_argument('--out', required=True, help='folder to write to')
+    parser.add_argument('--out', default='samples', help='folder to write to (samples)')
     parser.add_argument('--tokenizer', help="checkpoint of the latents' tokenizer (KL-16, DC-AE)")
     parser.add_argument('--preset', help='published sampling settings of a model: fast or best')
     parser.add_argument('--dtype', choices=('float32', 'bfloat16'), help='of matrix products')
@@ -80,9 +84,19 @@ def _preset(saved, name):
     return presets[name]
 
 
+# What papers on ImageNet show: golden retriever, otter, red panda, geyser, macaw, valley, balloon,
+# arctic fox.
+_SHOWN = (207, 360, 387, 974, 88, 979, 417, 279)
+
+
 def _classes(text, count):
+    from emigm_jax.evaluation import class_names
+
     if text == 'none':
         return [-1]
+    if not text:
+        few = count if count <= 20 else 8
+        return list(_SHOWN) if count == class_names.IMAGENET else list(range(few))
     classes = list(range(count)) if text == 'all' else shared.numbers('classes', text)
     for label in classes:
         if label >= count:

@@ -23,7 +23,7 @@ class Converted(NamedTuple):
     notes: list  # what the user should know
 
 
-def read(tree, origin, method='', weights='', null='mask_token', heads=0):
+def read(tree, origin, method='', weights='', null='', heads=0):
     """Converts the content of an official model file.
 
     Args:
@@ -31,9 +31,9 @@ def read(tree, origin, method='', weights='', null='mask_token', heads=0):
       origin: file name for messages.
       method: 'emigm' or 'mar'; '' judges by the shape of the mask token.
       weights: 'model_ema', 'model', or '' for the best there is.
-      null: the tensor that becomes eMIGM's shared mask and null token. The official loader ends up
-        with `mask_token`, which its EMA never averaged; `fake_latent` is the averaged one
-        (paper.md Q1).
+      null: the tensor that becomes eMIGM's shared mask and null token, '' for `mask_token`: the
+        official loader ends up with it, which the EMA never averaged; `fake_latent` is the
+        averaged one (paper.md Q1).
       heads: attention heads; 0: those of the published model of this width.
 
     Raises:
@@ -44,8 +44,8 @@ def read(tree, origin, method='', weights='', null='mask_token', heads=0):
     model = recognise.model_config(tensors, origin, heads)
     notes = []
     if model.shared_null:
-        tensors, notes = _one_token(tensors, null, origin)
-    elif null != 'mask_token':
+        tensors, notes = _one_token(tensors, null or NULLS[0], origin)
+    elif null:
         raise UserError(f'{origin}: has a separate null token, so --null does not apply')
     params = rules.to_params(tables.emigm(model), tensors, emigm.network(model).shapes(), origin)
     method = method or ('emigm' if model.shared_null else 'mar')
@@ -57,6 +57,9 @@ def _one_token(tensors, null, origin):
     missing = [name for name in NULLS if name not in tensors]
     if missing:
         raise rules.Misfit(origin, [('missing', name, '') for name in missing])
+    if tensors['fake_latent'].shape != tensors['mask_token'].shape:
+        form = f'is {tensors["fake_latent"].shape}, mask_token {tensors["mask_token"].shape}'
+        raise rules.Misfit(origin, [('misshapen', 'fake_latent', form)])
     tensors = dict(tensors)
     averaged = np.asarray(tensors.pop('fake_latent'), np.float32)
     loaded = np.asarray(tensors['mask_token'], np.float32)

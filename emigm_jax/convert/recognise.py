@@ -19,9 +19,11 @@ class Mark(NamedTuple):
 MARKS = {
     'masked': Mark('diffloss.net.input_proj.weight', ('model_ema', 'model', None)),
     'kl16': Mark('post_quant_conv.weight', ('model', 'state_dict', None)),
-    'dc_ae': Mark('decoder.project_in.main.conv.weight', (None,)),
+    'dc_ae': Mark('decoder.project_in.main.conv.weight', ('state_dict', None)),
     'vqgan': Mark('quantizer/codebook', ('params', None)),
 }
+# The network behind FID, which people keep beside these files, by a tensor of its PyTorch port.
+INCEPTION = 'Conv2d_1a_3x3.conv.weight'
 TITLES = {'masked': 'eMIGM or MAR', 'kl16': 'KL-16', 'dc_ae': 'DC-AE', 'vqgan': 'VQGAN'}
 
 
@@ -34,6 +36,9 @@ def kind(tree, origin):
     for name, mark in MARKS.items():
         if any(mark.name in names(tree, entry) for entry in mark.entries):
             return name
+    if INCEPTION in names(tree, None):
+        raise UserError(f'{origin}: is the Inception network of FID; only models and tokenizers '
+                        'are converted')  # fmt: skip
     some = ', '.join(map(repr, list(names(tree, None))[:4]))
     raise UserError(f'{origin}: is neither eMIGM, MAR, KL-16, DC-AE nor VQGAN; it holds {some}')
 
@@ -75,8 +80,8 @@ def model_config(tensors, origin, heads=0):
     def shape(name, *ranks):
         if name not in tensors:
             raise rules.Misfit(origin, [('missing', name, '')])
-        found = tuple(tensors[name].shape)
-        if len(found) not in ranks:
+        found = getattr(tensors[name], 'shape', ())
+        if len(found) not in ranks or 0 in found:
             raise rules.Misfit(origin, [('misshapen', name, f'is {found}')])
         return found
 
@@ -107,4 +112,4 @@ def model_config(tensors, origin, heads=0):
 
 def _depth(tensors, prefix):
     pattern = re.compile(re.escape(prefix) + r'\.(\d+)\.')
-    return 1 + max((int(m[1]) for m in map(pattern.match, tensors) if m), default=-1)
+    return len({m[1] for m in map(pattern.match, tensors) if m})

@@ -19,7 +19,6 @@ OPERATIONS = {
     # PyTorch: (out, in, rows, columns), `in` being 1 for depthwise; ours (rows, columns, in, out).
     'conv': (lambda a: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1)),
 }
-RANKS = {'row': (2, 3), 'row_of_batch': (3,), 'transpose': (2,), 'conv': (4,)}
 
 
 class Misfit(UserError):
@@ -28,6 +27,7 @@ class Misfit(UserError):
     def __init__(self, origin, rows):
         self.rows = rows
         shown = '; '.join(' '.join(filter(None, row)) for row in rows[:3])
+        shown = shown if shown.isprintable() else ascii(shown)
         more = f'; and {len(rows) - 3} more' * (len(rows) > 3)
         super().__init__(f'{origin}: does not fit the model: {shown}{more}')
 
@@ -61,10 +61,11 @@ def to_params(entries, tensors, shapes, origin):
     for entry in entries:
         target = wanted[entry.path].shape
         layer = target[1:] if entry.stacked else target
+        expected = _official_shape(entry.operation, layer)
         have = [name for name in entry.sources if name in tensors]
-        bad = [n for n in have if _shape(entry.operation, tensors[n]) != layer]
+        bad = [n for n in have if getattr(tensors[n], 'shape', None) != expected]
         problems += [
-            ('misshapen', n, f'is {tuple(tensors[n].shape)} where {entry.path} is {layer}')
+            ('misshapen', n, f'is {_form(tensors[n])} where {entry.path} needs {expected}')
             for n in bad
         ]
         if bad or len(have) < len(entry.sources):
@@ -79,12 +80,14 @@ def to_params(entries, tensors, shapes, origin):
     return unflatten(found)
 
 
-def _shape(operation, tensor):
-    """Shape that an official tensor would have as ours; None if its rank is wrong."""
-    if tensor.ndim not in RANKS.get(operation, (tensor.ndim,)):
-        return None
-    like = np.broadcast_to(np.zeros((), np.float32), tensor.shape)
-    return OPERATIONS[operation][0](like).shape
+def _official_shape(operation, shape):
+    """Shape of the official tensor that becomes one of ours."""
+    hollow = np.broadcast_to(np.float32(0), shape)
+    return OPERATIONS[operation][1](hollow).shape
+
+
+def _form(value):
+    return tuple(value.shape) if hasattr(value, 'shape') else f'a {type(value).__name__}'
 
 
 def to_official(entries, params):

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from emigm_jax.convert import rules
 from emigm_jax.convert.rules import Entry
-from emigm_jax.errors import UserError
 from emigm_jax.tokenizers import dc_ae, kl_vae, vqgan
 
 _WEIGHT = (('weight', 'kernel', 'conv'),)
@@ -93,7 +92,7 @@ class Source(NamedTuple):
     """What an official file of a tokenizer holds."""
 
     entries: Callable  # config -> list of Entry
-    entry: str | None  # the key of the file's dict under which the tensors lie, or None
+    places: tuple  # keys of the file's dict under which the tensors may lie, if not at its top
     ignored: tuple  # (pattern of whole names, why they are not needed)
 
 
@@ -162,10 +161,11 @@ def _entries(module, config, kinds, official, separator):
     return entries
 
 
+COUNTERS = r'.*\.num_batches_tracked'
 SOURCES = {
     'kl16': Source(
         kl16,
-        'model',
+        ('model', 'state_dict'),
         (
             (
                 r'(?!(encoder|decoder|quant_conv|post_quant_conv)\.).*',
@@ -175,34 +175,25 @@ SOURCES = {
     ),
     'dc_ae': Source(
         dc_ae_f32c32,
-        None,
-        ((r'.*\.num_batches_tracked', 'counts training batches; the averages are fixed'),),
+        ('state_dict',),
+        ((COUNTERS, 'count training batches; the averages are fixed'),),
     ),
-    'vqgan': Source(maskgit_vqgan, 'params', ()),
+    'vqgan': Source(maskgit_vqgan, ('params',), ()),
 }
 
 
-def tensors(tokenizer, tree, origin):
+def tensors(tokenizer, tree):
     """The tensors of an official file that a tokenizer needs.
 
     Args:
       tokenizer: a key of `SOURCES`.
-      tree: the content of the file.
-      origin: file name for messages.
+      tree: the content of the file; the tensors lie in one of its usual places or at the top.
 
     Returns:
       {official name: array} and {name that is left out: why}.
-
-    Raises:
-      UserError: the file does not hold the entry where the tensors should be.
     """
-    _, entry, ignored = SOURCES[tokenizer]
-    if entry is not None:
-        if entry not in tree:
-            raise UserError(f'{origin}: has no entry {entry!r}, as files of {tokenizer} have; '
-                            f'it holds {", ".join(map(str, list(tree)[:4]))}')  # fmt: skip
-        tree = tree[entry]
-    flat = rules.flatten(tree)
+    _, places, ignored = SOURCES[tokenizer]
+    flat = rules.flatten(next((tree[p] for p in places if isinstance(tree.get(p), dict)), tree))
     why = lambda name: next((why for rule, why in ignored if re.fullmatch(rule, name)), None)
     reasons = {name: why(name) for name in flat}
     kept = {name: array for name, array in flat.items() if reasons[name] is None}
@@ -222,5 +213,5 @@ def params(tokenizer, config, tree, shapes, origin):
     Raises:
       UserError: names or shapes do not fit, see `rules.to_params`.
     """
-    kept, _ = tensors(tokenizer, tree, origin)
+    kept, _ = tensors(tokenizer, tree)
     return rules.to_params(SOURCES[tokenizer].entries(config), kept, shapes, origin)

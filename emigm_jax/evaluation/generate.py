@@ -59,8 +59,8 @@ def from_checkpoint(saved, sampling, weights='', batch_size=64, tokenizer=None, 
     if tokenizer is None:
         tokenizer = pipeline.dataset(saved.config).tokenizer
     if tokenizer is None:
-        raise UserError(f"{saved.path} makes latents: name the tokenizer's checkpoint that turns "
-                        'them into pictures with --tokenizer')  # fmt: skip
+        raise UserError(f"{saved.path} makes latents: `emigm sample --tokenizer DIR` names their "
+                        "tokenizer's checkpoint, which turns them into pictures")  # fmt: skip
     if tokenizer.spec.channels != model.channels:
         raise UserError(
             f'the tokenizer {tokenizer.spec.name} has tokens of {tokenizer.spec.channels} numbers, '

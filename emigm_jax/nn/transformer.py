@@ -64,7 +64,7 @@ class Mlp(nnx.Module):
 
     def __init__(self, config, rngs):
         self.config = config
-        hidden = int(config.width * config.mlp_ratio)
+        hidden = round(config.width * config.mlp_ratio)
         self.expand = linear(config.width, hidden, rngs, config.dtype)
         self.contract = linear(hidden, config.width, rngs, config.dtype)
 

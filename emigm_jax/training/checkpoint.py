@@ -24,7 +24,7 @@ class Writer:
         self._description = {'config': configs.as_dict(config)}
         policy = ocp_training.preservation_policies.LatestN(config.training.keep)
         self._checkpointer = ocp_training.Checkpointer(
-            _absolute(workdir) / FOLDER,
+            storage.absolute(workdir) / FOLDER,
             preservation_policy=policy,
             cleanup_tmp_directories=True,  # what a killed process left behind
         )
@@ -73,35 +73,32 @@ def export(path, config, ema, presets, source):
         'source': source,
     }
     name = str(config.optimizer.ema_decays[0])
-    storage.save(_absolute(path), {'ema': {name: ema}}, description)
+    storage.save(path, {'ema': {name: ema}}, description)
 
 
 def find(path):
     """The `Saved` at a checkpoint folder, or the newest in a workdir; None if it has none."""
-    path = _absolute(path)
+    path = storage.absolute(path)
     if storage.is_checkpoint(path):
         return _open(path)
     folder = path / FOLDER if (path / FOLDER).is_dir() else path
     if not folder.is_dir():
         return None
-    # A step that is still being written has a temporary name, which is no number.
+    # A step that is still being written has a temporary name, or on gs:// no mark of its end.
     steps = sorted((int(p.name) for p in folder.iterdir() if p.name.isdigit()), reverse=True)
-    return _open(folder / str(steps[0])) if steps else None
+    finished = (folder / str(s) for s in steps if storage.is_checkpoint(folder / str(s)))
+    newest = next(finished, None)
+    return None if newest is None else _open(newest)
 
 
 def require(path):
     """As `find`, but a missing checkpoint is the user's error."""
-    if not epath.Path(path).exists():
+    if not storage.absolute(path).exists():
         raise UserError(f'{path}: no such checkpoint or workdir')
     saved = find(path)
     if saved is None:
         raise UserError(f'{path}: holds no checkpoint (looked for {FOLDER}/STEP)')
     return saved
-
-
-def _absolute(path):
-    path = epath.Path(path)
-    return path if '://' in str(path) else path.resolve()
 
 
 def _open(path):
