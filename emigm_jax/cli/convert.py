@@ -120,8 +120,20 @@ def _model(arguments, tree):
     return lambda target: checkpoint.export(target, config, made.params, presets, source)
 
 
+def _name_of_folder(source):
+    """', which calls itself ...' of a Hugging Face folder whose config.json has a name, or ''."""
+    from emigm_jax.convert import torch_files
+
+    if not (pathlib.Path(source) / 'config.json').is_file():
+        return ''
+    name = torch_files.read_config(source).get('model_name')
+    return f', which calls itself {name!a}' if name else ''
+
+
 def _tokenizer(arguments, tree, name):
     """Converts a tokenizer, says what it is, and returns what writes it."""
+    import numpy as np
+
     from emigm_jax.convert import rules, tokenizer_tables
     from emigm_jax.nn.functional import parameter_count
     from emigm_jax.tokenizers import learned
@@ -131,19 +143,19 @@ def _tokenizer(arguments, tree, name):
     config = kind.config()
     kept, left_out = tokenizer_tables.tensors(name, tree)
     shapes = kind.module.network(config).shapes()
-    params = tokenizer_tables.params(name, config, tree, shapes, arguments.source)
-    print(f'{arguments.source}: {kind.title}, {parameter_count(params):,} numbers in {len(kept)} '
-          f'tensors, stride {config.stride}')  # fmt: skip
+    called = _name_of_folder(arguments.source)
+    params = tokenizer_tables.params(name, config, tree, shapes, arguments.source + called)
+    print(f'{arguments.source}{called}: {kind.title}, {parameter_count(params):,} numbers in '
+          f'{len(kept)} tensors, stride {config.stride}')  # fmt: skip
     for reason in sorted(set(left_out.values())):
         count = sum(r == reason for r in left_out.values())
         print(f'left out: {count} tensors {reason}')
     flat = rules.flatten(tree)
+    counters = [n for n in left_out if re.fullmatch(tokenizer_tables.COUNTERS, n)]
     facts = {
         'source': {'file': pathlib.Path(arguments.source).name},
         # No use to us, but a strict PyTorch loader wants them back.
-        'counters': {
-            n: int(flat[n]) for n in left_out if re.fullmatch(tokenizer_tables.COUNTERS, n)
-        },
+        'counters': {n: int(flat[n]) for n in counters if np.shape(flat[n]) == ()},
     }
     return lambda target: learned.save(target, name, config, params, **facts)
 
