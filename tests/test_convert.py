@@ -334,6 +334,8 @@ def test_tokenizers_go_out_and_in(name, tmp_path, monkeypatch):
     again = tokenizer_tables.params(name, tokenizer.config, tensors, shapes, 'x')
     same(again, tokenizer.params)
     same(learned.load(name).params, tokenizer.params)
+    assert convert(name, 'y.safetensors', '--to', 'safetensors', '--weights', '0.9') == 2
+    assert not pathlib.Path('y.safetensors').exists()
 
 
 @pytest.mark.parametrize('size', ['b', 'l', 'h'])

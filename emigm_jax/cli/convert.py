@@ -177,6 +177,7 @@ def _export(arguments):
         raise UserError(f'{target}: exists already; choose another target or delete it')
     _refuse(arguments, ('kind', 'heads', 'null'), 'an export')
     if storage.is_checkpoint(arguments.source) and learned.is_tokenizer(arguments.source):
+        _refuse(arguments, ('weights',), 'a tokenizer')
         tokenizer, name = learned.load(arguments.source), ''
         entries = tokenizer_tables.SOURCES[tokenizer.name].entries(tokenizer.config)
         tensors = rules.to_official(entries, tokenizer.params)
