@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emigm_jax import flops
+from emigm_jax import flops, spread
 from emigm_jax.core import reveal, solvers
 from emigm_jax.core.masking import random_order
 from emigm_jax.core.reveal import RevealConfig
@@ -44,7 +44,9 @@ class Sampler:
         shape_plan = reveal.plan(config.reveal, model.tokens, seeds=(0,))
         self._cost = functools.partial(flops.sample_step, model, len(self.table.t))
         self.segments = reveal.segments(shape_plan, self._cost)
-        self._run = jax.jit(functools.partial(_generate, model, self.table, self.segments))
+        self._run = spread.over_devices(
+            functools.partial(_generate, model, self.table, self.segments)
+        )
 
     @property
     def flops(self):
@@ -58,10 +60,10 @@ class Sampler:
         return sum((s.stop - s.start) * (1 + s.guided) for s in self.segments)
 
     def __call__(self, params, labels, seeds):
-        """Generates images' tokens.
+        """Generates images' tokens, the batch split over the devices of this process.
 
         Args:
-          params: parameters of the network.
+          params: parameters of the network; `spread.place` saves a copy for every call.
           labels: (B,) ints, -1 for the null class (unconditional).
           seeds: (B,) ints, image numbers.
 
@@ -69,15 +71,22 @@ class Sampler:
           (B, N, C) float32 tokens in raster order.
         """
         run, arguments = self.prepared(params, labels, seeds)
-        return run(*arguments)
+        made = run(*arguments)
+        return made if len(made) == len(labels) else made[: len(labels)]
 
     def prepared(self, params, labels, seeds):
-        """The jitted program and its arguments for these images; see `__call__`."""
-        plan = reveal.plan(self.config.reveal, self.model.tokens, np.asarray(seeds))
+        """The jitted program and its arguments for these images; see `__call__`.
+
+        The batch is filled up to a multiple of the devices.
+        """
+        size = spread.padded(len(labels))
+        labels, seeds = spread.fill(labels, size), spread.fill(seeds, size)
+        plan = reveal.plan(self.config.reveal, self.model.tokens, seeds)
         key = jax.random.key(self.config.seed)
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(seeds, jnp.uint32))
         labels = jnp.asarray(labels, jnp.int32)
-        return self._run, (params, labels, keys, *_on_device(plan, len(labels)))
+        rows = (labels, keys, *_on_device(plan, size))
+        return self._run, (spread.place(params), *rows)
 
 
 def replay(model, config, params, labels, order, plan, noise):

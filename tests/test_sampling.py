@@ -41,6 +41,16 @@ def test_batch_size_changes_no_image(params, counts):
     assert len(np.unique(np.asarray(whole).round(3), axis=0)) == 64
 
 
+def test_every_device_computes_its_share(params):
+    tokens = Sampler(MODEL, CONFIG)(params, LABELS[:64], SEEDS[:64])
+    assert len(tokens.sharding.device_set) == jax.local_device_count() == 8
+    assert {s.data.shape[0] for s in tokens.addressable_shards} == {8}
+    run, arguments = Sampler(MODEL, CONFIG).prepared(params, LABELS[:64], SEEDS[:64])
+    program = run.lower(*arguments).compile().as_text()
+    for collective in ('all-gather', 'all-reduce', 'all-to-all', 'collective-permute'):
+        assert collective not in program
+
+
 def test_settings_decide_the_image(params):
     one = lambda config, label=1, seed=3: Sampler(MODEL, config)(params, [label], [seed])
     base = one(CONFIG)

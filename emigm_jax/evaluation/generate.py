@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import tqdm
 
+from emigm_jax import spread
 from emigm_jax.data import pipeline
 from emigm_jax.errors import UserError
 from emigm_jax.sampling import Sampler
@@ -32,9 +33,8 @@ class Generator:
         batch = min(self.batch_size, len(labels))
         made = []
         for start in tqdm.trange(0, len(labels), batch, desc='batches', disable=None):
-            # The last batch is filled up, so that every batch has the shape that was compiled.
-            rows = np.arange(start, start + batch) % len(labels)
-            tokens = self.sampler(self.params, labels[rows], seeds[rows])
+            fill = lambda a, at=start: spread.fill(a[at : at + batch], batch)
+            tokens = self.sampler(self.params, fill(labels), fill(seeds))
             made.append(np.asarray(self.tokenizer.decode(tokens)))
         return np.concatenate(made)[: len(labels)]
 
@@ -67,4 +67,5 @@ def from_checkpoint(saved, sampling, weights='', batch_size=64, tokenizer=None, 
             f"this model's tokens have {model.channels}: at 256 pixels it is KL-16, at 512 DC-AE"
         )
     params, name = checkpoint.load_params(saved, weights)
+    params = spread.place(params)
     return Generator(params, Sampler(model, sampling), tokenizer, batch_size, name)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emigm_jax import storage
+from emigm_jax import spread, storage
 from emigm_jax.errors import UserError
 from emigm_jax.tokenizers import dc_ae, kl_vae, vqgan
 from emigm_jax.tokenizers.base import Spec
@@ -50,8 +50,8 @@ KINDS = {
 class Learned:
     """A tokenizer with its weights; see `tokenizers.base.Tokenizer`.
 
-    The device never holds more than `batch` images at a time; every batch has the same shape, so
-    each direction compiles once.
+    A device never holds more than `batch` images at a time; every batch has the same shape, so
+    each direction compiles once. Batches are split over the devices of this process.
     """
 
     name: str  # a key of KINDS
@@ -99,13 +99,15 @@ class Learned:
         return self._batched(_decode(self.name, self.config), raw)
 
     def _batched(self, run, rows):
-        size = min(self.batch, len(rows))
-        made = []
+        size = spread.padded(min(self.batch * jax.local_device_count(), len(rows)))
+        params, made = self._placed, []
         for start in range(0, len(rows), size):
-            # The last batch is filled up, so that every batch has the shape that was compiled.
-            chosen = rows[np.arange(start, start + size) % len(rows)]
-            made.append(np.asarray(run(self.params, chosen)))
+            made.append(np.asarray(run(params, spread.fill(rows[start : start + size], size))))
         return np.concatenate(made)[: len(rows)]
+
+    @functools.cached_property
+    def _placed(self):
+        return spread.place(self.params)
 
 
 @functools.cache
@@ -117,7 +119,7 @@ def _encode(name, config):
         pixels = images.astype(jnp.float32) / 255.0
         return bind(params).encode(pixels * (1.0 - kind.low) + kind.low)
 
-    return jax.jit(run)
+    return spread.over_devices(run)
 
 
 @functools.cache
@@ -131,7 +133,7 @@ def _decode(name, config):
         pixels = (bind(params).decode(raw) - kind.low) / (1.0 - kind.low)
         return jnp.round(jnp.clip(pixels, 0.0, 1.0) * 255.0).astype(jnp.uint8)
 
-    return jax.jit(run)
+    return spread.over_devices(run)
 
 
 def save(path, name, config, params, **facts):
