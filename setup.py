@@ -23,6 +23,8 @@ setup(
         'clu',
         'etils[epath]',
         'flax>=0.12',
+        'fsspec',
+        'grain>=0.2.12',
         'jax>=0.8',
         'ml_collections>=1.0',
         'ml_dtypes',

@@ -15,7 +15,7 @@ from emigm_jax.sampling import SamplingConfig
 from emigm_jax.training.loss import LossConfig
 from emigm_jax.training.state import OptimizerConfig
 
-DATASETS = ('digits', 'synthetic')
+DATASETS = ('digits', 'synthetic', 'latents', 'folder', 'tfds')
 
 
 def parse_duration(name, text):
@@ -31,13 +31,25 @@ def parse_duration(name, text):
 class DataConfig:
     """The training data and its tokens."""
 
-    name: str = 'digits'  # digits: scikit-learn's 8x8 digits; synthetic: normal latents
-    patch: int = 2  # digits: pixels per side of a token
-    scale: float = 1.0  # digits: pixels in [-1, 1] are multiplied by this
+    name: str = 'digits'  # digits: scikit-learn's 8x8 digits; synthetic: normal latents;
+    # latents: a cache of `emigm prepare latents`; folder, tfds: pictures, encoded in the step
+    path: str = ''  # latents: the cache; folder: of class folders; tfds: its data_dir
+    tokenizer: str = ''  # checkpoint; latents: only to show samples; folder, tfds: '' is pixels
+    image_size: int = 256  # folder, tfds: pixels per side after the centre crop
+    flip: bool = True  # latents, folder, tfds: every other picture is mirrored, by chance
+    dataset: str = 'imagenet2012'  # tfds: name of the data set
+    split: str = 'train'  # tfds
+    local_copy: str = ''  # latents: copied to this folder of each host before training
+    verify: bool = False  # latents: compare the cache with its checksums before training
+    patch: int = 2  # pixels: pixels per side of a token
+    scale: float = 1.0  # pixels: those in [-1, 1] are multiplied by this
     examples: int = 1_281_167  # synthetic: how many there are (ImageNet's train split)
 
     def __post_init__(self):
         check_choice('data.name', self.name, DATASETS)
+        if self.name in ('latents', 'folder') and not self.path:
+            raise UserError(f'data.name = {self.name!r} needs data.path')
+        check_range('data.image_size', self.image_size, 1)
         check_range('data.patch', self.patch, 1)
         check_range('data.scale', self.scale, 1e-6)
         check_range('data.examples', self.examples, 1)
@@ -152,7 +164,9 @@ def _coerce(path, value, kind):
 
 # Settings that may differ when a run is resumed: they change no state that is already there.
 _FREE = ('training.total', 'training.log_every', 'training.sample_every', 'training.keep',
-         'training.checkpoint_every', 'training.sample_images', 'sampling.')  # fmt: skip
+         'training.checkpoint_every', 'training.sample_images', 'sampling.',
+         # Where the data lies; checkpoints carry a fingerprint of what it is.
+         'data.path', 'data.tokenizer', 'data.local_copy', 'data.verify')  # fmt: skip
 
 
 def differences(saved, asked):

@@ -16,7 +16,7 @@ import pytest
 from emigm_jax import config as configs
 from emigm_jax.cli.arguments import load_config
 from emigm_jax.core import masking
-from emigm_jax.data import pipeline
+from emigm_jax.data import datasets, pipeline
 from emigm_jax.errors import UserError
 from emigm_jax.models import emigm
 from emigm_jax.training import checkpoint, loop, loss, metrics, state, step
@@ -116,15 +116,15 @@ def test_sigkill_leaves_a_resumable_run(tmp_path):
 
 
 def test_non_finite_loss_stops_with_the_last_good_state(tmp_path, monkeypatch):
-    take = pipeline.Digits.take
+    take = datasets.Digits.take
 
-    def poisoned(self, rows):
-        batch = take(self, rows)
+    def poisoned(self, rows, mirrored):
+        batch = take(self, rows, mirrored)
         if rows[0] == pipeline.indices(self.examples, 16, 0, 4)[0]:
             batch = {**batch, 'tokens': np.full_like(batch['tokens'], np.nan)}
         return batch
 
-    monkeypatch.setattr(pipeline.Digits, 'take', poisoned)
+    monkeypatch.setattr(datasets.Digits, 'take', poisoned)
     with pytest.raises(loop.NonFinite, match='step 5 '):
         loop.train(smoke(checkpoint_every='2 steps'), tmp_path)
     saved = checkpoint.require(tmp_path)

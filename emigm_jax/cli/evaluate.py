@@ -26,7 +26,7 @@ def run(argv):
 
     import numpy as np
 
-    from emigm_jax.data import pipeline
+    from emigm_jax.data import sources
     from emigm_jax.evaluation import generate, scores
     from emigm_jax.training import checkpoint
 
@@ -37,8 +37,10 @@ def run(argv):
         raise UserError(f'--num-images must be a multiple of the {classes} classes, not {count}')
     if arguments.json and not pathlib.Path(arguments.json).absolute().parent.is_dir():
         raise UserError(f'--json {arguments.json}: its folder does not exist')
+    if saved.config.data.name != 'digits':
+        raise UserError(f'{saved.path}: only models of the digits are evaluated in pixel space')
     make = generate.from_checkpoint(saved, config, arguments.weights, arguments.batch_size)
-    source = pipeline.dataset(saved.config).source
+    source = sources.digits()
 
     labels = np.arange(count) * classes // count  # sorted by class, image i from seed i
     start = time.perf_counter()

@@ -1,66 +1,80 @@
-"""Training batches as a function of (seed, step): exact order, exact resume, any start."""
+"""Training batches as a function of (seed, step): exact order, exact resume, any start.
 
+The rows of a step are one stretch of an endless stream of permutations, one per epoch. Of several
+hosts each takes its part of that stretch, so the sequence does not depend on how many there are.
+"""
+
+import collections
 import functools
+import time
 
+import grain
+import jax
 import numpy as np
 
-from emigm_jax.data import sources
-from emigm_jax.errors import UserError
-from emigm_jax.tokenizers.base import Pixels
+_DATA = 0x64617461  # separates the keys of data from those of masks and noise
+READERS, AHEAD = 2, 4  # of whole batches
+DECODERS, PICTURES_AHEAD = 16, 512  # of single pictures
 
 
-class Digits:
-    """The digits as tokens, held in memory."""
+def batches(data, batch, seed, start, stop, host=(0, 1)):
+    """Yields {'tokens', 'labels'} on the device for steps start to stop - 1.
 
-    def __init__(self, config):
-        self.source = sources.digits()
-        size = self.source.images.shape[1]
-        self.tokenizer = Pixels(size, config.patch, 1, self.source.levels, config.scale)
-        self.grid, self.channels = self.tokenizer.grid, self.tokenizer.spec.channels
-        self.classes = len(self.source.class_names)
-        self.examples = len(self.source.labels)
-        self._tokens = np.asarray(self.tokenizer.encode(self.source.images))
+    Reading and decoding run ahead in threads; the next batch is on its way to the device while a
+    step runs, and moments are sampled there.
 
-    def take(self, indices):
-        """Examples by index: {'tokens': (B, N, C) float32, 'labels': (B,) int32}."""
-        return {'tokens': self._tokens[indices], 'labels': self.source.labels[indices]}
-
-
-class Synthetic:
-    """Standard normal latents with random classes: makes latent-space recipes run without data.
-
-    Example i is a function of i alone, as a real example would be.
+    Args:
+      data: one of `datasets`.
+      batch: images per step over all hosts.
+      seed: of order, mirroring and moments.
+      host: (index, count); this host's share of each batch.
     """
-
-    source = tokenizer = None
-
-    def __init__(self, config, model):
-        self.examples, self.classes = config.examples, model.classes
-        self.grid, self.channels = model.grid, model.channels
-
-    def take(self, indices):
-        """Examples by index, as `Digits.take`."""
-        shape = (self.grid**2, self.channels)
-        rngs = [np.random.Generator(np.random.Philox(key=int(i))) for i in indices]
-        labels = np.array([rng.integers(self.classes) for rng in rngs], np.int32)
-        tokens = np.stack([rng.standard_normal(shape, np.float32) for rng in rngs])
-        return {'tokens': tokens, 'labels': labels}
+    # Only data that are not tokens yet have something to do on the device.
+    make = jax.jit(data.to_tokens) if hasattr(data, 'to_tokens') else _as_they_are
+    params = getattr(data, 'params', None)
+    key, queue = jax.random.key(seed), collections.deque()
+    for step, rows in enumerate(host_batches(data, batch, seed, start, stop, host), start):
+        step_key = jax.random.fold_in(jax.random.fold_in(key, step), _DATA)
+        queue.append(make(params, jax.device_put(rows), step_key))
+        if len(queue) > 1:
+            yield queue.popleft()
+    yield from queue
 
 
-def dataset(config):
-    """The data set of a `Config`, checked against the model's sizes."""
-    if config.data.name == 'digits':
-        data = Digits(config.data)
-    else:
-        data = Synthetic(config.data, config.model)
-    for name in ('grid', 'channels', 'classes'):
-        have, want = getattr(config.model, name), getattr(data, name)
-        if have != want:
-            raise UserError(
-                f'model.{name} = {have} does not fit data.name = {config.data.name!r} with '
-                f'data.patch = {config.data.patch}: it must be {want}'
-            )
-    return data
+def _as_they_are(params, rows, key):
+    return rows
+
+
+def host_batches(data, batch, seed, start, stop, host=(0, 1)):
+    """As `batches`, as NumPy arrays before anything happens on the device."""
+    share = batch // host[1]
+    if hasattr(data, 'row'):  # pictures: decoding takes the time, so every row is a task
+
+        def row(position):
+            step, place = divmod(position, share)
+            chosen, mirrored = _chosen(data, batch, seed, step, host)
+            return data.row(int(chosen[place]), bool(mirrored[place]))
+
+        options = grain.ReadOptions(num_threads=DECODERS, prefetch_buffer_size=PICTURES_AHEAD)
+        rows = grain.MapDataset.range(start * share, stop * share).map(row)
+        return iter(rows.to_iter_dataset(options).batch(share))
+    take = lambda step: data.take(*_chosen(data, batch, seed, step, host))
+    options = grain.ReadOptions(num_threads=READERS, prefetch_buffer_size=AHEAD)
+    return iter(grain.MapDataset.range(start, stop).map(take).to_iter_dataset(options))
+
+
+def _chosen(data, batch, seed, step, host):
+    """(indices, mirrored) of this host's rows of a step."""
+    return _of_step(data.examples, batch, seed, step, getattr(data, 'flip', False), host)
+
+
+@functools.lru_cache(maxsize=64)  # single pictures ask for their step again and again
+def _of_step(examples, batch, seed, step, flip, host):
+    # Epochs, which key the permutations, never come near _DATA.
+    rng = np.random.Generator(np.random.Philox(key=[seed, (_DATA << 32) + step]))
+    mirrored = (rng.random(batch) < 0.5) & flip
+    mine = slice(host[0] * (batch // host[1]), (host[0] + 1) * (batch // host[1]))
+    return indices(examples, batch, seed, step)[mine], mirrored[mine]
 
 
 def indices(examples, batch, seed, step):
@@ -70,11 +84,34 @@ def indices(examples, batch, seed, step):
     epoch and a step needs nothing but (seed, step).
     """
     position = np.arange(step * batch, (step + 1) * batch)
-    epochs = position // examples
-    orders = {e: _permutation(examples, seed, int(e)) for e in np.unique(epochs)}
-    return np.array([orders[e][p] for e, p in zip(epochs, position % examples, strict=True)])
+    epochs, places = position // examples, position % examples
+    chosen = np.empty(batch, np.int64)
+    for epoch in np.unique(epochs):
+        now = epochs == epoch
+        chosen[now] = _permutation(examples, seed, int(epoch))[places[now]]
+    return chosen
 
 
 @functools.lru_cache(maxsize=2)  # a batch meets at most a few epochs, ImageNet's take 20 ms each
 def _permutation(examples, seed, epoch):
     return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(examples)
+
+
+class Timed:
+    """An iterator that knows how long its consumer waited for it.
+
+    `seconds` is the total so far.
+    """
+
+    def __init__(self, iterator):
+        self._iterator, self.seconds = iter(iterator), 0.0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        start = time.perf_counter()
+        try:
+            return next(self._iterator)
+        finally:
+            self.seconds += time.perf_counter() - start

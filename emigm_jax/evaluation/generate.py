@@ -6,7 +6,7 @@ import numpy as np
 import tqdm
 
 from emigm_jax import spread
-from emigm_jax.data import pipeline
+from emigm_jax.data import datasets
 from emigm_jax.errors import UserError
 from emigm_jax.sampling import Sampler
 from emigm_jax.training import checkpoint
@@ -57,7 +57,7 @@ def from_checkpoint(saved, sampling, weights='', batch_size=64, tokenizer=None, 
     if dtype is not None:
         model = dataclasses.replace(model, dtype=dtype)
     if tokenizer is None:
-        tokenizer = pipeline.dataset(saved.config).tokenizer
+        tokenizer = datasets.tokenizer(saved.config.data)
     if tokenizer is None:
         raise UserError(f"{saved.path} makes latents: `emigm sample --tokenizer DIR` names their "
                         "tokenizer's checkpoint, which turns them into pictures")  # fmt: skip

@@ -6,6 +6,7 @@ what the transformer sees. The scale between them is a fact about a tokenizer, w
 
 import dataclasses
 import functools
+import hashlib
 from typing import NamedTuple
 
 import jax
@@ -77,12 +78,7 @@ class Learned:
           raw: as `encode` gives it.
           key: draws latents of moments; None takes the mean. Latents and codes need none.
         """
-        raw = jnp.asarray(raw)
-        kind = KINDS[self.name]
-        if kind.raw == 'codes':
-            return raw.reshape(len(raw), -1)
-        latents = kl_vae.sample_moments(raw, key) if kind.raw == 'moments' else raw
-        return latents.reshape(len(raw), -1, latents.shape[-1]) * kind.scale
+        return to_tokens(KINDS[self.name], jnp.asarray(raw), key)
 
     def decode(self, tokens):
         """Tokens (B, N, C), or codes (B, N), of a square grid -> uint8 (B, H, W, 3)."""
@@ -110,8 +106,16 @@ class Learned:
         return spread.place(self.params)
 
 
-@functools.cache
-def _encode(name, config):
+def to_tokens(kind, raw, key=None):
+    """Raw latents of a `Kind` -> tokens; see `Learned.tokens`. Pure."""
+    if kind.raw == 'codes':
+        return raw.reshape(len(raw), -1)
+    latents = kl_vae.sample_moments(raw, key) if kind.raw == 'moments' else raw
+    return latents.reshape(len(raw), -1, latents.shape[-1]) * kind.scale
+
+
+def encoder(name, config):
+    """The pure function (params, uint8 (B, H, W, 3)) -> raw, as `Learned.encode` but traceable."""
     kind = KINDS[name]
     bind = kind.module.network(config).bind
 
@@ -119,7 +123,12 @@ def _encode(name, config):
         pixels = images.astype(jnp.float32) / 255.0
         return bind(params).encode(pixels * (1.0 - kind.low) + kind.low)
 
-    return spread.over_devices(run)
+    return run
+
+
+@functools.cache
+def _encode(name, config):
+    return spread.over_devices(encoder(name, config))
 
 
 @functools.cache
@@ -140,6 +149,17 @@ def save(path, name, config, params, **facts):
     """Writes a tokenizer checkpoint; `facts` (JSON-like) go into its description."""
     described = {'name': name, 'config': dataclasses.asdict(config)}
     storage.save(path, {'params': params}, {ENTRY: described, **facts})
+
+
+def fingerprint(tokenizer):
+    """Short hex digest of a `Learned`'s sizes and weights: what decides the raw latents."""
+    digest = hashlib.sha256(tokenizer.name.encode())
+    leaves = jax.tree_util.tree_leaves_with_path(tokenizer.params)
+    for path, leaf in leaves:
+        leaf = np.asarray(leaf)
+        digest.update(f'{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}\n'.encode())
+        digest.update(np.ascontiguousarray(leaf).view(np.uint8))
+    return digest.hexdigest()[:16]
 
 
 def is_tokenizer(path):

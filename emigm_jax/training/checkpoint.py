@@ -20,8 +20,8 @@ FOLDER = 'checkpoints'
 class Writer:
     """Saves train states of one run and keeps the newest `keep`."""
 
-    def __init__(self, workdir, config):
-        self._description = {'config': configs.as_dict(config)}
+    def __init__(self, workdir, config, data=''):
+        self._description = {'config': configs.as_dict(config), 'data': data}
         policy = ocp_training.preservation_policies.LatestN(config.training.keep)
         self._checkpointer = ocp_training.Checkpointer(
             storage.absolute(workdir) / FOLDER,
@@ -55,6 +55,7 @@ class Saved:
     config: configs.Config
     presets: dict  # name: SamplingConfig; the published settings of a converted model
     source: dict  # what a converted model was made from
+    data: str = ''  # fingerprint of the training data
 
 
 def export(path, config, ema, presets, source):
@@ -115,6 +116,7 @@ def _open(path):
         configs.resolve(description['config']),
         presets,
         description.get('source', {}),
+        description.get('data', ''),
     )
 
 

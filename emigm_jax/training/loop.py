@@ -10,7 +10,7 @@ from clu import parameter_overview
 
 from emigm_jax import config as configs
 from emigm_jax import images
-from emigm_jax.data import pipeline
+from emigm_jax.data import datasets, pipeline
 from emigm_jax.errors import UserError
 from emigm_jax.models import emigm
 from emigm_jax.nn.functional import parameter_count
@@ -34,14 +34,14 @@ def train(config, workdir):
       NonFinite: a loss or gradient was not finite.
     """
     workdir = pathlib.Path(workdir)
-    data = pipeline.dataset(config)
+    data = datasets.dataset(config)
     batch_size = config.training.batch_size
     steps = functools.partial(config.steps, examples=data.examples)
     total = steps('total')
 
     print(f'data: {config.data.name}, {data.examples} examples of {data.grid**2} tokens')
     saved = checkpoint.find(workdir)
-    check_resumable(saved, config, workdir, total)
+    check_resumable(saved, config, data, workdir, total)
     net = emigm.network(config.model)
     prepare(workdir, config, net)
 
@@ -69,15 +69,15 @@ def train(config, workdir):
     if start < total:
         print('compiling the train step', flush=True)
 
-    with checkpoint.Writer(workdir, config) as writer:
+    batches = pipeline.Timed(pipeline.batches(data, batch_size, config.seed, start, total))
+    with checkpoint.Writer(workdir, config, data.fingerprint) as writer:
         try:
-            for number in range(start, total):
+            for number, batch in enumerate(batches, start):
                 at = number + 1
-                rows = pipeline.indices(data.examples, batch_size, config.seed, number)
-                current, values = train_step(current, data.take(rows), np.int32(number))
+                current, values = train_step(current, batch, np.int32(number))
                 if number == start:
                     jax.block_until_ready(values)  # compilation is not part of the rate
-                    metrics.pause()
+                    metrics.pause(batches.seconds)
                 # At most one step is queued behind the one that runs: deeper queues hide nothing
                 # more and hold memory for every step in them.
                 jax.block_until_ready(before)
@@ -88,12 +88,12 @@ def train(config, workdir):
                     if not values.pop('finite'):
                         stop_non_finite(writer, current, values)
                     values['learning_rate'] = float(rate(number))
-                    metrics.write(at, values, batch_size)
+                    metrics.write(at, values, batch_size, batches.seconds)
                 if saving:
                     writer.save(current)
                 if due('sample_every', at) or (at == total and steps('sample_every')):
                     sample_grid(config, data, current, workdir)
-                    metrics.pause()
+                    metrics.pause(batches.seconds)
         except KeyboardInterrupt:
             if current['step'].is_deleted():  # interrupted between two states
                 raise
@@ -106,8 +106,8 @@ def train(config, workdir):
     return current
 
 
-def check_resumable(saved, config, workdir, total):
-    """Refuses a workdir whose checkpoint belongs to another config."""
+def check_resumable(saved, config, data, workdir, total):
+    """Refuses a workdir whose checkpoint belongs to another config or other data."""
     if saved is None:
         return
     changes = configs.differences(saved.config, config)
@@ -115,6 +115,9 @@ def check_resumable(saved, config, workdir, total):
         shown = ', '.join(changes[:4]) + (', ...' if len(changes) > 4 else '')
         raise UserError(f'{workdir} holds a checkpoint of another config ({shown}): use another '
                         '--workdir, or the config it was made with')  # fmt: skip
+    if saved.data not in ('', data.fingerprint):
+        raise UserError(f'{workdir} holds a checkpoint that was trained on other data of the same '
+                        'kind: use another --workdir, or the data it was trained on')  # fmt: skip
     if saved.step > total:
         raise UserError(f'{workdir} is at step {saved.step} already, beyond training.total = '
                         f'{config.training.total!r}')  # fmt: skip

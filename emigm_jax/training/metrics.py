@@ -27,12 +27,18 @@ class Metrics:
             str(workdir / 'tensorboard'), purge_step=start + 1, write_to_disk=True
         )
         self._clock, self._last, self._total = time.perf_counter(), start, total
+        self._waited = 0.0
 
-    def write(self, step, values, images_per_step):
-        """Writes {name: float} of a step, with images/s and seconds left added; prints a line."""
+    def write(self, step, values, images_per_step, waited):
+        """Writes {name: float} of a step and prints a line.
+
+        Added are images/s, seconds left and the share of the time that was spent waiting for data;
+        `waited` is the total of such seconds so far.
+        """
         now = time.perf_counter()
         per_step = (now - self._clock) / max(1, step - self._last)
-        self._clock, self._last = now, step
+        values['data_wait'] = min(1.0, (waited - self._waited) / max(1e-9, now - self._clock))
+        self._clock, self._last, self._waited = now, step, waited
         rate, left = images_per_step / per_step, per_step * (self._total - step)
         values = {**values, 'images_per_second': rate, 'seconds_left': left}
         line = {'step': step, **{k: _finite(v) for k, v in values.items()}}
@@ -48,9 +54,9 @@ class Metrics:
             flush=True,
         )
 
-    def pause(self):
+    def pause(self, waited):
         """Takes the time since the last line out of the rate, e.g. after sampling."""
-        self._clock = time.perf_counter()
+        self._clock, self._waited = time.perf_counter(), waited
 
     def close(self):
         """Flushes the events."""

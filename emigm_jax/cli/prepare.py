@@ -1,0 +1,178 @@
+"""`emigm prepare`: latent caches from pictures, and the scale of their latents."""
+
+import re
+
+from emigm_jax.cli.main import Parser
+from emigm_jax.errors import UserError
+
+
+def run(argv):
+    """Runs the command."""
+    parser = Parser(
+        'prepare',
+        'latents: encodes pictures into a cache that training reads; run it again to go on after '
+        'an\ninterruption. stats: the scale of a cache, 1 / standard deviation, and its error.',
+        'emigm prepare latents gs://bucket/in256 --folder imagenet/train --tokenizer kl16\n'
+        '  emigm prepare latents in256 --tfds imagenet2012 --data-dir tfds --tokenizer kl16\n'
+        '  emigm prepare latents in256 --from-npz official_cache --tokenizer kl16\n'
+        '  emigm prepare stats in256',
+    )
+    parser.add_argument('what', choices=('latents', 'stats'))
+    parser.add_argument('cache', help='the cache, local or gs://')
+    group = parser.add_argument_group('latents')
+    group.add_argument('--folder', help='folder of class folders of pictures')
+    group.add_argument('--tfds', metavar='NAME', help='TFDS data set in array_record form')
+    group.add_argument('--from-npz', metavar='FOLDER', help='an official per-image npz cache')
+    group.add_argument('--split', help='of the TFDS data set (train)')
+    group.add_argument('--data-dir', help='where TFDS data sets lie')
+    group.add_argument('--tokenizer', help='its checkpoint, from `emigm convert`')
+    group.add_argument('--image-size', type=int, help='pixels per side (KL-16 256, DC-AE 512)')
+    group.add_argument('--dtype', choices=('float16', 'float32'), help='of the cache (float16)')
+    group.add_argument('--compute-dtype', choices=('float32', 'bfloat16'),
+                       help="of the tokenizer's convolutions (as its checkpoint says)")  # fmt: skip
+    group.add_argument('--batch-size', type=int, help='pictures at a time per device (16)')
+    group.add_argument('--shard-rows', type=int, help='pictures per shard (4096)')
+    group.add_argument('--max-unreadable', type=float, help='share that may be damaged (0.001)')
+    group.add_argument('--worker', metavar='I/N', help='make only every N-th shard, from the I-th, '
+                       'counted from 0 (default: as the processes of JAX)')  # fmt: skip
+    group.add_argument('--dry-run', action='store_true', help='print what would be made and stop')
+    arguments = parser.parse_args(argv)
+    if arguments.what == 'stats':
+        _refuse_others(arguments)
+        return _stats(arguments.cache)
+    chosen = [n for n in ('folder', 'tfds', 'from_npz') if getattr(arguments, n)]
+    if len(chosen) != 1:
+        parser.error('latents needs one of --folder, --tfds and --from-npz')
+    if not arguments.tokenizer:
+        parser.error('latents needs --tokenizer')
+    for name in ('split', 'data_dir'):
+        if getattr(arguments, name) is not None and chosen != ['tfds']:
+            parser.error(f'--{name.replace("_", "-")} goes with --tfds')
+    return _latents(arguments, _Defaults(arguments))
+
+
+_DEFAULTS = {'split': 'train', 'dtype': 'float16', 'batch_size': 16, 'shard_rows': 4096,
+             'max_unreadable': 0.001}  # fmt: skip
+_IMAGE_SIZE = {'kl16': 256, 'dc_ae': 512}  # what the tokenizers are published for
+
+
+class _Defaults:
+    """Flags with their defaults; None told which were given."""
+
+    def __init__(self, arguments):
+        for name, value in _DEFAULTS.items():
+            given = getattr(arguments, name)
+            setattr(self, name, value if given is None else given)
+        for name in ('batch_size', 'shard_rows'):
+            if getattr(self, name) < 1:
+                raise UserError(f'--{name.replace("_", "-")} must be at least 1')
+        if not 0.0 <= self.max_unreadable <= 1.0:
+            raise UserError('--max-unreadable is a share, from 0 to 1')
+
+
+def _refuse_others(arguments):
+    for name, value in vars(arguments).items():
+        if name not in ('what', 'cache') and value not in (None, False):
+            raise UserError(f'--{name.replace("_", "-")} does not apply to stats')
+
+
+def _worker(text):
+    if text is None:
+        import jax
+
+        return jax.process_index(), jax.process_count()
+    match = re.fullmatch(r'(\d+)/(\d+)', text)
+    if not match or int(match[1]) >= int(match[2]):
+        raise UserError(f"--worker must look like '0/4' (the first of four), not {text!r}")
+    return int(match[1]), int(match[2])
+
+
+def _latents(arguments, flags):
+    import json
+
+    import tqdm
+
+    from emigm_jax.data import prepare
+    from emigm_jax.tokenizers import learned
+
+    worker = _worker(arguments.worker)
+    tokenizer = learned.load(arguments.tokenizer, arguments.compute_dtype, flags.batch_size)
+    source, rows, image_size = _rows(arguments, flags, tokenizer)
+    settings = {
+        'source': {'kind': source[0], 'fingerprint': source[1], 'pictures': len(rows)},
+        'tokenizer': {
+            'name': tokenizer.name,
+            'fingerprint': learned.fingerprint(tokenizer),
+            'channels': tokenizer.spec.channels,
+            'stride': tokenizer.spec.stride,
+            'dtype': tokenizer.config.dtype,
+        },
+        'image_size': image_size,
+        'dtype': flags.dtype,
+        'shard_rows': flags.shard_rows,
+    }
+    raw = 2 if learned.KINDS[tokenizer.name].raw == 'moments' else 1
+    numbers = (image_size // tokenizer.spec.stride) ** 2 * tokenizer.spec.channels * raw
+    gigabytes = len(rows) * 2 * numbers * (2 if flags.dtype == 'float16' else 4) / 1e9
+    print(f'{len(rows):,} pictures in {len(rows.class_names):,} classes -> {arguments.cache}, '
+          f'about {gigabytes:.3g} GB', flush=True)  # fmt: skip
+    if arguments.dry_run:
+        print(json.dumps(settings, indent=2))
+        return 0
+    mine = len(rows) if worker[1] == 1 else None
+    with tqdm.tqdm(total=mine, unit=' pictures', disable=None) as bar:
+        manifest = prepare.prepare(
+            arguments.cache, rows, settings, worker, flags.max_unreadable, bar.update
+        )
+    if manifest is None:
+        print(f'worker {worker[0]}/{worker[1]}: done; other workers have shards left to make')
+        return 0
+    print(
+        f'{manifest["count"]:,} rows in {len(manifest["shards"])} shards, '
+        f'{manifest["skipped"]} unreadable pictures (skipped.jsonl) -> {arguments.cache}'
+    )
+    return 0
+
+
+def _rows(arguments, flags, tokenizer):
+    """((kind, fingerprint) of the source, `prepare.Rows`, image size)."""
+    from emigm_jax.config import DataConfig
+    from emigm_jax.data import datasets
+    from emigm_jax.data import rows as kinds
+
+    if arguments.from_npz:
+        for name in ('image_size', 'compute_dtype'):
+            if getattr(arguments, name) is not None:
+                raise UserError(f'--{name.replace("_", "-")} does not apply to --from-npz')
+        made = kinds.OfficialFiles(arguments.from_npz, tokenizer)
+        return ('npz', made.fingerprint()), made, made.image_size(tokenizer)
+    image_size = arguments.image_size or _IMAGE_SIZE.get(tokenizer.name, 256)
+    if arguments.folder:
+        config = DataConfig('folder', arguments.folder)
+    else:
+        config = DataConfig(
+            'tfds', arguments.data_dir or '', dataset=arguments.tfds, split=flags.split
+        )
+    source = datasets.source(config)
+    return (
+        (config.name, source.fingerprint()),
+        kinds.Encoded(source, tokenizer, image_size),
+        image_size,
+    )
+
+
+def _stats(path):
+    import tqdm
+
+    from emigm_jax.data import latents, scale
+
+    found = scale.measure(
+        latents.Cache(path), lambda shards: tqdm.tqdm(shards, unit=' shards', disable=None)
+    )
+    print(f'images              {found.images:,}, every shard as its checksum says')
+    print(f'mean                {found.mean:.5f}')
+    print(f'scale (1 / std)     {found.scale:.5f} +- {found.error:.5f}')
+    print(f"tokenizer's scale   {found.constant:.5f}, {found.origin}")
+    print(f'difference          {found.scale - found.constant:+.5f}, {found.deviation:+.1f} '
+          'standard errors')  # fmt: skip
+    return 0

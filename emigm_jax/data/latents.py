@@ -1,0 +1,220 @@
+"""A cache of raw latents on disk: sharded .npy files beside a manifest that says what they are.
+
+    CACHE/manifest.json      tokenizer, source, counts, shape, dtype, checksums; written last
+    CACHE/labels.npy         (M,) int32
+    CACHE/names.txt          the source name of every row, one JSON string a line
+    CACHE/skipped.jsonl      pictures that could not be read, and why
+    CACHE/shards/00000.npy   (R, 2, h, w, c): row r as it is, and of the mirrored picture
+    CACHE/shards/00000.json  rows, labels, names and checksum of that shard
+
+Rows hold what the tokenizer's network gave (moments or latents, DESIGN: raw latents are cached,
+scale is data), so that moments are sampled afresh and scaled when they are used.
+"""
+
+import io
+import os
+import threading
+
+import numpy as np
+
+from emigm_jax import files, storage
+from emigm_jax.errors import UserError
+
+FORMAT = 1  # of the layout above
+VIEWS = 2  # as it is, mirrored
+
+
+def shard_file(number, ending='npy'):
+    """Path of a shard inside its cache."""
+    return f'shards/{number:05}.{ending}'
+
+
+class Cache:
+    """A finished cache, opened for reading rows at random from any number of threads.
+
+    Rows are read with positioned reads into the batch itself, not mapped: mapped pages would count
+    as this process's memory, and a cache is larger than that.
+
+    Raises:
+      UserError: there is no finished cache at `path`, or a shard is missing or cut short.
+    """
+
+    def __init__(self, path):
+        self.path = storage.absolute(path)
+        self.manifest = read_manifest(self.path)
+        self.labels = _labels(self.path, self.manifest)
+        self.shape = tuple(self.manifest['shape'])
+        self.dtype = np.dtype(self.manifest['dtype'])
+        self.shards = self.manifest['shards']
+        rows = np.array([shard['rows'] for shard in self.shards], np.int64)
+        self._row_bytes = int(np.prod(self.shape)) * self.dtype.itemsize
+        self._ends = np.cumsum(rows)
+        self._starts = self._ends - rows
+        # What stands before a shard's rows is the header of its .npy.
+        whole = np.array([shard['bytes'] for shard in self.shards], np.int64)
+        self._offsets = whole - rows * VIEWS * self._row_bytes
+        kind = _Bucket if files.remote(self.path) else _Disk
+        self._files = kind(self.path, self.shards)
+
+    def __len__(self):
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def take(self, indices, mirrored):
+        """Rows (B, h, w, c) of `indices` (B,), mirrored where `mirrored` (B,) says so."""
+        indices = np.asarray(indices, np.int64)
+        if len(indices) and (indices.min() < 0 or indices.max() >= len(self)):
+            raise IndexError(f'rows 0 to {len(self) - 1}, not {indices.min()}..{indices.max()}')
+        shards = np.searchsorted(self._ends, indices, side='right')
+        rows = (indices - self._starts[shards]) * VIEWS + np.asarray(mirrored, np.int64)
+        out = np.empty((len(indices), *self.shape), self.dtype)
+        with files.reported(self.path):
+            self._files.read(shards, self._offsets[shards] + rows * self._row_bytes, out)
+        return out
+
+    def shard(self, number):
+        """A whole shard (R, 2, h, w, c), checked against its checksum."""
+        check_shard(self.path, number, self.shards[number])
+        with files.reported(self.path), (self.path / shard_file(number)).open('rb') as f:
+            return np.lib.format.read_array(io.BytesIO(f.read()), allow_pickle=False)
+
+    def verify(self, progress=lambda shards: shards):
+        """Compares every shard with its checksum; `progress` wraps the iteration."""
+        for number in progress(range(len(self.shards))):
+            check_shard(self.path, number, self.shards[number])
+
+
+class _Disk:
+    """Positioned reads of local shards; a file is opened when it is first needed."""
+
+    def __init__(self, path, shards):
+        self._paths = [os.path.join(path, shard_file(n)) for n in range(len(shards))]
+        self._open, self._lock = {}, threading.Lock()
+        for file, shard in zip(self._paths, shards, strict=True):
+            if not os.path.exists(file):
+                raise UserError(f'{file}: the shard is missing; copy it again, or delete its .json '
+                                'and run `emigm prepare latents` again')  # fmt: skip
+            size = os.path.getsize(file)
+            if size != shard['bytes']:
+                raise UserError(
+                    f'{file}: has {size} bytes in place of {shard["bytes"]}; copy it again, or '
+                    'delete its .json and run `emigm prepare latents` again'
+                )
+
+    def _descriptor(self, number):
+        with self._lock:
+            if number not in self._open:
+                self._open[number] = os.open(self._paths[number], os.O_RDONLY)
+            return self._open[number]
+
+    def read(self, shards, offsets, out):
+        # In the order in which they lie on the disk.
+        whole, size = memoryview(out).cast('B'), out[0].nbytes
+        for i in np.lexsort((offsets, shards)).tolist():
+            number, place = int(shards[i]), slice(i * size, (i + 1) * size)
+            got = os.preadv(self._descriptor(number), [whole[place]], int(offsets[i]))
+            if got != size:
+                raise UserError(f'{self._paths[number]}: the shard was cut short')
+
+    def __del__(self):
+        for descriptor in self._open.values():
+            os.close(descriptor)
+
+
+class _Bucket:
+    """Ranged reads of the shards in a bucket, all rows of a batch at the same time."""
+
+    def __init__(self, path, shards):
+        import fsspec
+
+        self._system, root = fsspec.core.url_to_fs(str(path))
+        self._paths = [f'{root}/{shard_file(n)}' for n in range(len(shards))]
+
+    def read(self, shards, offsets, out):
+        rows = out.reshape(len(out), -1).view(np.uint8)
+        starts, size = offsets.tolist(), rows.shape[1]
+        parts = self._system.cat_ranges(
+            [self._paths[n] for n in shards.tolist()], starts, [s + size for s in starts],
+            on_error='raise',
+        )  # fmt: skip
+        for row, part in zip(rows, parts, strict=True):
+            if len(part) != size:
+                raise UserError('a shard was cut short')
+            row[:] = np.frombuffer(part, np.uint8)
+
+
+def read_manifest(path):
+    """The manifest of a finished cache.
+
+    Raises:
+      UserError: none there, or of a format of the future.
+    """
+    path = storage.absolute(path)
+    manifest = files.read_json(path / 'manifest.json')
+    if manifest is None:
+        hint = ('preparing it has not ended: run the same `emigm prepare latents` again'
+                if (path / 'settings.json').exists() else
+                '`emigm prepare latents` makes one')  # fmt: skip
+        raise UserError(f'{path}: holds no finished latent cache; {hint}')
+    if manifest.get('format') != FORMAT:
+        raise UserError(f'{path}: is a cache of format {manifest.get("format")!r}, this version '
+                        f'reads {FORMAT}')  # fmt: skip
+    return manifest
+
+
+def _labels(path, manifest):
+    file = path / 'labels.npy'
+    with files.reported(file):
+        try:
+            labels = np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
+        except ValueError as error:
+            raise UserError(f'{file}: is damaged ({error})') from error
+    if labels.shape != (manifest['count'],):
+        raise UserError(f'{file}: has labels {labels.shape} for {manifest["count"]} rows')
+    return labels
+
+
+def check_shard(path, number, shard):
+    """Raises UserError unless a shard has the content that its checksum says."""
+    file = path / shard_file(number)
+    if not file.exists():
+        raise UserError(f'{file}: the shard is missing')
+    if files.sha256(file) != shard['sha256']:
+        raise UserError(
+            f'{file}: the shard is corrupted (its checksum differs); copy it again, or delete it '
+            'and its .json and run `emigm prepare latents` again'
+        )
+
+
+def copied(path, target, progress=lambda shards: shards):
+    """Copies a cache to a local folder, checking every shard; what is there already is kept.
+
+    Returns:
+      `target`. Of several processes on a host one copies, the others wait.
+    """
+    import fcntl
+
+    source, target = storage.absolute(path), storage.absolute(target)
+    manifest = read_manifest(source)
+    with files.reported(target):
+        target.mkdir(parents=True, exist_ok=True)
+        with open(target / '.lock', 'w') as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            held = files.read_json(target / 'manifest.json')
+            if held == manifest:
+                return target
+            if held is not None:
+                raise UserError(f'{target}: holds another cache; delete it or choose another '
+                                'data.local_copy')  # fmt: skip
+            for number in progress(range(len(manifest['shards']))):
+                shard, file = manifest['shards'][number], target / shard_file(number)
+                if not file.exists() or file.stat().length != shard['bytes']:
+                    _copy(source / shard_file(number), file)
+                check_shard(target, number, shard)
+            for name in ('labels.npy', 'names.txt', 'manifest.json'):  # the manifest comes last
+                _copy(source / name, target / name)
+    return target
+
+
+def _copy(source, target, size=2**24):
+    with files.reported(source), source.open('rb') as f:
+        files.write(target, iter(lambda: f.read(size), b''))

@@ -1,0 +1,211 @@
+"""Makes a latent cache shard by shard; may be killed at any moment and run again.
+
+A shard covers a fixed range of source indices and appears under its name only when it is whole,
+its .json after it. So a run that is repeated skips what is finished, makes what is not, and ends
+with the same bytes as one that was never disturbed. Any number of workers may share the shards.
+"""
+
+import hashlib
+import io
+import json
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from emigm_jax import files, storage
+from emigm_jax.data import latents
+from emigm_jax.errors import UserError
+
+
+class Row(NamedTuple):
+    """One source picture as the tokenizer's network sees it."""
+
+    label: int
+    name: str
+    views: np.ndarray  # (2, h, w, c): as it is, mirrored
+
+
+class Skipped(NamedTuple):
+    """A source picture that cannot be read."""
+
+    name: str
+    reason: str
+
+
+class Rows(Protocol):
+    """What a cache is made of, in a fixed order."""
+
+    class_names: tuple
+
+    def __len__(self):
+        """How many source pictures there are, unreadable ones included."""
+
+    def rows(self, start, stop):
+        """Yields a `Row` or a `Skipped` for every index from start to stop, in order."""
+
+
+def prepare(target, rows, settings, worker=(0, 1), max_unreadable=0.001, progress=None):
+    """Makes what is missing of the cache at `target`.
+
+    Args:
+      target: folder, local or gs://; new, or holding part of the same cache.
+      rows: `Rows`.
+      settings: JSON-like dict of all that decides the content; has 'shard_rows' and 'dtype'.
+      worker: (i, n): makes the shards i, i + n, ...; whoever ends last finishes the cache.
+      max_unreadable: share of unreadable pictures above which it fails.
+      progress: called with the number of source pictures just done.
+
+    Returns:
+      The manifest, or None if other workers have shards left to make.
+
+    Raises:
+      UserError: another cache is there, too much is unreadable, or the place cannot be written.
+    """
+    target = storage.absolute(target)
+    total, size = len(rows), settings['shard_rows']
+    count = -(-total // size)
+    _check_same(target, settings)
+    report, skipped = progress or (lambda _: None), {}
+    limit = max_unreadable * total
+    for number in range(worker[0], count, worker[1]):
+        start, stop = number * size, min(total, (number + 1) * size)
+        described = _finished(target, number)
+        if described is None:
+            described = _write_shard(target, number, rows.rows(start, stop), settings, report)
+        else:
+            report(stop - start)
+        skipped.update(described['skipped'])
+        _check_readable(skipped, limit, total, max_unreadable)
+    shards = [_finished(target, number) for number in range(count)]
+    if any(shard is None for shard in shards):
+        return None
+    skipped = {name: reason for shard in shards for name, reason in shard['skipped']}
+    _check_readable(skipped, limit, total, max_unreadable)
+    return _finish(target, shards, settings, rows.class_names)
+
+
+def _check_same(target, settings):
+    """Writes settings.json, or compares with the one that is there."""
+    file = target / 'settings.json'
+    held = files.read_json(file)
+    settings = json.loads(json.dumps(settings))
+    if held is None:
+        with files.reported(target):
+            if target.exists() and any(target.iterdir()):
+                raise UserError(f'{target}: holds something else; choose another target')
+        files.write_json(file, settings)
+        return
+    for name in sorted({*held, *settings}):
+        if held.get(name) != settings.get(name):
+            raise UserError(
+                f'{target}: holds a cache with {name} = {_brief(held.get(name))}, not '
+                f'{_brief(settings.get(name))}; choose another target, or delete it'
+            )
+
+
+def _brief(value):
+    text = json.dumps(value, sort_keys=True)
+    return text if len(text) <= 120 else text[:117] + '...'
+
+
+def _finished(target, number):
+    """The description of a shard that is whole, else None."""
+    described = files.read_json(target / latents.shard_file(number, 'json'))
+    if described is None or not described['rows']:
+        return described  # a shard of nothing but unreadable pictures has no rows
+    file = target / latents.shard_file(number)
+    with files.reported(file):
+        whole = file.exists() and file.stat().length == described['bytes']
+    return described if whole else None
+
+
+def _check_readable(skipped, limit, total, share):
+    if len(skipped) > limit:
+        some = '; '.join(f'{n}: {r}' for n, r in sorted(skipped.items())[:3])
+        raise UserError(
+            f'{len(skipped)} of {total} pictures cannot be read ({some}), more than the share '
+            f'{share:g} that --max-unreadable allows'
+        )
+
+
+def _write_shard(target, number, rows, settings, report):
+    made, skipped = [], []
+    for row in rows:
+        report(1)
+        (skipped if isinstance(row, Skipped) else made).append(row)
+    described = {
+        'rows': len(made),
+        'labels': [int(row.label) for row in made],
+        'names': [row.name for row in made],
+        'skipped': [list(row) for row in skipped],
+    }
+    if made:
+        views = _converted(np.stack([row.views for row in made]), settings['dtype'], target)
+        content = io.BytesIO()
+        np.save(content, views)
+        del views, made
+        data = content.getbuffer()
+        described |= {
+            'bytes': len(data),
+            'sha256': hashlib.sha256(data).hexdigest(),
+            'shape': list(np.load(io.BytesIO(data), allow_pickle=False).shape[2:]),
+        }
+        files.write(target / latents.shard_file(number), [data])
+    files.write_json(target / latents.shard_file(number, 'json'), described)
+    return described
+
+
+def _converted(views, dtype, target):
+    with np.errstate(over='ignore'):
+        converted = views.astype(dtype)
+    if not np.isfinite(views).all():
+        raise UserError(f'{target}: the tokenizer gave numbers that are not finite')
+    if not np.isfinite(converted).all():
+        raise UserError(f'{target}: numbers up to {np.abs(views).max():.3g} do not fit {dtype}; '
+                        'use --dtype float32 and another target')  # fmt: skip
+    return converted
+
+
+def _finish(target, shards, settings, class_names):
+    """Writes labels, names and, last of all, the manifest."""
+    filled = [shard for shard in shards if shard['rows']]
+    if not filled:
+        raise UserError(f'{target}: not one picture could be read')
+    # Empty shards get a place too, so that a shard's number says where its pictures come from.
+    empty = [n for n, shard in enumerate(shards) if not shard['rows']]
+    for number in empty:
+        data = io.BytesIO()
+        np.save(data, np.zeros((0, latents.VIEWS, *filled[0]['shape']), settings['dtype']))
+        content = data.getvalue()
+        files.write(target / latents.shard_file(number), [content])
+        shards[number] |= {'bytes': len(content), 'sha256': hashlib.sha256(content).hexdigest()}
+    labels = np.concatenate([np.asarray(shard['labels'], np.int32) for shard in shards])
+    content = io.BytesIO()
+    np.save(content, labels)
+    files.write(target / 'labels.npy', [content.getvalue()])
+    names = (json.dumps(name) + '\n' for shard in shards for name in shard['names'])
+    files.write(target / 'names.txt', (name.encode() for name in names))
+    skipped = [entry for shard in shards for entry in shard['skipped']]
+    lines = (json.dumps({'name': n, 'reason': r}) + '\n' for n, r in skipped)
+    files.write(target / 'skipped.jsonl', (line.encode() for line in lines))
+    _sweep(target)
+    manifest = {
+        **settings,
+        'format': latents.FORMAT,
+        'count': len(labels),
+        'skipped': len(skipped),
+        'shape': filled[0]['shape'],
+        'class_names': list(class_names),
+        'shards': [{key: shard[key] for key in ('rows', 'bytes', 'sha256')} for shard in shards],
+    }
+    files.write_json(target / 'manifest.json', manifest)
+    return manifest
+
+
+def _sweep(target):
+    """Removes what killed processes left under temporary names."""
+    if files.remote(target):
+        return
+    for folder in (target, target / 'shards'):
+        for partial in folder.glob('.*.partial'):
+            partial.unlink(missing_ok=True)

@@ -1,0 +1,67 @@
+"""The scale of latents, recomputed from a cache: 1 / standard deviation, as MAR and eMIGM use it.
+
+The mean is not removed (MAR issues #2, #62). Moments are not sampled: with z = mean + sigma * eps
+the expectation of z^2 over eps is mean^2 + sigma^2, exactly.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from emigm_jax.tokenizers import learned
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """What the latents of a cache are like."""
+
+    scale: float  # 1 / standard deviation over images, positions, channels and both views
+    error: float  # standard error of `scale`, images taken as independent
+    mean: float  # of all latents
+    constant: float  # the tokenizer's published scale
+    origin: str  # where that comes from
+    images: int
+
+    @property
+    def deviation(self):
+        """Distance of `scale` from the published constant, in standard errors."""
+        return (self.scale - self.constant) / self.error
+
+
+def measure(cache, progress=lambda shards: shards):
+    """The `Scale` of a `latents.Cache`; every shard is checked against its checksum on the way.
+
+    With m_i and v_i the means of z and z^2 over image i, Var = mean(v) - mean(m)^2, whose standard
+    error is that of v_i - 2 mean(m) m_i (delta method), and d(Var^(-1/2)) = -Var^(-3/2) / 2 dVar.
+    """
+    kind = learned.KINDS[cache.manifest['tokenizer']['name']]
+    pairs = [_moments(cache.shard(n), kind.raw) for n in progress(range(len(cache.shards)))]
+    m, v = (np.concatenate(columns) for columns in zip(*pairs, strict=True))
+    mean, count = m.mean(), len(m)
+    variance = v.mean() - mean**2
+    # One image says nothing of how images differ.
+    spread = (v - 2.0 * mean * m).std(ddof=1) / np.sqrt(count) if count > 1 else np.inf
+    return Scale(
+        scale=float(variance**-0.5),
+        error=float(0.5 * variance**-1.5 * spread),
+        mean=float(mean),
+        constant=kind.scale,
+        origin=kind.origin,
+        images=count,
+    )
+
+
+def _moments(views, raw, rows=256):
+    """Mean of z and of z^2 for every image of (R, 2, h, w, c): two float64 arrays (R,)."""
+    first, second = np.empty(len(views)), np.empty(len(views))
+    for start in range(0, len(views), rows):  # float64 only of a few images at a time
+        part = views[start : start + rows].astype(np.float64)
+        axes = tuple(range(1, part.ndim))
+        chosen = slice(start, start + rows)
+        if raw == 'moments':
+            part, log_variance = np.split(part, 2, axis=-1)
+            sampled = np.exp(np.clip(log_variance, -30.0, 20.0)).mean(axes)
+        else:
+            sampled = 0.0
+        first[chosen], second[chosen] = part.mean(axes), np.square(part).mean(axes) + sampled
+    return first, second

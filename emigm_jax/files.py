@@ -1,0 +1,100 @@
+"""Files that are written whole or not at all, local or gs://, with failures in one line."""
+
+import contextlib
+import hashlib
+import json
+import os
+
+from emigm_jax import storage
+from emigm_jax.errors import UserError
+
+
+def remote(path):
+    """Whether `path` is not on a local disk."""
+    return '://' in str(path)
+
+
+@contextlib.contextmanager
+def reported(path):
+    """Turns failures of a file system or a bucket into one line that names `path`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        reason = error.strerror or ' '.join(str(error).split())[:160]
+        raise UserError(f'{path}: {reason}') from error
+
+
+def write(path, chunks):
+    """Writes an iterable of bytes-like chunks to `path`, whole or not at all.
+
+    Local files get a temporary name and are renamed. On gs:// an object appears when it is closed.
+
+    Raises:
+      UserError: the place cannot be written (full disk, no permission).
+    """
+    path = storage.absolute(path)
+    with reported(path):
+        if remote(path):
+            try:
+                with path.open('wb') as f:
+                    for chunk in chunks:
+                        f.write(chunk)
+            except BaseException:  # closing has made an object of what was written so far
+                path.unlink(missing_ok=True)
+                raise
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.parent / f'.{path.name}.{os.getpid()}.partial'
+        try:
+            with open(partial, 'wb') as f:
+                for chunk in chunks:
+                    f.write(chunk)
+                f.flush()
+                os.fsync(f.fileno())  # a rename must not outlive the data it names
+            os.replace(partial, path)
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(partial)
+
+
+def write_json(path, value):
+    """Writes JSON-like `value`, the same bytes for the same value."""
+    write(path, [(json.dumps(value, indent=1, sort_keys=True) + '\n').encode()])
+
+
+def read_json(path):
+    """The JSON object in `path`; None if there is no such file.
+
+    Raises:
+      UserError: it cannot be read or is no JSON object.
+    """
+    path = storage.absolute(path)
+    with reported(path):
+        if not path.exists():
+            return None
+        try:
+            value = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise UserError(f'{path}: is no JSON ({error})') from error
+    if not isinstance(value, dict):
+        raise UserError(f'{path}: is no JSON object')
+    return value
+
+
+def sha256(path, size=2**22):
+    """Hex digest of a file's content, read in pieces of `size` bytes."""
+    digest = hashlib.sha256()
+    with reported(path), storage.absolute(path).open('rb') as f:
+        while piece := f.read(size):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def text_hash(lines):
+    """Short hex digest of an iterable of strings."""
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(line.encode('utf-8', 'surrogateescape') + b'\n')
+    return digest.hexdigest()[:16]
