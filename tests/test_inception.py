@@ -267,6 +267,8 @@ def test_graph_of_tensorflow(extractor, tmp_path):
     made = inception_tables.read(tree, file)
     same(made.params, extractor.params)
     assert set(made.left_out) == {'Sub/y'}
+    file.write_bytes(file.read_bytes()[:1_000_000])
+    assert 'cannot be read as a TensorFlow graph' in checkpoint_files.complaint(file)
 
 
 def test_constants_of_graphs():

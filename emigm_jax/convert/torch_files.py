@@ -240,4 +240,5 @@ _FOREIGN = (
 def _foreign(mapping):
     head = mapping[:512]
     what = next((what for pattern, what in _FOREIGN if re.match(pattern, head)), 'of unknown kind')
-    return f'is no checkpoint but {what} (expected .pth, .ckpt, .safetensors, msgpack or pickle)'
+    known = '.pth, .ckpt, .safetensors, msgpack, pickle or a TensorFlow .pb'
+    return f'is no checkpoint but {what} (expected {known})'

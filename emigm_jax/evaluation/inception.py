@@ -173,7 +173,11 @@ class Extractor:
     params: dict
 
     def features(self, images):
-        """`Features` of uint8 (B, H, W, 3); compiles once for each shape."""
+        """`Features` of uint8 (B, H, W, 3); compiles once for each shape.
+
+        Images lie on the device of the parameters; for several devices, jit `features` with both
+        placed there.
+        """
         return _compiled(self.params, images)
 
 
