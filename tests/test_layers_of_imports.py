@@ -11,9 +11,9 @@ LEVELS = {
     'core': 1,
     'nn': 2,
     'models': 3, 'tokenizers': 3, 'images': 3, 'flops': 3,
-    'sampling': 4, 'convert': 4,
+    'sampling': 4,
     'config': 5, 'training': 5, 'data': 5, 'recipes': 6,
-    'evaluation': 6,
+    'evaluation': 6, 'convert': 6,
     'cli': 7,
 }  # fmt: skip
 FORBIDDEN = ('tensorflow', 'torch', 'clu.metric_writers')

@@ -6,18 +6,20 @@ import re
 from emigm_jax.cli.main import Parser
 from emigm_jax.errors import UserError
 
-KINDS = ('emigm', 'mar', 'kl16', 'dc_ae', 'vqgan')
+KINDS = ('emigm', 'mar', 'kl16', 'dc_ae', 'vqgan', 'inception')
 
 
 def run(argv):
     """Runs the command."""
     parser = Parser(
         'convert',
-        'Converts official eMIGM and MAR weights and the tokenizers KL-16, DC-AE and VQGAN\n'
-        '(.pth, .ckpt, .safetensors, Flax msgpack, a Hugging Face folder) without running anything '
-        'in\nthem; or exports one of our checkpoints with official names (--to safetensors).',
+        'Converts official eMIGM and MAR weights, the tokenizers KL-16, DC-AE and VQGAN, and the\n'
+        'Inception network of FID (.pth, .ckpt, .safetensors, Flax msgpack, pickle, TensorFlow\n'
+        '.pb, a Hugging Face folder) without running anything in them; or exports one of our\n'
+        'checkpoints with official names (--to safetensors).',
         'emigm convert eMIGM_large_256_checkpoint.pth emigm-l-256\n'
         '  emigm convert kl16.ckpt kl16\n'
+        '  emigm convert pt_inception-2015-12-05-6726825d.pth fid-inception\n'
         '  emigm convert emigm-l-256 emigm-l-256.safetensors --to safetensors',
     )
     parser.add_argument('source', help='file or folder to read')
@@ -85,6 +87,8 @@ def _read(arguments):
     if asked and asked != found:
         raise UserError(f'{source}: is no {arguments.kind}, its tensors are those of '
                         f'{recognise.TITLES[found]}')  # fmt: skip
+    if found == recognise.INCEPTION:
+        return _inception(arguments, tree)
     return _model(arguments, tree) if found == 'masked' else _tokenizer(arguments, tree, found)
 
 
@@ -147,9 +151,7 @@ def _tokenizer(arguments, tree, name):
     params = tokenizer_tables.params(name, config, tree, shapes, arguments.source + called)
     print(f'{arguments.source}{called}: {kind.title}, {parameter_count(params):,} numbers in '
           f'{len(kept)} tensors, stride {config.stride}')  # fmt: skip
-    for reason in sorted(set(left_out.values())):
-        count = sum(r == reason for r in left_out.values())
-        print(f'left out: {count} tensors {reason}')
+    _print_left_out(left_out)
     flat = rules.flatten(tree)
     counters = [n for n in left_out if re.fullmatch(tokenizer_tables.COUNTERS, n)]
     facts = {
@@ -160,13 +162,38 @@ def _tokenizer(arguments, tree, name):
     return lambda target: learned.save(target, name, config, params, **facts)
 
 
+def _print_left_out(left_out):
+    for reason in sorted(set(left_out.values())):
+        count = sum(r == reason for r in left_out.values())
+        print(f'left out: {count} tensors {reason}')
+
+
+def _inception(arguments, tree):
+    """Converts the network of FID, says what it is, and returns what writes it."""
+    from emigm_jax.convert import inception_tables
+    from emigm_jax.evaluation import inception
+    from emigm_jax.nn.functional import parameter_count
+
+    _refuse(arguments, ('weights', 'heads', 'null'), 'the Inception network')
+    made = inception_tables.read(tree, arguments.source)
+    print(f'{arguments.source}: Inception of FID with the names of {made.form.title}, '
+          f'{parameter_count(made.params):,} numbers')  # fmt: skip
+    _print_left_out(made.left_out)
+    facts = {
+        'source': {'file': pathlib.Path(arguments.source).name, 'form': made.form.title},
+        'counters': made.counters,
+    }
+    return lambda target: inception.save(target, made.params, **facts)
+
+
 def _export(arguments):
     import numpy as np
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     from emigm_jax import storage
-    from emigm_jax.convert import models, rules, tokenizer_tables
+    from emigm_jax.convert import inception_tables, models, rules, tokenizer_tables
+    from emigm_jax.evaluation import inception
     from emigm_jax.tokenizers import learned
     from emigm_jax.training import checkpoint
 
@@ -176,7 +203,13 @@ def _export(arguments):
     if target.exists():
         raise UserError(f'{target}: exists already; choose another target or delete it')
     _refuse(arguments, ('kind', 'heads', 'null'), 'an export')
-    if storage.is_checkpoint(arguments.source) and learned.is_tokenizer(arguments.source):
+    there = storage.is_checkpoint(arguments.source)
+    if there and inception.is_inception(arguments.source):
+        _refuse(arguments, ('weights',), 'the Inception network')
+        params, name = inception.load(arguments.source).params, ''
+        counters = storage.describe(arguments.source)[0].get('counters', {})
+        tensors = inception_tables.official(params, counters)
+    elif there and learned.is_tokenizer(arguments.source):
         _refuse(arguments, ('weights',), 'a tokenizer')
         tokenizer, name = learned.load(arguments.source), ''
         entries = tokenizer_tables.SOURCES[tokenizer.name].entries(tokenizer.config)

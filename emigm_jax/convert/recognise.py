@@ -4,7 +4,7 @@ import math
 import re
 from typing import NamedTuple
 
-from emigm_jax.convert import rules
+from emigm_jax.convert import inception_tables, rules
 from emigm_jax.errors import UserError
 from emigm_jax.models import emigm
 
@@ -22,13 +22,13 @@ MARKS = {
     'dc_ae': Mark('decoder.project_in.main.conv.weight', ('state_dict', None)),
     'vqgan': Mark('quantizer/codebook', ('params', None)),
 }
-# The network behind FID, which people keep beside these files, by a tensor of its PyTorch port.
-INCEPTION = 'Conv2d_1a_3x3.conv.weight'
-TITLES = {'masked': 'eMIGM or MAR', 'kl16': 'KL-16', 'dc_ae': 'DC-AE', 'vqgan': 'VQGAN'}
+INCEPTION = 'inception'
+TITLES = {'masked': 'eMIGM or MAR', 'kl16': 'KL-16', 'dc_ae': 'DC-AE', 'vqgan': 'VQGAN',
+          INCEPTION: 'the Inception network of FID'}  # fmt: skip
 
 
 def kind(tree, origin):
-    """A key of `MARKS` for the content of a file.
+    """A key of `TITLES` for the content of a file.
 
     Raises:
       UserError: it is nothing that can be converted.
@@ -36,11 +36,11 @@ def kind(tree, origin):
     for name, mark in MARKS.items():
         if any(mark.name in names(tree, entry) for entry in mark.entries):
             return name
-    if INCEPTION in names(tree, None):
-        raise UserError(f'{origin}: is the Inception network of FID; only models and tokenizers '
-                        'are converted')  # fmt: skip
+    if inception_tables.form(tree):
+        return INCEPTION
     some = ', '.join(map(repr, list(names(tree, None))[:4]))
-    raise UserError(f'{origin}: is neither eMIGM, MAR, KL-16, DC-AE nor VQGAN; it holds {some}')
+    raise UserError(f'{origin}: is neither eMIGM, MAR, KL-16, DC-AE, VQGAN nor the Inception '
+                    f'network of FID; it holds {some}')  # fmt: skip
 
 
 def names(tree, entry):
