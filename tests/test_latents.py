@@ -111,7 +111,7 @@ def test_a_shard_of_unreadable_pictures_only(tmp_path):
             for row, i in zip(super().rows(start, stop), range(start, stop), strict=True):
                 yield Skipped(f'{i}.png', 'torn') if 8 <= i < 16 else row
 
-    with pytest.raises(UserError, match='1[1-4] of 50 pictures cannot be read'):
+    with pytest.raises(UserError, match=r'1[1-4] of 50 pictures cannot be read'):
         prepare.prepare(tmp_path / 'strict', Torn(), SETTINGS, max_unreadable=0.2)
     manifest = prepare.prepare(tmp_path / 'c', Torn(), SETTINGS, max_unreadable=0.5)
     assert [shard['rows'] for shard in manifest['shards']][:3] == [7, 0, 7]

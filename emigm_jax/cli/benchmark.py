@@ -1,4 +1,4 @@
-"""`emigm benchmark`: speed, FLOPs, memory and compile time of training and of sampling."""
+"""`emigm benchmark`: speed, FLOPs, memory and compile time of training, sampling and data."""
 
 import json
 import pathlib
@@ -16,21 +16,41 @@ def run(argv):
         'Measures a config with random weights and data. FLOPs are counted from shapes (matrix '
         'products,\n2 per multiply-add); "of matmul peak" compares with a large matrix product '
         'timed in the same run.',
-        'emigm benchmark train --config configs/imagenet256.py:size=xs --batch-size 8',
+        'emigm benchmark train --config configs/imagenet256.py:size=xs --batch-size 8\n'
+        '  emigm benchmark data --config configs/imagenet256.py:size=xs --config.data.name=latents '
+        '--config.data.path=CACHE',
     )
-    parser.add_argument('what', choices=('train', 'sample'))
+    parser.add_argument('what', choices=('train', 'sample', 'data'))
     shared.add_config(parser)
-    parser.add_argument('--batch-size', type=int, default=8, help='images per step (8)')
-    parser.add_argument('--repeats', type=int, default=3, help='timed steps; the median counts (3)')
+    parser.add_argument('--batch-size', type=int,
+                        help="images per step (8; data: the config's)")  # fmt: skip
+    parser.add_argument('--repeats', type=int,
+                        help='timed steps, whose median counts (3); data: batches (50)')  # fmt: skip
+    parser.add_argument('--train-steps', type=int, default=0,
+                        help='data: also time so many real steps, and how long they wait')  # fmt: skip
     parser.add_argument('--json', metavar='FILE', help='write the figures there, too')
     arguments, config = shared.parse_with_config(parser, argv)
-    for name in ('batch_size', 'repeats'):
-        if getattr(arguments, name) < 1:
-            parser.error(f'--{name.replace("_", "-")} must be at least 1')
+    data = arguments.what == 'data'
+    if arguments.train_steps and not data:
+        parser.error('--train-steps goes with data')
+    if arguments.batch_size is None:
+        arguments.batch_size = config.training.batch_size if data else 8
+    if arguments.repeats is None:
+        arguments.repeats = 50 if data else 3
+    for name, low in (('batch_size', 1), ('repeats', 1), ('train_steps', 0)):
+        if getattr(arguments, name) < low:
+            parser.error(f'--{name.replace("_", "-")} must be at least {low}')
 
-    build = {'train': _train, 'sample': _sample}[arguments.what]
-    result = _measure(*build(config, arguments.batch_size), arguments.repeats)
-    result = _figures(result, config, arguments)
+    if data:
+        from emigm_jax.cli import benchmark_data
+
+        result = benchmark_data.measure(
+            config, arguments.batch_size, arguments.repeats, arguments.train_steps
+        )
+    else:
+        build = {'train': train_program, 'sample': _sample}[arguments.what]
+        result = _measure(*build(config, arguments.batch_size), arguments.repeats)
+        result = _figures(result, config, arguments)
     for key, value in result.items():
         print(f'{key:28} {value:.4g}' if isinstance(value, float) else f'{key:28} {value}')
     if arguments.json:
@@ -38,7 +58,7 @@ def run(argv):
     return 0
 
 
-def _train(config, batch):
+def train_program(config, batch):
     """(jitted step, its arguments, next arguments from a result, forward+backward FLOPs)."""
     import functools
 
