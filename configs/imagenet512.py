@@ -3,7 +3,8 @@
     emigm train --config configs/imagenet512.py:size=b --workdir WORKDIR
 
 Expected FID-50K (paper Table 3), fast setting of 16 steps: XS 4.63, S 3.65, B 2.78, L 2.19.
-Until a latent cache is given, training runs on synthetic latents.
+Training reads a latent cache with --config.data.name=latents --config.data.path=CACHE (see
+`emigm prepare`); without one it runs on synthetic latents.
 'size=b,tiny' shrinks it to a run of seconds.
 """
 

@@ -2,8 +2,9 @@
 
     emigm train --config configs/mar256.py:size=b --workdir WORKDIR
 
-Expected FID-50K with 256 steps: B 2.31, L 1.78, H 1.55. Until a latent cache is given, training
-runs on synthetic latents.
+Expected FID-50K with 256 steps: B 2.31, L 1.78, H 1.55.
+Training reads a latent cache with --config.data.name=latents --config.data.path=CACHE (see
+`emigm prepare`); without one it runs on synthetic latents.
 'size=b,tiny' shrinks it to a run of seconds.
 """
 
