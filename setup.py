@@ -40,10 +40,11 @@ setup(
         'tqdm',
     ],
     extras_require={
-        'test': ['pytest', 'ruff', 'tensorboard'],
+        'test': ['pytest', 'ruff', 'tensorboard', 'tensorflow-datasets', 'array_record'],
         'tpu': ['jax[tpu]'],
         'cuda': ['jax[cuda12]'],
         'gcs': ['etils[epath-gcs]'],
+        'tfds': ['tensorflow-datasets', 'array_record'],
     },
     entry_points={'console_scripts': ['emigm = emigm_jax.cli.main:main']},
 )

@@ -16,7 +16,7 @@ LEVELS = {
     'evaluation': 6, 'convert': 6,
     'cli': 7,
 }  # fmt: skip
-FORBIDDEN = ('tensorflow', 'torch', 'clu.metric_writers')
+FORBIDDEN = ('tensorflow.', 'torch.', 'clu.metric_writers.')
 PURE = ('core',)  # knows no Flax
 
 
@@ -42,7 +42,7 @@ def test_imports_point_downwards():
         if own == '__init__':
             continue
         for module in imports(file):
-            if module.startswith(FORBIDDEN) or (own in PURE and module.startswith('flax')):
+            if f'{module}.'.startswith(FORBIDDEN) or (own in PURE and module.startswith('flax')):
                 wrong.append(f'{relative} imports {module}')
             other = part(module)
             if other and other != own and LEVELS[other] > LEVELS[own]:

@@ -22,12 +22,12 @@ def run(argv):
     )
     parser.add_argument('what', choices=('train', 'sample', 'data'))
     shared.add_config(parser)
-    parser.add_argument('--batch-size', type=int,
-                        help="images per step (8; data: the config's)")  # fmt: skip
-    parser.add_argument('--repeats', type=int,
-                        help='timed steps, whose median counts (3); data: batches (50)')  # fmt: skip
-    parser.add_argument('--train-steps', type=int, default=0,
-                        help='data: also time so many real steps, and how long they wait')  # fmt: skip
+    for flag, default, text in (
+        ('--batch-size', None, "images per step (8; data: the config's)"),
+        ('--repeats', None, 'timed steps, whose median counts (3); data: batches (50)'),
+        ('--train-steps', 0, 'data: also time so many real steps, and how long they wait'),
+    ):
+        parser.add_argument(flag, type=int, default=default, help=text)
     parser.add_argument('--json', metavar='FILE', help='write the figures there, too')
     arguments, config = shared.parse_with_config(parser, argv)
     data = arguments.what == 'data'

@@ -1,0 +1,101 @@
+"""A folder of class folders, as ImageNet comes: CLASS/FILE.JPEG, labels in order of the names."""
+
+import os
+
+import numpy as np
+
+from emigm_jax import files, storage
+from emigm_jax.data.pictures import decode
+from emigm_jax.data.sources import Example, Unreadable
+from emigm_jax.errors import UserError
+
+ENDINGS = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.ppm', '.pgm', '.tif', '.tiff', '.gif')
+
+
+class ImageFolder:
+    """See `sources.Source`. Files below a class folder, however deep, in order of their names.
+
+    Hidden files and files with other endings are left out.
+
+    Raises:
+      UserError: no such folder, no class folders in it, or one without pictures.
+    """
+
+    def __init__(self, path):
+        self._root = storage.absolute(path)
+        with files.reported(self._root):
+            if not self._root.is_dir():
+                raise UserError(f'{path}: no such folder')
+            found = _remote(self._root) if files.remote(self._root) else _local(str(self._root))
+        if not found:
+            raise UserError(f'{path}: holds no class folders (it should hold CLASS/PICTURE.jpg)')
+        for name, pictures in found.items():
+            if not pictures:
+                raise UserError(f'{path}: the class folder {name} holds no pictures '
+                                f'({", ".join(ENDINGS)}); fill or remove it')  # fmt: skip
+        self.class_names = tuple(sorted(found))
+        self._names, self._sizes = [], []
+        labels = []
+        for label, name in enumerate(self.class_names):
+            for file, size in sorted(found[name]):
+                self._names.append(f'{name}/{file}')
+                self._sizes.append(size)
+                labels.append(label)
+        self._labels = np.array(labels, np.int32)
+
+    def __len__(self):
+        return len(self._names)
+
+    def name(self, i):
+        """'CLASS/FILE' of picture i."""
+        return self._names[i]
+
+    def example(self, i):
+        """`Example` i; raises `Unreadable`."""
+        name = self._names[i]
+        try:
+            data = (self._root / name).read_bytes()
+        except OSError as error:
+            raise Unreadable(name, error.strerror or str(error)) from error
+        return Example(decode(data, name), int(self._labels[i]), name)
+
+    def fingerprint(self):
+        """Digest of the names and sizes of all files, in order."""
+        return files.text_hash(
+            f'{name} {size}' for name, size in zip(self._names, self._sizes, strict=True)
+        )
+
+
+def _is_picture(name):
+    return not name.startswith('.') and name.lower().endswith(ENDINGS)
+
+
+def _local(root):
+    """{class: [(path below it, bytes)]}; scandir lists ImageNet in seconds."""
+    with os.scandir(root) as entries:
+        classes = [e.name for e in entries if e.is_dir() and not e.name.startswith('.')]
+    return {name: list(_below(os.path.join(root, name), '')) for name in classes}
+
+
+def _below(folder, prefix):
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir() and not entry.name.startswith('.'):
+                yield from _below(entry.path, f'{prefix}{entry.name}/')
+            elif _is_picture(entry.name) and entry.is_file():
+                yield prefix + entry.name, entry.stat().st_size
+
+
+def _remote(root):
+    """As `_local`, of a bucket: one listing of everything below the folder."""
+    import fsspec
+
+    system, place = fsspec.core.url_to_fs(str(root))
+    found = {}
+    for path, about in system.find(place, detail=True).items():
+        name, _, file = path[len(place) :].lstrip('/').partition('/')
+        if file and not name.startswith('.'):
+            pictures = found.setdefault(name, [])
+            if _is_picture(file.rsplit('/', 1)[-1]):
+                pictures.append((file, about['size']))
+    return found

@@ -1,0 +1,88 @@
+"""TFDS image-classification data sets in array_record form, read without TensorFlow.
+
+Records are decoded here, by Pillow, so that the pixels are those that a folder would give.
+"""
+
+from emigm_jax import files
+from emigm_jax.data.pictures import decode
+from emigm_jax.data.sources import Example
+from emigm_jax.errors import UserError
+
+
+class TFDS:
+    """See `sources.Source`.
+
+    Args:
+      name: of the data set, e.g. 'imagenet2012' or 'imagenet_resized/64x64:0.1.0'.
+      split: e.g. 'train', 'train[:1%]'.
+      data_dir: where data sets lie; None: where TFDS keeps them.
+
+    Raises:
+      UserError: TFDS is not installed, the data set is not there or not in array_record form, or
+        it has no pictures with labels.
+    """
+
+    def __init__(self, name, split='train', data_dir=None):
+        try:
+            import tensorflow_datasets as tfds
+            from tensorflow_datasets.core import read_only_builder
+        except ImportError as error:
+            raise UserError('reading TFDS data sets needs the extra: pip install '
+                            f"'emigm_jax[tfds]' ({error})") from error  # fmt: skip
+        place = f' --data_dir={data_dir}' if data_dir else ''
+        remedy = (f'prepare it once, with TensorFlow installed: tfds build {name}{place} '
+                  '--file_format=array_record')  # fmt: skip
+        try:
+            builder = read_only_builder.builder_from_files(name, data_dir=data_dir)
+        except Exception as error:  # TFDS has many, and they are long
+            where = f'not found in {data_dir}' if data_dir else 'not found'
+            raise UserError(f'TFDS data set {name!r}: {where}; {remedy}') from error
+        self._check_features(tfds, name, builder.info.features)
+        if not any(f.value == 'array_record' for f in builder.info.available_file_formats()):
+            raise UserError(f'TFDS data set {name!r} in {builder.data_dir}: is not in array_record '
+                            f'form; delete it and {remedy}')  # fmt: skip
+        try:
+            raw = tfds.decode.DeserializeMethod.RAW_BYTES
+            self._records = builder.as_data_source(split=split, deserialize_method=raw)
+        except Exception as error:
+            reason, splits = ' '.join(str(error).split())[:200], ', '.join(builder.info.splits)
+            raise UserError(f'TFDS data set {name!r}, split {split!r}: cannot be read ({reason}); '
+                            f'it has {splits}') from error  # fmt: skip
+        self._split = split
+        self._identity = f'{builder.info.full_name} {split}'
+        self.class_names = tuple(builder.info.features['label'].names)
+
+    @staticmethod
+    def _check_features(tfds, name, features):
+        for key, kind in (('image', tfds.features.Image), ('label', tfds.features.ClassLabel)):
+            if key not in features or not isinstance(features[key], kind):
+                raise UserError(f'TFDS data set {name!r}: has no feature {key!r} of kind '
+                                f'{kind.__name__}; it has {", ".join(features)}')  # fmt: skip
+
+    def __len__(self):
+        return len(self._records)
+
+    def name(self, i):
+        """The file name in record i, or its place in the split."""
+        return self._name(i, self._features(i))
+
+    def _features(self, i):
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        return tf_example_pb2.Example.FromString(self._records[i]).features.feature
+
+    def _name(self, i, features):
+        if 'file_name' in features:
+            return features['file_name'].bytes_list.value[0].decode('utf-8', 'replace')
+        return f'{self._split}/{i}'
+
+    def example(self, i):
+        """`Example` i; raises `sources.Unreadable`."""
+        features = self._features(i)
+        name = self._name(i, features)
+        image = decode(features['image'].bytes_list.value[0], name)
+        return Example(image, int(features['label'].int64_list.value[0]), name)
+
+    def fingerprint(self):
+        """Digest of name, version, split and count."""
+        return files.text_hash([f'{self._identity} {len(self)}'])
