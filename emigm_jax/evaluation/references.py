@@ -65,7 +65,7 @@ def read(path):
         else:
             statistics += [None, None]
     fingerprint = fingerprint_of(*statistics)
-    ours = 'fingerprint' in found
+    ours = {'fingerprint', 'count', 'source'} <= found.keys()
     if ours and str(value('fingerprint')) != fingerprint:
         raise UserError(f'{path}: its numbers do not have its fingerprint: the file was changed '
                         'or is damaged, fetch it again')  # fmt: skip
