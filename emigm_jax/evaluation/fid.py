@@ -47,8 +47,15 @@ def standard_error(features, mean, covariance, resamples=RESAMPLES, seed=0):
     The standard deviation (ddof 1) of the FIDs of `resamples` sets of N images drawn with
     replacement. Their level is of no use, as repeated images add to the bias of FID.
 
-    Args and errors as `infinite`; at least two images.
+    Args:
+      features: (N, D) of generated images.
+      mean, covariance: (D,) and (D, D) of the reference.
+
+    Raises:
+      UserError: fewer than two images.
     """
+    if len(features) < 2:
+        raise UserError(f"FID's standard error needs at least 2 images, not {len(features)}")
     rng = np.random.Generator(np.random.Philox(key=seed))
     distance = scores.frechet_distance_from(mean, covariance)
     n = len(features)

@@ -63,15 +63,21 @@ def _pair(name, found):
 def _kept(inputs):
     if inputs.features is None:
         raise UserError('the features of the generated images were not kept')
-    return inputs.features
+    return _finite('generated', inputs.features)
 
 
 def _real(inputs):
     if inputs.real_features is not None:
-        return inputs.real_features
+        return _finite('real', inputs.real_features)
     if inputs.reference.features is None:
         raise UserError('the reference has no features of real images')
-    return inputs.reference.features.read()
+    return _finite('real', inputs.reference.features.read())
+
+
+def _finite(what, features):
+    if not np.isfinite(features).all():
+        raise UserError(f'the features of {what} images are not finite')
+    return features
 
 
 # name: (how, whether it needs the features of every generated image and not only their sums)
