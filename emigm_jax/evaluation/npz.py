@@ -13,7 +13,7 @@ from emigm_jax import storage
 from emigm_jax.errors import UserError
 
 # What zipfile, zlib and numpy raise on damaged files.
-DAMAGE = (ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+DAMAGE = (ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 @contextlib.contextmanager
