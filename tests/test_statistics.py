@@ -1,6 +1,10 @@
 """Streaming sums against float64 NumPy, on one device and on eight."""
 
+import os
 import re
+import socket
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -200,3 +204,46 @@ def test_what_cannot_be_computed_says_why(some, tmp_path):
         statistics.load(tmp_path / 'else.npz')
     with pytest.raises(UserError, match='no such file'):
         statistics.load(tmp_path / 'missing.npz')
+
+
+PROCESS = """
+import sys
+import jax, numpy as np
+port, process = sys.argv[1], int(sys.argv[2])
+jax.distributed.initialize(f'127.0.0.1:{port}', 2, process)
+from emigm_jax.evaluation import scores, statistics
+
+features = np.random.Generator(np.random.Philox(key=0)).standard_normal((203, 30), np.float32)
+mesh = jax.make_mesh((4,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
+state, add = statistics.begin(mesh, {'pool': np.full(30, 0.1)}, False), statistics.adder(mesh)
+place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
+for start in range(0, 203, 16):
+    rows = statistics.fill_up({'pool': features[start : start + 16]}, 16)
+    mine = {k: x[8 * process : 8 * process + 8] for k, x in rows.items()}
+    state = add(state, {k: jax.make_array_from_process_local_data(place, x)
+                        for k, x in mine.items()})
+totals = statistics.collect(state)
+assert statistics.count(totals) == 203
+for one, two in zip(statistics.moments(totals), scores.mean_and_covariance(features)):
+    np.testing.assert_allclose(one, two, atol=1e-6)
+print('agrees')
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_with_two_devices_each():
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = str(probe.getsockname()[1])
+    flags = {'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, '-c', PROCESS, port, str(i)],
+            env={**os.environ, **flags},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    for process in processes:
+        assert 'agrees' in process.communicate(timeout=200)[0]
