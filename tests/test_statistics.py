@@ -118,6 +118,7 @@ def test_rows_of_weight_zero_may_hold_anything(some):
         statistics.collect(add(statistics.begin(mesh, SHIFTS), rows)) for rows in (clean, dirty)
     )
     assert statistics.count(two) == 50
+    np.testing.assert_array_equal(two['split_count'], np.bincount(some['split'][:50], minlength=10))
     for key in one:
         np.testing.assert_array_equal(one[key], two[key])
 
