@@ -9,6 +9,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+import threadpoolctl
 
 from emigm_jax.errors import UserError
 from emigm_jax.evaluation import inception_score, scores, statistics
@@ -45,6 +46,8 @@ def correlated(rng, count, size):
     return np.float32(0.4) + noise + np.float32(0.3) * np.roll(noise, 7, axis=1)
 
 
+# On a machine with other work the threads of OpenBLAS mostly wait for each other, in busy loops.
+@threadpoolctl.threadpool_limits.wrap(limits=1)
 def check_fid(rng, count, batch, compared):
     """Streamed moments of 2048 features, and the FID of the first `compared` of them."""
     features = correlated(rng, count, 2048)
