@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from emigm_jax.data import sources
-from emigm_jax.evaluation import scores
+from emigm_jax.errors import UserError
+from emigm_jax.evaluation import fid, kid, scores
 
 
 def spd(rng, size, rank=None):
@@ -45,6 +46,42 @@ def test_frechet_distance_of_deficient_covariances(rng):
     assert there == pytest.approx(back, rel=1e-10)
 
 
+@pytest.mark.parametrize('flat', [1, 7])
+def test_frechet_distance_of_one_deficient_covariance(rng, flat):
+    """Flat along some axes of a basis, so the roots can be written down; with one flat axis the
+    Cholesky factorisation of every other covariance succeeds, by a pivot of rounding errors."""
+    zero = np.zeros(12)
+    for _ in range(8):
+        values1, values2 = rng.uniform(0.1, 3.0, (2, 12))
+        values2[:flat] = 0.0
+        exact = np.square(np.sqrt(values1) - np.sqrt(values2)).sum()
+        basis = np.linalg.qr(rng.standard_normal((12, 12)))[0]
+        cov1, cov2 = ((basis * v) @ basis.T for v in (values1, values2))
+        assert scores.frechet_distance(zero, cov1, zero, cov2) == pytest.approx(exact, rel=1e-10)
+        assert scores.frechet_distance(zero, cov2, zero, cov1) == pytest.approx(exact, rel=1e-10)
+
+
+def test_a_constant_set_has_a_distance(rng):
+    mean, zero = rng.standard_normal(3), np.zeros(3)
+    found = scores.frechet_distance(zero, np.zeros((3, 3)), mean, 2.0 * np.eye(3))
+    assert found == pytest.approx(np.square(mean).sum() + 6.0, rel=1e-10)
+
+
+def test_mean_and_covariance_by_blocks(rng):
+    features = rng.standard_normal((9000, 5), np.float32)
+    mean, covariance = scores.mean_and_covariance(features)
+    np.testing.assert_allclose(mean, features.mean(0, dtype=np.float64), atol=1e-15)
+    exact = np.cov(features, rowvar=False, dtype=np.float64)
+    np.testing.assert_allclose(covariance, exact, atol=1e-14)
+    times = rng.integers(0, 3, 9000)
+    weighted = scores.mean_and_covariance(features, times)
+    repeated = scores.mean_and_covariance(np.repeat(features, times, axis=0))
+    for one, two in zip(weighted, repeated, strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-14)
+    with pytest.raises(UserError, match='at least 2 samples, not 1'):
+        scores.mean_and_covariance(features[:1])
+
+
 def test_precision_and_recall_of_known_sets():
     real = np.arange(10.0)[:, None]
     assert scores.precision_recall(real, real) == (1.0, 1.0)
@@ -55,6 +92,75 @@ def test_precision_and_recall_of_known_sets():
     precision, recall = scores.precision_recall(real, one_mode)
     assert precision == 1.0
     assert recall <= 0.1
+
+
+@pytest.mark.parametrize('dtype', [np.float32, np.float64])
+def test_precision_and_recall_by_blocks(rng, monkeypatch, dtype):
+    """Blocks of a few rows, some of them partial, against all distances at once by loops."""
+    real = rng.standard_normal((53, 4)).astype(dtype)
+    fake = 1.3 * rng.standard_normal((37, 4)).astype(dtype) + dtype(0.4)
+    fake[3] = real[7]  # at distance 0
+    whole = scores.precision_recall(real, fake)
+    monkeypatch.setattr(scores, '_BLOCK', 200)
+    assert scores.precision_recall(real, fake) == whole
+
+    radius = lambda rows: [sorted(np.linalg.norm(rows - x, axis=1))[3] for x in rows]
+    inside = lambda x, rows, radii: (np.linalg.norm(rows - x, axis=1) <= radii).any()
+    precision = np.mean([inside(x, real, radius(real)) for x in fake])
+    recall = np.mean([inside(x, fake, radius(fake)) for x in real])
+    assert whole == pytest.approx((precision, recall))
+    assert 0.2 < precision < 1.0 and 0.2 < recall < 1.0
+
+
+def test_precision_and_recall_of_too_few(rng):
+    with pytest.raises(UserError, match='more than 3 generated images, not 3'):
+        scores.precision_recall(rng.standard_normal((9, 2)), rng.standard_normal((3, 2)))
+
+
+def test_kernel_distance_by_loops(rng):
+    fake, real = rng.standard_normal((30, 5)) + 0.5, rng.standard_normal((40, 5))
+    kernel = lambda x, y: (sum(a * b for a, b in zip(x, y, strict=True)) / 5 + 1) ** 3
+    state, found, m = np.random.RandomState(2020), [], 8
+    for _ in range(3):
+        x, y = fake[state.choice(30, m, replace=False)], real[state.choice(40, m, replace=False)]
+        pairs = [(i, j) for i in range(m) for j in range(m)]
+        within = lambda z: sum(kernel(z[i], z[j]) for i, j in pairs if i != j) / (m * (m - 1))  # noqa: B023
+        found.append(within(x) + within(y) - 2 * sum(kernel(x[i], y[j]) for i, j in pairs) / m**2)
+    exact = np.mean(found), np.std(found)
+    assert kid.kernel_distance(fake, real, subsets=3, size=m) == pytest.approx(exact, rel=1e-10)
+    with pytest.raises(UserError, match='at least 31 generated images, not 30'):
+        kid.kernel_distance(fake, real, size=31)
+
+
+def test_kernel_distance_is_unbiased(rng):
+    same, other = rng.standard_normal((2, 2000, 6))
+    mean, spread = kid.kernel_distance(same, other, subsets=40, size=200)
+    assert abs(mean) < spread
+    assert kid.kernel_distance(same + 0.5, other, subsets=40, size=200)[0] > 5 * spread
+
+
+def test_fid_of_infinitely_many(rng):
+    """Samples of the reference itself: the distance is 0, what is measured is the bias."""
+    features, zero, one = rng.standard_normal((8000, 12)), np.zeros(12), np.eye(12)
+    biased = scores.frechet_distance(zero, one, *scores.mean_and_covariance(features[:500]))
+    found = fid.infinite(features, zero, one, smallest=500)
+    assert biased > 0.05
+    assert abs(found) < 0.1 * biased
+    with pytest.raises(UserError, match='at least 10000 images, not 8000'):
+        fid.infinite(features, zero, one)
+
+
+def test_standard_error_of_fid(rng):
+    """Against the spread of the FIDs of many independent samples."""
+    zero, one = np.zeros(3), np.eye(3)
+    samples = 1.5 * rng.standard_normal((200, 400, 3)) + 0.5
+    distances = [
+        scores.frechet_distance(zero, one, *scores.mean_and_covariance(s)) for s in samples
+    ]
+    error = fid.standard_error(samples[0], zero, one, resamples=200)
+    assert error == pytest.approx(np.std(distances, ddof=1), rel=0.3)
+    with pytest.raises(UserError, match='at least 2 images, not 1'):
+        fid.standard_error(samples[0, :1], zero, one)
 
 
 def test_nearest_neighbour_accuracy():

@@ -1,59 +1,138 @@
 """Scores that compare a set of generated samples with real ones, as feature vectors.
 
-Everything is float64 NumPy on the host. Features may be pixels (as for the digits) or a network's.
+Everything is NumPy on the host, in float64 unless said. Features may be pixels (as for the digits)
+or a network's.
 """
 
 import numpy as np
 
+from emigm_jax.errors import UserError
 
-def mean_and_covariance(features):
-    """Mean (D,) and unbiased covariance (D, D) of features (M, D)."""
-    features = np.asarray(features, np.float64)
-    return features.mean(0), np.cov(features, rowvar=False)
+_BLOCK = 2**25  # numbers in a block of distances: 128 MiB in float32
 
 
-def _root(covariance):
-    """The symmetric square root. Eigenvalues that are rounding errors count as zero: the root
-    of 1e-16 would be 1e-8."""
+def mean_and_covariance(features, weights=None):
+    """Mean (D,) and unbiased covariance (D, D) of features (M, D), in float64, by blocks.
+
+    `weights` (M,) counts every row so many times; None: once.
+
+    Raises:
+      UserError: fewer than two rows.
+    """
+    features = np.asarray(features)
+    weights = np.ones(len(features)) if weights is None else np.asarray(weights, np.float64)
+    total = weights.sum()
+    if total < 2:
+        raise UserError(f'a covariance needs at least 2 samples, not {round(total)}')
+    blocks = [slice(i, i + 4096) for i in range(0, len(features), 4096)]
+    mean = sum(weights[b] @ features[b].astype(np.float64) for b in blocks) / total
+    outer = 0.0
+    for block in blocks:
+        centred = features[block].astype(np.float64) - mean
+        outer = outer + (centred * weights[block, None]).T @ centred
+    return mean, (outer + outer.T) / (2.0 * (total - 1.0))
+
+
+def _factor(covariance):
+    """A with covariance = A A^T: the Cholesky factor, or the symmetric root if it is deficient.
+
+    Eigenvalues that are rounding errors count as zero: the root of 1e-16 would be 1e-8.
+    """
+    noise = len(covariance) * np.finfo(np.float64).eps
+    try:
+        lower = np.linalg.cholesky(covariance)  # many times as fast as eigenvectors
+        # A deficient covariance may pass by its rounding errors. No eigenvalue is below this:
+        smallest = 1.0 / np.square(np.linalg.inv(lower)).sum()
+        if smallest > noise * np.trace(covariance):
+            return lower
+    except np.linalg.LinAlgError:
+        pass  # not positive definite
     values, vectors = np.linalg.eigh(covariance)
-    noise = len(values) * np.finfo(values.dtype).eps * np.abs(values).max(initial=0.0)
-    return (vectors * np.sqrt(np.where(values > noise, values, 0.0))) @ vectors.T
+    values = np.where(values > noise * np.abs(values).max(), values, 0.0)
+    return (vectors * np.sqrt(values)) @ vectors.T
 
 
 def frechet_distance(mean1, cov1, mean2, cov2):
     """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) (Heusel et al. 2017, Eq. 6).
 
-    The trace of the root is the sum of the singular values of C1^(1/2) C2^(1/2), which stays
-    real and exact to rounding for rank-deficient covariances too.
+    With C = A A^T the trace of the root is the sum of the singular values of A1^T A2, which stays
+    real and exact to rounding for rank-deficient covariances too. The eigenvalues of C1 C2, which
+    others take the roots of, lose half of the digits there.
     """
-    trace = np.linalg.svd(_root(cov1) @ _root(cov2), compute_uv=False).sum()
-    return float(np.square(mean1 - mean2).sum() + np.trace(cov1) + np.trace(cov2) - 2.0 * trace)
+    return frechet_distance_from(mean1, cov1)(mean2, cov2)
+
+
+def frechet_distance_from(mean1, cov1):
+    """`frechet_distance` from a fixed first Gaussian to (mean, covariance)."""
+    factor1 = _factor(cov1)
+
+    def distance(mean2, cov2):
+        trace = np.linalg.svd(factor1.T @ _factor(cov2), compute_uv=False).sum()
+        shift = np.square(mean1 - mean2).sum()
+        return float(shift + np.trace(cov1) + np.trace(cov2) - 2.0 * trace)
+
+    return distance
 
 
 def squared_distances(a, b):
-    """Squared Euclidean distances (len(a), len(b))."""
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    d = np.square(a).sum(1)[:, None] + np.square(b).sum(1) - 2.0 * a @ b.T
-    return np.maximum(d, 0.0)
+    """Squared Euclidean distances (len(a), len(b)); in float32 if both are, else in float64."""
+    a, b = np.asarray(a), np.asarray(b)
+    dtype = np.float32 if a.dtype == b.dtype == np.float32 else np.float64
+    a, b = a.astype(dtype, copy=False), b.astype(dtype, copy=False)
+    d = a @ b.T
+    d *= -2.0
+    d += np.square(a).sum(1)[:, None]
+    d += np.square(b).sum(1)
+    return np.maximum(d, 0.0, out=d)
+
+
+def _distances_by_rows(a, b):
+    """Yields (slice of rows of a, their squared distances to all rows of b), memory bounded."""
+    rows = max(1, _BLOCK // len(b))
+    for start in range(0, len(a), rows):
+        block = slice(start, min(start + rows, len(a)))
+        yield block, squared_distances(a[block], b)
 
 
 def _radii(features, k):
-    """Squared distance of every row to its k-th neighbour, itself not counted."""
-    d = squared_distances(features, features)
-    np.fill_diagonal(d, np.inf)
-    return np.partition(d, k - 1, axis=1)[:, k - 1]
+    """Squared distance (M,) of every row to its k-th neighbour, itself not counted."""
+    radii = []
+    for block, d in _distances_by_rows(features, features):
+        d[np.arange(len(d)), np.arange(block.start, block.stop)] = np.inf
+        radii.append(np.partition(d, k - 1, axis=1)[:, k - 1])
+    return np.concatenate(radii)
 
 
 def precision_recall(real, fake, k=3):
     """Improved precision and recall (Kynkaanniemi et al. 2019) with k nearest neighbours.
 
     Precision: share of `fake` inside the union of balls around `real` rows that reach their k-th
-    neighbour. Recall: the same with the roles exchanged.
+    neighbour. Recall: the same with the roles exchanged. Distances of float32 features are
+    computed in float32. ADM's tool has 10,000 real and 50,000 generated images here and computes
+    in float16, so that its third decimal is its own.
+
+    Args:
+      real: (M, D) features.
+      fake: (N, D) features.
+
+    Raises:
+      UserError: not more than k rows of either.
     """
-    between = squared_distances(real, fake)
-    precision = (between <= _radii(real, k)[:, None]).any(0).mean()
-    recall = (between <= _radii(fake, k)[None]).any(1).mean()
-    return float(precision), float(recall)
+    real, fake = np.asarray(real), np.asarray(fake)
+    for what, rows in (('real', real), ('generated', fake)):
+        if len(rows) <= k:
+            raise UserError(f'precision and recall with k = {k} need more than {k} {what} images, '
+                            f'not {len(rows)}')  # fmt: skip
+    # Distances do not change, but lose fewer digits when the origin is near the data.
+    centre = real.mean(0, dtype=np.float64).astype(np.result_type(real, np.float32))
+    real, fake = real - centre, fake - centre
+    real_radii, fake_radii = _radii(real, k), _radii(fake, k)
+    inside_real = np.zeros(len(fake), bool)
+    covered = np.zeros(len(real), bool)
+    for block, d in _distances_by_rows(real, fake):
+        inside_real |= (d <= real_radii[block, None]).any(0)
+        covered[block] = (d <= fake_radii).any(1)
+    return float(inside_real.mean()), float(covered.mean())
 
 
 def nearest_neighbour_accuracy(real, real_labels, fake, fake_labels):

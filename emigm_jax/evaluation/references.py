@@ -1,0 +1,181 @@
+"""Statistics of real images to compare with, in every layout that is in use.
+
+ADM (guided-diffusion) VIRTUAL_*.npz   mu, sigma, mu_s, sigma_s, arr_0 (uint8 images)
+MAR, eMIGM, pytorch-fid, clean-fid     mu, sigma
+MeanFlow                               ref_mu, ref_sigma
+EDM2, diffuse_nnx                      pickle of {'fid': {'mu', 'sigma'}}
+torch-fidelity's cache                 .pt of {'mu', 'sigma'}
+this library                           mu, sigma, mu_s, sigma_s, features, count, source,
+                                       fingerprint
+"""
+
+import dataclasses
+import hashlib
+import pathlib
+
+import numpy as np
+
+from emigm_jax.convert import torch_files
+from emigm_jax.errors import UserError
+from emigm_jax.evaluation import npz
+
+POOL, SPATIAL = 2048, 2023
+_RENAMED = {'ref_mu': 'mu', 'ref_sigma': 'sigma'}
+_PAIRS = (('mu', 'sigma', POOL), ('mu_s', 'sigma_s', SPATIAL))
+_EXPECTED = 'expected mu and sigma (or ref_mu and ref_sigma)'
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """Statistics of real images; None where the file has none."""
+
+    mean: np.ndarray  # (2048,) float64, of the pooled Inception features
+    covariance: np.ndarray  # (2048, 2048) float64
+    name: str  # where the statistics come from
+    fingerprint: str  # of the numbers: equal for equal statistics, in whatever file
+    spatial_mean: np.ndarray | None = None  # (2023,) float64, for sFID
+    spatial_covariance: np.ndarray | None = None  # (2023, 2023) float64
+    images: npz.Rows | None = None  # (M, H, W, 3) uint8, on disk, for precision and recall
+    features: npz.Rows | None = None  # (M, 2048), on disk, for KID, precision and recall
+    count: int | None = None  # images behind the mean
+
+
+def read(path):
+    """A `Reference` from a file (npz: local or gs://; pickle: local).
+
+    Raises:
+      UserError: missing, damaged or of another kind; wrong shapes, numbers that are not finite, a
+        covariance that is none; in one line that starts with the path.
+    """
+    if npz.is_npz(path):
+        found = {_RENAMED.get(key, key): rows for key, rows in npz.members(path).items()}
+        value = lambda key: found[key].read()
+    else:
+        found = _pickled(path)
+        value = lambda key: np.asarray(found[key])
+    if not {'mu', 'sigma'} <= found.keys():
+        keys = ', '.join(ascii(key)[1:-1][:40] for key in list(found)[:8]) or 'nothing'
+        raise UserError(f'{path}: holds no reference statistics but {keys}; {_EXPECTED}: take the '
+                        'statistics that ADM, MAR or MeanFlow publish')  # fmt: skip
+
+    statistics = []
+    for mean, covariance, size in _PAIRS:
+        if mean in found and covariance in found:
+            statistics += _checked(path, mean, value(mean), covariance, value(covariance), size)
+        else:
+            statistics += [None, None]
+    fingerprint = fingerprint_of(*statistics)
+    ours = {'fingerprint', 'count', 'source'} <= found.keys()
+    if ours and str(value('fingerprint')) != fingerprint:
+        raise UserError(f'{path}: its numbers do not have its fingerprint: the file was changed '
+                        'or is damaged, fetch it again')  # fmt: skip
+    rows = {
+        key: found[key] for key in ('arr_0', 'features') if isinstance(found.get(key), npz.Rows)
+    }
+    return Reference(
+        mean=statistics[0],
+        covariance=statistics[1],
+        spatial_mean=statistics[2],
+        spatial_covariance=statistics[3],
+        images=_checked_images(path, rows.get('arr_0')),
+        features=_checked_features(path, rows.get('features')),
+        count=int(value('count')) if ours else None,
+        name=str(value('source')) if ours else pathlib.PurePath(str(path)).name,
+        fingerprint=fingerprint,
+    )
+
+
+def write(path, moments, *, source, count, spatial=None, features=None):
+    """Writes statistics as an npz file (local or gs://) that `read` and other projects take.
+
+    Args:
+      path: ends in .npz.
+      moments: mean (2048,) and covariance (2048, 2048).
+      source: what the images were and how they were prepared, in a few words.
+      count: how many there were.
+      spatial: mean (2023,) and covariance (2023, 2023) for sFID.
+      features: (M, 2048), of some or all of the images, for KID, precision and recall.
+
+    Raises:
+      UserError: a wrong shape, numbers that are not finite, or the place cannot be written.
+    """
+    arrays = dict(count=np.asarray(count), source=np.asarray(source))
+    statistics = []
+    for (mean, covariance, size), values in zip(_PAIRS, (moments, spatial), strict=True):
+        if values is None:
+            statistics += [None, None]
+            continue
+        pair = _checked(path, mean, values[0], covariance, values[1], size)
+        arrays |= {mean: pair[0], covariance: pair[1]}
+        statistics += pair
+    if features is not None:
+        _checked_features(path, features)
+        arrays['features'] = np.asarray(features)
+    npz.write(path, {**arrays, 'fingerprint': np.asarray(fingerprint_of(*statistics))})
+
+
+def fingerprint_of(*statistics):
+    """16 hexadecimal digits from the float64 numbers of means and covariances (None: left out)."""
+    digest = hashlib.sha256()
+    for array in statistics:
+        digest.update(b'' if array is None else np.ascontiguousarray(array, '<f8').tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _pickled(path):
+    """{name: array} of a pickle or a .pt file, through the reader that runs nothing."""
+    if '://' in str(path):
+        raise UserError(f'{path}: is no npz file, and pickles are read from local disks only: '
+                        'copy it here')  # fmt: skip
+    tree = torch_files.read(path)
+    if isinstance(tree, dict) and isinstance(tree.get('fid'), dict):
+        tree = tree['fid']
+    if not isinstance(tree, dict):
+        raise UserError(f'{path}: holds a {type(tree).__name__}, no statistics; {_EXPECTED}')
+    return tree
+
+
+def _checked(path, mean_name, mean, covariance_name, covariance, size):
+    """[mean, covariance] in float64, the covariance symmetric to the last bit."""
+    arrays = []
+    for name, array, shape in (
+        (mean_name, mean, (size,)),
+        (covariance_name, covariance, (size, size)),
+    ):
+        array = np.asarray(array)
+        if array.dtype.kind != 'f' or array.shape != shape:
+            raise UserError(
+                f'{path}: {name} must be real numbers of shape {shape}, not {array.dtype} '
+                f"{array.shape}: the statistics must be of FID's Inception features"
+            )
+        if not np.isfinite(array).all():
+            raise UserError(f'{path}: {name} holds NaN or infinity; compute or fetch it again')
+        arrays.append(array.astype(np.float64))
+    mean, covariance = arrays
+    scale = np.abs(covariance).max()
+    # Files in float32, or from a blocked product, are symmetric only to their rounding.
+    if np.abs(covariance - covariance.T).max() > 1e-4 * scale:
+        raise UserError(f'{path}: {covariance_name} is not symmetric, so it is no covariance; '
+                        'compute or fetch it again')  # fmt: skip
+    if np.diag(covariance).min() < -1e-6 * scale:
+        raise UserError(f'{path}: {covariance_name} has a negative variance, so it is no '
+                        'covariance; compute or fetch it again')  # fmt: skip
+    return [mean, (covariance + covariance.T) / 2]
+
+
+def _checked_images(path, images):
+    if images is not None and (
+        images.dtype != np.uint8 or len(images.shape) != 4 or images.shape[3] != 3
+    ):
+        raise UserError(f'{path}: arr_0 must be uint8 images (M, H, W, 3), not {images.dtype} '
+                        f'{images.shape}')  # fmt: skip
+    return images
+
+
+def _checked_features(path, features):
+    if features is not None and (
+        features.dtype.kind != 'f' or len(features.shape) != 2 or features.shape[1] != POOL
+    ):
+        raise UserError(f'{path}: features must be real numbers (M, {POOL}), not {features.dtype} '
+                        f'{features.shape}')  # fmt: skip
+    return features
