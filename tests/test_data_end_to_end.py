@@ -25,7 +25,8 @@ SHORT = tuple(
     f'--config.{name}'
     for name in ('model.width=16', 'model.heads=2', 'model.head_width=16', 'model.head_depth=1',
                  'model.encoder_depth=1', 'model.decoder_depth=2', 'sampling.reveal.steps=2',
-                 'sampling.solver.steps=2', 'training.batch_size=16', 'training.sample_images=4')
+                 'sampling.solver.steps=2', 'training.batch_size=16', 'training.sample_images=4',
+                 'loss.masking.groups=1')
 )  # fmt: skip
 
 
@@ -100,6 +101,7 @@ def test_pictures_to_cache_to_model_to_pictures(folder, kl16, tmp_path, capsys):
     assert 'trained on other data' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_training_on_pictures_directly(folder, kl16, tmp_path):
     common = ('--config', CONFIG, *SHORT, '--config.data.name=folder',
               f'--config.data.path={folder.path}',
@@ -113,6 +115,18 @@ def test_training_on_pictures_directly(folder, kl16, tmp_path):
     for name in ('latent', 'pixels'):
         assert all(np.isfinite(row['loss']) for row in metrics.read(tmp_path / name))
         assert list((tmp_path / name / 'samples').glob('*.png'))
+
+
+def test_pictures_are_encoded_in_the_step(folder, kl16):
+    tokenizer = learned.load(kl16, batch=3)
+    config = DataConfig('folder', str(folder.path), str(kl16), image_size=16)
+    data = datasets.Pictures(ImageFolder(folder.path), config)
+    rows = next(pipeline.host_batches(data, 5, 0, 0, 1))
+    key = jax.random.key(0)
+    got = jax.jit(data.to_tokens)(data.params, rows, key)
+    want = tokenizer.tokens(tokenizer.encode(rows['images']), key)
+    np.testing.assert_allclose(got['tokens'], want, atol=1e-4)
+    np.testing.assert_array_equal(got['labels'], rows['labels'])
 
 
 def test_rows_of_pictures(folder, capsys):

@@ -66,7 +66,7 @@ def test_settings_decide_the_image(params):
         assert float(jnp.abs(base - other).max()) > 1e-4
 
 
-@pytest.mark.parametrize('steps', [1, 3, 16, 40])
+@pytest.mark.parametrize('steps', [1, 3, 40])
 @pytest.mark.parametrize('counts', ['shared', 'per_image'])
 def test_every_token_is_drawn_once(steps, counts):
     """With one solver row and a network of zeros a token is its first noise over alpha."""
