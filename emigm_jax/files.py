@@ -83,6 +83,38 @@ def read_json(path):
     return value
 
 
+def claim(folder, settings, what):
+    """Makes `folder` that of `settings` (JSON-like), or checks that it is already.
+
+    Args:
+      folder: local or gs://.
+      settings: written to settings.json, and compared with what is there.
+      what: the folder's content, for messages.
+
+    Raises:
+      UserError: it holds something else, or `what` of other settings.
+    """
+    folder = storage.absolute(folder)
+    held, settings = read_json(folder / 'settings.json'), json.loads(json.dumps(settings))
+    if held is None:
+        with reported(folder):
+            if folder.exists() and any(not p.name.startswith('.') for p in folder.iterdir()):
+                raise UserError(f'{folder}: holds something else; choose another folder')
+        write_json(folder / 'settings.json', settings)
+        return
+    for name in sorted({*held, *settings}):
+        if held.get(name) != settings.get(name):
+            raise UserError(
+                f'{folder}: holds {what} with {name} = {_brief(held.get(name))}, not '
+                f'{_brief(settings.get(name))}; choose another folder, or delete it'
+            )
+
+
+def _brief(value):
+    text = json.dumps(value, sort_keys=True)
+    return text if len(text) <= 120 else text[:117] + '...'
+
+
 def sha256(path, size=2**22):
     """Hex digest of a file's content, read in pieces of `size` bytes."""
     digest = hashlib.sha256()

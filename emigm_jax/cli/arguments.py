@@ -126,3 +126,16 @@ def sampling_config(arguments, config):
         reveal=dataclasses.replace(config.reveal, **changes['reveal']),
         solver=dataclasses.replace(config.solver, **changes['solver']),
     )
+
+
+def preset(saved, name):
+    """The SamplingConfig of a checkpoint: its own, or that of a published preset."""
+    from emigm_jax import recipes
+
+    if name is None:
+        return saved.config.sampling
+    presets = saved.presets or recipes.sampling_of(saved.config.model)
+    if name not in presets:
+        held = f'has the presets {", ".join(presets)}' if presets else 'has no presets'
+        raise UserError(f'--preset {name}: {saved.path} {held}')
+    return presets[name]

@@ -1,6 +1,5 @@
-"""`emigm evaluate`: scores of generated images beside those of real against real."""
+"""`emigm evaluate`: FID and its kin of a checkpoint, a folder of images or an npz."""
 
-import json
 import pathlib
 import time
 
@@ -8,74 +7,214 @@ from emigm_jax.cli import arguments as shared
 from emigm_jax.cli.main import Parser
 from emigm_jax.errors import UserError
 
+METRICS = 'fid,sfid,inception_score,precision_recall,fid_infinite,fid_standard_error'
+
 
 def run(argv):
     """Runs the command."""
     parser = Parser(
         'evaluate',
-        'Scores a checkpoint against its real data in pixel space, for pixel-token data.',
-        'emigm evaluate --checkpoint runs/digits --num-images 1000 --json scores.json',
+        'Measures images against a reference: those a checkpoint makes (class-balanced, image i '
+        'from\nseed i), a folder, or an npz in the layout of ADM. The same command goes on after '
+        'an\ninterruption. Models of the digits, with no --reference, are scored in pixel space.',
+        'emigm evaluate --checkpoint emigm-l-256 --tokenizer kl16 --inception fid-inception \\\n'
+        '      --reference VIRTUAL_imagenet256_labeled.npz --num-images 50000 --compare paper\n'
+        '  emigm evaluate --images samples/ --reference ref.npz --inception fid-inception\n'
+        '  emigm evaluate --checkpoint runs/digits --num-images 1000 --json scores.json',
     )
-    parser.add_argument('--checkpoint', required=True, help='workdir or step folder')
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument('--checkpoint', help='workdir, step folder, or converted model')
+    what.add_argument('--images', metavar='FOLDER', help='of pictures of one size')
+    what.add_argument('--npz', metavar='FILE', help='with uint8 images in arr_0')
     parser.add_argument(
-        '--num-images', type=int, default=1000, help='images, class by class (1000)'
+        '--num-images',
+        type=int,
+        help='how many to generate, class by class (50000; digits: 1000)',
     )
+    parser.add_argument('--reference', help='statistics of real images: ADM, eMIGM, MAR, MeanFlow, '
+                        'pytorch-fid, EDM2, or `emigm prepare reference`')  # fmt: skip
+    parser.add_argument('--inception', help='its checkpoint, from `emigm convert`')
+    parser.add_argument('--metrics', default=METRICS, help=f'of them, or kid ({METRICS})')
+    parser.add_argument('--out', help='folder of the results and of what is saved on the way '
+                        '(evaluation)')  # fmt: skip
+    parser.add_argument('--save-npz', metavar='FILE', help='write the images there, as ADM does')
+    parser.add_argument('--compare', choices=('paper',), help="print the paper's figures beside")
+    parser.add_argument('--tokenizer', help="checkpoint of the latents' tokenizer (KL-16, DC-AE)")
+    parser.add_argument('--preset', help='published sampling settings of a model: fast or best')
+    parser.add_argument('--dtype', choices=('float32', 'bfloat16'), help='of matrix products')
     parser.add_argument('--json', metavar='FILE', help='write the scores there, too')
     shared.add_sampling(parser)
     arguments = parser.parse_args(argv)
+    for name in ('json', 'save_npz'):
+        file = getattr(arguments, name)
+        if file and '://' not in file and not pathlib.Path(file).absolute().parent.is_dir():
+            raise UserError(f'--{name.replace("_", "-")} {file}: its folder does not exist')
+    if arguments.num_images is not None and not arguments.checkpoint:
+        raise UserError('--num-images goes with --checkpoint')
+    if arguments.batch_size < 1:
+        raise UserError('--batch-size must be at least 1')
 
-    import numpy as np
+    if arguments.checkpoint and not arguments.reference:
+        from emigm_jax.cli import evaluate_digits
 
-    from emigm_jax.data import sources
-    from emigm_jax.evaluation import generate, scores
-    from emigm_jax.training import checkpoint
+        return evaluate_digits.run(arguments)
+    for name in ('reference', 'inception'):
+        if not getattr(arguments, name):
+            parser.error(f'--{name} is required')
+    return _measured(arguments)
 
-    saved = checkpoint.require(arguments.checkpoint)
-    config = shared.sampling_config(arguments, saved.config.sampling)
-    count, classes = arguments.num_images, saved.config.model.classes
-    if count < 4 or count % classes:
-        raise UserError(f'--num-images must be a multiple of the {classes} classes, not {count}')
-    if arguments.json and not pathlib.Path(arguments.json).absolute().parent.is_dir():
-        raise UserError(f'--json {arguments.json}: its folder does not exist')
-    if saved.config.data.name != 'digits':
-        raise UserError(f'{saved.path}: only models of the digits are evaluated in pixel space')
-    make = generate.from_checkpoint(saved, config, arguments.weights, arguments.batch_size)
-    source = sources.digits()
 
-    labels = np.arange(count) * classes // count  # sorted by class, image i from seed i
-    start = time.perf_counter()
-    pictures = make.images(labels, np.arange(count))
-    seconds = (time.perf_counter() - start) / count
-    flat = lambda images: images.reshape(len(images), -1) / 255.0
-    real = flat(source.images)
+def _measured(arguments):
+    import tqdm
+
+    from emigm_jax import files
+    from emigm_jax.evaluation import inception, measure, metrics, references
+    from emigm_jax.nn.functional import fingerprint
+
+    names = tuple(arguments.metrics.split(','))
+    metrics.check(names)
+    reference = references.read(arguments.reference)
+    extractor = inception.load(arguments.inception)
+    images, about = _images(arguments)
+    folder = arguments.out or 'evaluation'
+    plan = measure.Plan(names, arguments.batch_size, keep_images=bool(arguments.save_npz))
+    settings = {
+        **about,
+        'images': len(images),
+        'reference': reference.fingerprint,
+        'inception': fingerprint(extractor.params),
+        'metrics': list(names),
+        'batch_size': arguments.batch_size,
+        'kept_images': plan.keep_images,
+    }
+    shifts = {'pool': reference.mean}
+    if 'sfid' in names and reference.spatial_mean is not None:
+        shifts['spatial'] = reference.spatial_mean
+    network, start = measure.Network(extractor.params), time.perf_counter()
+    with tqdm.tqdm(total=len(images), unit=' images', disable=None) as bar:
+        totals, features = measure.totals(
+            images, folder, settings, network, shifts, plan, bar.update
+        )
+    seconds = (time.perf_counter() - start) / len(images)
+    real = None
+    if plan.keep_features and reference.features is None and reference.images is not None:
+        print(f'features of the {len(reference.images):,} images in {arguments.reference}',
+              flush=True)  # fmt: skip
+        real = measure.features(reference.images, network, arguments.batch_size)
+    print('computing the metrics', flush=True)
+    values, missing = metrics.compute(metrics.Inputs(totals, reference, features, real), names)
     result = {
-        **scores.compare(real, source.labels, flat(pictures), labels),
-        'real_halves': scores.halves(real, source.labels),
-        'images': count,
-        'step': saved.step,
-        'weights': make.weights,
-        'nfe': make.nfe,
+        **values,
+        'missing': missing,
+        'images': len(images),
+        'reference': {'name': reference.name, 'fingerprint': reference.fingerprint},
+        'settings': settings,
         'seconds_per_image': seconds,
     }
-    _print(result)
+    paper = _paper(arguments, about) if arguments.compare else {}
+    _print(result, about, paper)
+    files.write_json(pathlib.Path(folder) / 'result.json' if '://' not in folder
+                     else f'{folder}/result.json', result)  # fmt: skip
     if arguments.json:
-        pathlib.Path(arguments.json).write_text(json.dumps(result, indent=2) + '\n')
+        files.write_json(arguments.json, result)
+    if arguments.save_npz:
+        from emigm_jax.evaluation import npz
+
+        npz.write(arguments.save_npz, {'arr_0': measure.images_of(folder, len(images))})
     return 0
 
 
-_ROWS = (
-    ('accuracy', 'class accuracy (1-NN)'),
-    ('frechet_distance', 'Frechet distance (pixels)'),
-    ('precision', 'precision (k=3)'),
-    ('recall', 'recall (k=3)'),
-)
+def _images(arguments):
+    """(one of `image_sets`, JSON-like facts that decide what its images are)."""
+    from emigm_jax.evaluation import image_sets
 
+    if arguments.images:
+        made = image_sets.Folder(arguments.images)
+        return made, {'source': 'folder', 'content': made.fingerprint()}
+    if arguments.npz:
+        made = image_sets.Npz(arguments.npz)
+        return made, {'source': 'npz', 'content': made.fingerprint()}
+    import dataclasses
 
-def _print(result):
-    print(f'{"":26} {"generated":>10} {"real halves":>12}')
-    for key, title in _ROWS:
-        print(f'{title:26} {result[key]:10.3f} {result["real_halves"][key]:12.3f}')
-    print(
-        f'{result["images"]} images of step {result["step"]}, weights {result["weights"]}, '
-        f'NFE {result["nfe"]}, {result["seconds_per_image"]:.4f} s per image with compilation'
+    from emigm_jax.evaluation import generate
+    from emigm_jax.nn.functional import fingerprint
+    from emigm_jax.tokenizers import learned
+    from emigm_jax.training import checkpoint
+
+    saved = checkpoint.require(arguments.checkpoint)
+    config = shared.sampling_config(arguments, shared.preset(saved, arguments.preset))
+    count = 50_000 if arguments.num_images is None else arguments.num_images
+    if count < 2:
+        raise UserError('--num-images must be at least 2')
+    tokenizer = None
+    if arguments.tokenizer:
+        tokenizer = learned.load(arguments.tokenizer, arguments.dtype)
+    make = generate.from_checkpoint(
+        saved, config, arguments.weights, arguments.batch_size, tokenizer, arguments.dtype
     )
+    if isinstance(make.tokenizer, learned.Learned):
+        decoder = learned.fingerprint(make.tokenizer)
+    else:
+        decoder = make.tokenizer.spec.name
+    reveal = config.reveal
+    guided = reveal.guidance != 1.0
+    share = (reveal.guidance_to - reveal.guidance_from) * guided
+    facts = {
+        'source': 'checkpoint',
+        'step': saved.step,
+        'weights': make.weights,
+        'content': fingerprint(make.params),
+        'tokenizer': decoder,
+        'sampling': dataclasses.asdict(config),
+        'dtype': arguments.dtype or saved.config.model.dtype,
+        'nfe_as_the_paper_counts': f'{reveal.steps}x{1 + share:g}',
+        'nfe': make.nfe,
+    }
+    return image_sets.Generated(make, count, saved.config.model.classes), facts
+
+
+def _paper(arguments, about):
+    """{preset: row} of the paper for the checkpoint's size."""
+    from emigm_jax.evaluation import published
+    from emigm_jax.models.emigm import preset_name
+    from emigm_jax.training import checkpoint
+
+    if about['source'] != 'checkpoint':
+        raise UserError('--compare goes with --checkpoint')
+    model = checkpoint.require(arguments.checkpoint).config.model
+    found = published.rows(
+        'emigm' if model.shared_null else 'mar', *(preset_name(model) or (0, ''))
+    )
+    if not found:
+        print("the paper has no model of this checkpoint's sizes")
+    return found
+
+
+# name: (title, digits)
+_ROWS = {
+    'fid': ('FID', 3), 'fid_standard_error': ('  its standard error', 3),
+    'fid_infinite': ('  at infinitely many images', 3), 'sfid': ('sFID', 3),
+    'inception_score': ('Inception Score', 2), 'inception_score_std': ('  over its splits', 2),
+    'precision': ('precision (k=3)', 4), 'recall': ('recall (k=3)', 4), 'kid': ('KID', 6),
+    'kid_std': ('  over its subsets', 6),
+}  # fmt: skip
+
+
+def _print(result, about, paper):
+    columns = ''.join(f'{f"paper {row.nfe}":>16}' for row in paper.values())
+    print(f'{"":28}{"here":>12}{columns}')
+    for name, (title, digits) in _ROWS.items():
+        if name in result:
+            told = [getattr(row, name, None) for row in paper.values()]
+            shown = ''.join(f'{"-" if value is None else value:>16}' for value in told)
+            print(f'{title:28}{result[name]:12.{digits}f}{shown}')
+    for name, reason in result['missing'].items():
+        print(f'{name}: not computed, {reason}')
+    reference = result['reference']
+    print(f'{result["images"]:,} images against {reference["name"]} ({reference["fingerprint"]}), '
+          f'{result["seconds_per_image"]:.4f} s per image')  # fmt: skip
+    if about['source'] == 'checkpoint':
+        print(
+            f'step {about["step"]}, weights {about["weights"]}, NFE '
+            f'{about["nfe_as_the_paper_counts"]} as the paper counts, {about["nfe"]} as run'
+        )

@@ -1,4 +1,4 @@
-"""`emigm prepare`: latent caches from pictures, and the scale of their latents."""
+"""`emigm prepare`: latent caches from pictures, the scale of their latents, FID references."""
 
 import re
 
@@ -11,14 +11,22 @@ def run(argv):
     parser = Parser(
         'prepare',
         'latents: encodes pictures into a cache that training reads; run it again to go on after '
-        'an\ninterruption. stats: the scale of a cache, 1 / standard deviation, and its error.',
+        'an\ninterruption. stats: the scale of a cache, 1 / standard deviation, and its error. '
+        'reference:\nInception statistics of real pictures, for `emigm evaluate --reference`.',
         'emigm prepare latents gs://bucket/in256 --folder imagenet/train --tokenizer kl16\n'
         '  emigm prepare latents in256 --tfds imagenet2012 --data-dir tfds --tokenizer kl16\n'
         '  emigm prepare latents in256 --from-npz official_cache --tokenizer kl16\n'
-        '  emigm prepare stats in256',
+        '  emigm prepare stats in256\n'
+        '  emigm prepare reference real.npz --folder imagenet/val --image-size 256 --inception '
+        'fid-inception',
     )
-    parser.add_argument('what', choices=('latents', 'stats'))
-    parser.add_argument('cache', help='the cache, local or gs://')
+    parser.add_argument('what', choices=('latents', 'stats', 'reference'))
+    parser.add_argument('target', help='the cache, or the reference (.npz), local or gs://')
+    group = parser.add_argument_group('reference')
+    group.add_argument('--inception', help='its checkpoint, from `emigm convert`')
+    group.add_argument('--npz', metavar='FILE', help='pictures in arr_0 (else: --folder)')
+    group.add_argument('--keep-features', action='store_true',
+                       help='for precision, recall and KID (8 kB per picture)')  # fmt: skip
     group = parser.add_argument_group('latents')
     group.add_argument('--folder', help='folder of class folders of pictures')
     group.add_argument('--tfds', metavar='NAME', help='TFDS data set in array_record form')
@@ -37,9 +45,13 @@ def run(argv):
                        'counted from 0 (default: as the processes of JAX)')  # fmt: skip
     group.add_argument('--dry-run', action='store_true', help='print what would be made and stop')
     arguments = parser.parse_args(argv)
+    _check_flags(arguments)
     if arguments.what == 'stats':
-        _refuse_others(arguments)
-        return _stats(arguments.cache)
+        return _stats(arguments.target)
+    if arguments.what == 'reference':
+        from emigm_jax.cli import prepare_reference
+
+        return prepare_reference.run(parser, arguments)
     chosen = [n for n in ('folder', 'tfds', 'from_npz') if getattr(arguments, n)]
     if len(chosen) != 1:
         parser.error('latents needs one of --folder, --tfds and --from-npz')
@@ -70,10 +82,22 @@ class _Defaults:
             raise UserError('--max-unreadable is a share, from 0 to 1')
 
 
-def _refuse_others(arguments):
+# What each kind takes.
+_FLAGS = {
+    'stats': (),
+    'reference': ('inception', 'npz', 'folder', 'image_size', 'batch_size', 'keep_features'),
+    'latents': ('folder', 'tfds', 'from_npz', 'split', 'data_dir', 'tokenizer', 'image_size',
+                'dtype', 'compute_dtype', 'batch_size', 'shard_rows', 'max_unreadable', 'worker',
+                'dry_run'),
+}  # fmt: skip
+
+
+def _check_flags(arguments):
     for name, value in vars(arguments).items():
-        if name not in ('what', 'cache') and value not in (None, False):
-            raise UserError(f'--{name.replace("_", "-")} does not apply to stats')
+        if name in ('what', 'target') or value in (None, False):
+            continue
+        if name not in _FLAGS[arguments.what]:
+            raise UserError(f'--{name.replace("_", "-")} does not apply to {arguments.what}')
 
 
 def _worker(text):
@@ -114,7 +138,7 @@ def _latents(arguments, flags):
     raw = 2 if learned.KINDS[tokenizer.name].raw == 'moments' else 1
     numbers = (image_size // tokenizer.spec.stride) ** 2 * tokenizer.spec.channels * raw
     gigabytes = len(rows) * 2 * numbers * (2 if flags.dtype == 'float16' else 4) / 1e9
-    print(f'{len(rows):,} pictures in {len(rows.class_names):,} classes -> {arguments.cache}, '
+    print(f'{len(rows):,} pictures in {len(rows.class_names):,} classes -> {arguments.target}, '
           f'about {gigabytes:.3g} GB', flush=True)  # fmt: skip
     if arguments.dry_run:
         print(json.dumps(settings, indent=2))
@@ -122,14 +146,14 @@ def _latents(arguments, flags):
     mine = len(rows) if worker[1] == 1 else None
     with tqdm.tqdm(total=mine, unit=' pictures', disable=None) as bar:
         manifest = prepare.prepare(
-            arguments.cache, rows, settings, worker, flags.max_unreadable, bar.update
+            arguments.target, rows, settings, worker, flags.max_unreadable, bar.update
         )
     if manifest is None:
         print(f'worker {worker[0]}/{worker[1]}: done; other workers have shards left to make')
         return 0
     print(
         f'{manifest["count"]:,} rows in {len(manifest["shards"])} shards, '
-        f'{manifest["skipped"]} unreadable pictures (skipped.jsonl) -> {arguments.cache}'
+        f'{manifest["skipped"]} unreadable pictures (skipped.jsonl) -> {arguments.target}'
     )
     return 0
 

@@ -41,7 +41,7 @@ def run(argv):
     from emigm_jax.training import checkpoint
 
     saved = checkpoint.require(arguments.checkpoint)
-    config = shared.sampling_config(arguments, _preset(saved, arguments.preset))
+    config = shared.sampling_config(arguments, shared.preset(saved, arguments.preset))
     classes = _classes(arguments.classes, saved.config.model.classes)
     if arguments.dry_run:
         shared.print_config(config)
@@ -70,18 +70,6 @@ def run(argv):
     np.savez(out / 'samples.npz', images=pictures, labels=labels, seeds=numbers)
     print(f'{len(labels)} images, weights {make.weights}, NFE {make.nfe} -> {out}')
     return 0
-
-
-def _preset(saved, name):
-    from emigm_jax import recipes
-
-    if name is None:
-        return saved.config.sampling
-    presets = saved.presets or recipes.sampling_of(saved.config.model)
-    if name not in presets:
-        held = f'has the presets {", ".join(presets)}' if presets else 'has no presets'
-        raise UserError(f'--preset {name}: {saved.path} {held}')
-    return presets[name]
 
 
 # What papers on ImageNet show: golden retriever, otter, red panda, geyser, macaw, valley, balloon,

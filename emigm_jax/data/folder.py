@@ -66,6 +66,25 @@ class ImageFolder:
         )
 
 
+def below(root):
+    """[('PATH/FILE', bytes)] of all pictures below a folder, sorted.
+
+    Raises:
+      UserError: no such folder, or no pictures in it.
+    """
+    root = storage.absolute(root)
+    with files.reported(root):
+        if not root.is_dir():
+            raise UserError(f'{root}: no such folder')
+        if files.remote(root):
+            found = sorted(_listed(root))
+        else:
+            found = sorted(_below(str(root), ''))
+    if not found:
+        raise UserError(f'{root}: holds no pictures ({", ".join(ENDINGS)})')
+    return found
+
+
 def _is_picture(name):
     return not name.startswith('.') and name.lower().endswith(ENDINGS)
 
@@ -88,14 +107,18 @@ def _below(folder, prefix):
 
 def _remote(root):
     """As `_local`, of a bucket: one listing of everything below the folder."""
+    found = {}
+    for path, size in _listed(root):
+        name, _, file = path.partition('/')
+        if file and not name.startswith('.'):
+            found.setdefault(name, []).append((file, size))
+    return found
+
+
+def _listed(root):
     import fsspec
 
     system, place = fsspec.core.url_to_fs(str(root))
-    found = {}
     for path, about in system.find(place, detail=True).items():
-        name, _, file = path[len(place) :].lstrip('/').partition('/')
-        if file and not name.startswith('.'):
-            pictures = found.setdefault(name, [])
-            if _is_picture(file.rsplit('/', 1)[-1]):
-                pictures.append((file, about['size']))
-    return found
+        if _is_picture(path.rsplit('/', 1)[-1]):
+            yield path[len(place) :].lstrip('/'), about['size']

@@ -64,7 +64,7 @@ def prepare(target, rows, settings, worker=(0, 1), max_unreadable=0.001, progres
     target = storage.absolute(target)
     total, size = len(rows), settings['shard_rows']
     count = -(-total // size)
-    _check_same(target, settings)
+    files.claim(target, settings, 'a cache')
     report, skipped = progress or (lambda _: None), {}
     limit = max_unreadable * total
     for number in range(worker[0], count, worker[1]):
@@ -82,30 +82,6 @@ def prepare(target, rows, settings, worker=(0, 1), max_unreadable=0.001, progres
     skipped = {name: reason for shard in shards for name, reason in shard['skipped']}
     _check_readable(skipped, limit, total, max_unreadable)
     return _finish(target, shards, settings, rows.class_names)
-
-
-def _check_same(target, settings):
-    """Writes settings.json, or compares with the one that is there."""
-    file = target / 'settings.json'
-    held = files.read_json(file)
-    settings = json.loads(json.dumps(settings))
-    if held is None:
-        with files.reported(target):
-            if target.exists() and any(target.iterdir()):
-                raise UserError(f'{target}: holds something else; choose another target')
-        files.write_json(file, settings)
-        return
-    for name in sorted({*held, *settings}):
-        if held.get(name) != settings.get(name):
-            raise UserError(
-                f'{target}: holds a cache with {name} = {_brief(held.get(name))}, not '
-                f'{_brief(settings.get(name))}; choose another target, or delete it'
-            )
-
-
-def _brief(value):
-    text = json.dumps(value, sort_keys=True)
-    return text if len(text) <= 120 else text[:117] + '...'
 
 
 def _finished(target, number):

@@ -27,6 +27,10 @@ class Generator:
         """Transformer evaluations per image."""
         return self.sampler.nfe
 
+    def batch(self, labels, seeds):
+        """One batch as it is: uint8 (B, H, W, colours) of labels (B,) and seeds (B,)."""
+        return np.asarray(self.tokenizer.decode(self.sampler(self.params, labels, seeds)))
+
     def images(self, labels, seeds):
         """uint8 images (M, H, W, colours) of labels (M,) (-1: null class) and seeds (M,)."""
         labels, seeds = np.asarray(labels), np.asarray(seeds)
@@ -34,8 +38,7 @@ class Generator:
         made = []
         for start in tqdm.trange(0, len(labels), batch, desc='batches', disable=None):
             fill = lambda a, at=start: spread.fill(a[at : at + batch], batch)
-            tokens = self.sampler(self.params, fill(labels), fill(seeds))
-            made.append(np.asarray(self.tokenizer.decode(tokens)))
+            made.append(self.batch(fill(labels), fill(seeds)))
         return np.concatenate(made)[: len(labels)]
 
 

@@ -92,6 +92,12 @@ METRICS = {
 }
 
 
+def check(names):
+    """Raises UserError unless all `names` are metrics."""
+    for name in names:
+        check_choice('a metric', name, METRICS)
+
+
 def compute(inputs, names=('fid', 'sfid', 'inception_score')):
     """The metrics that are asked for.
 
@@ -106,8 +112,7 @@ def compute(inputs, names=('fid', 'sfid', 'inception_score')):
     Raises:
       UserError: an unknown metric.
     """
-    for name in names:
-        check_choice('a metric', name, METRICS)
+    check(names)
     values, missing = {}, {}
     for name in names:
         how, _ = METRICS[name]

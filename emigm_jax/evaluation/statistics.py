@@ -213,6 +213,8 @@ def moments(totals, name='pool'):
     if not (np.isfinite(s).all() and np.isfinite(outer).all()):
         raise UserError(f'the {name} features are not finite: the images or the network are broken')
     covariance = (outer - np.outer(s, s) / n) / (n - 1)
+    # A feature that hardly varies may come out negative by rounding.
+    np.fill_diagonal(covariance, np.maximum(covariance.diagonal(), 0.0))
     return totals[f'{name}{_SHIFT}'] + s / n, (covariance + covariance.T) / 2
 
 

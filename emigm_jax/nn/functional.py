@@ -5,10 +5,12 @@ definition plus a nested dict of arrays. Training, sampling, checkpoints and sha
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
 
@@ -79,3 +81,13 @@ REMAT = {
 def parameter_count(params):
     """Number of scalars in a nested dict of arrays or shapes."""
     return sum(p.size for p in jax.tree.leaves(params))
+
+
+def fingerprint(params, title=''):
+    """Short hex digest of a tree of arrays: names, shapes, dtypes and every number."""
+    digest = hashlib.sha256(title.encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        leaf = np.asarray(leaf)
+        digest.update(f'{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}\n'.encode())
+        digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))
+    return digest.hexdigest()[:16]

@@ -6,7 +6,6 @@ what the transformer sees. The scale between them is a fact about a tokenizer, w
 
 import dataclasses
 import functools
-import hashlib
 from typing import NamedTuple
 
 import jax
@@ -15,6 +14,7 @@ import numpy as np
 
 from emigm_jax import spread, storage
 from emigm_jax.errors import UserError
+from emigm_jax.nn import functional
 from emigm_jax.tokenizers import dc_ae, kl_vae, vqgan
 from emigm_jax.tokenizers.base import Spec
 
@@ -153,13 +153,7 @@ def save(path, name, config, params, **facts):
 
 def fingerprint(tokenizer):
     """Short hex digest of a `Learned`'s sizes and weights: what decides the raw latents."""
-    digest = hashlib.sha256(tokenizer.name.encode())
-    leaves = jax.tree_util.tree_leaves_with_path(tokenizer.params)
-    for path, leaf in leaves:
-        leaf = np.asarray(leaf)
-        digest.update(f'{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}\n'.encode())
-        digest.update(np.ascontiguousarray(leaf).view(np.uint8))
-    return digest.hexdigest()[:16]
+    return functional.fingerprint(tokenizer.params, tokenizer.name)
 
 
 def is_tokenizer(path):

@@ -1,0 +1,67 @@
+"""Scores of models of the digits in pixel space, beside those of real digits against real ones."""
+
+import json
+import pathlib
+import time
+
+from emigm_jax.cli import arguments as shared
+from emigm_jax.errors import UserError
+
+
+def run(arguments):
+    """Runs `emigm evaluate --checkpoint` without a reference."""
+    import numpy as np
+
+    from emigm_jax.data import sources
+    from emigm_jax.evaluation import generate, scores
+    from emigm_jax.training import checkpoint
+
+    saved = checkpoint.require(arguments.checkpoint)
+    if saved.config.data.name != 'digits':
+        raise UserError(f'{saved.path}: needs --reference and --inception (only models of the '
+                        'digits are scored in pixel space)')  # fmt: skip
+    config = shared.sampling_config(arguments, saved.config.sampling)
+    count = 1000 if arguments.num_images is None else arguments.num_images
+    classes = saved.config.model.classes
+    if count < 4 or count % classes:
+        raise UserError(f'--num-images must be a multiple of the {classes} classes, not {count}')
+    make = generate.from_checkpoint(saved, config, arguments.weights, arguments.batch_size)
+    source = sources.digits()
+
+    labels = np.arange(count) * classes // count  # sorted by class, image i from seed i
+    start = time.perf_counter()
+    pictures = make.images(labels, np.arange(count))
+    seconds = (time.perf_counter() - start) / count
+    flat = lambda images: images.reshape(len(images), -1) / 255.0
+    real = flat(source.images)
+    result = {
+        **scores.compare(real, source.labels, flat(pictures), labels),
+        'real_halves': scores.halves(real, source.labels),
+        'images': count,
+        'step': saved.step,
+        'weights': make.weights,
+        'nfe': make.nfe,
+        'seconds_per_image': seconds,
+    }
+    _print(result)
+    if arguments.json:
+        pathlib.Path(arguments.json).write_text(json.dumps(result, indent=2) + '\n')
+    return 0
+
+
+_ROWS = (
+    ('accuracy', 'class accuracy (1-NN)'),
+    ('frechet_distance', 'Frechet distance (pixels)'),
+    ('precision', 'precision (k=3)'),
+    ('recall', 'recall (k=3)'),
+)
+
+
+def _print(result):
+    print(f'{"":26} {"generated":>10} {"real halves":>12}')
+    for key, title in _ROWS:
+        print(f'{title:26} {result[key]:10.3f} {result["real_halves"][key]:12.3f}')
+    print(
+        f'{result["images"]} images of step {result["step"]}, weights {result["weights"]}, '
+        f'NFE {result["nfe"]}, {result["seconds_per_image"]:.4f} s per image with compilation'
+    )
