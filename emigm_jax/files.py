@@ -83,13 +83,14 @@ def read_json(path):
     return value
 
 
-def claim(folder, settings, what):
+def claim(folder, settings, what, write=True):
     """Makes `folder` that of `settings` (JSON-like), or checks that it is already.
 
     Args:
       folder: local or gs://.
       settings: written to settings.json, and compared with what is there.
       what: the folder's content, for messages.
+      write: False only checks.
 
     Raises:
       UserError: it holds something else, or `what` of other settings.
@@ -100,7 +101,8 @@ def claim(folder, settings, what):
         with reported(folder):
             if folder.exists() and any(not p.name.startswith('.') for p in folder.iterdir()):
                 raise UserError(f'{folder}: holds something else; choose another folder')
-        write_json(folder / 'settings.json', settings)
+        if write:
+            write_json(folder / 'settings.json', settings)
         return
     for name in sorted({*held, *settings}):
         if held.get(name) != settings.get(name):

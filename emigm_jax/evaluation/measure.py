@@ -67,7 +67,7 @@ def totals(images, folder, settings, network, shifts, plan, progress=lambda coun
       UserError: the folder belongs to another measurement, or an image cannot be read.
     """
     folder = storage.absolute(folder)
-    files.claim(folder, settings, 'the measurement')
+    files.claim(folder, settings, 'the measurement', write=False)
     count, size = len(images), spread.padded(plan.batch)
     splits = inception_score.split_of_images(count)
     step = statistics.adder(spread.mesh())
@@ -91,6 +91,7 @@ def totals(images, folder, settings, network, shifts, plan, progress=lambda coun
             progress(len(made))
         if done == first:
             raise UserError(f'only {done} of {count} images came')
+        files.claim(folder, settings, 'the measurement')
         # What is kept comes before the totals that say it is there.
         for name, arrays in (('features', kept), ('images', held)):
             if arrays:

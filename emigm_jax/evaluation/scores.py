@@ -34,7 +34,7 @@ def mean_and_covariance(features, weights=None):
 
 
 def _factor(covariance):
-    """A with covariance = A A^T: the Cholesky factor, or the symmetric root if it is deficient.
+    """A (D, r) with covariance = A A^T: the Cholesky factor, or that of its r eigenvectors.
 
     Eigenvalues that are rounding errors count as zero: the root of 1e-16 would be 1e-8.
     """
@@ -48,8 +48,8 @@ def _factor(covariance):
     except np.linalg.LinAlgError:
         pass  # not positive definite
     values, vectors = np.linalg.eigh(covariance)
-    values = np.where(values > noise * np.abs(values).max(), values, 0.0)
-    return (vectors * np.sqrt(values)) @ vectors.T
+    kept = values > noise * np.abs(values).max(initial=0.0)
+    return vectors[:, kept] * np.sqrt(values[kept])
 
 
 def frechet_distance(mean1, cov1, mean2, cov2):
