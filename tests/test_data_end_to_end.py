@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pictures import write_folder, write_tfds
 from PIL import Image
-from test_convert import small
+from small_tokenizers import small
 
 from emigm_jax.cli import main
 from emigm_jax.config import DataConfig
