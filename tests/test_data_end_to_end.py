@@ -211,6 +211,8 @@ def test_dc_ae_files_were_scaled(tmp_path):
          "must look like '0/4'"),
         (('latents', 'x', '--folder', 'FOLDER', '--tokenizer', 'KL16', '--shard-rows', '0'),
          '--shard-rows must be at least 1'),
+        (('latents', 'x', '--folder', 'FOLDER', '--tokenizer', 'KL16', '--image-size', '0'),
+         '--image-size must be at least 1'),
         (('latents', 'x', '--folder', 'FOLDER', '--tokenizer', 'KL16', '--image-size', '32'),
          'more than the share 0.001'),
         (('stats', 'nowhere'), 'no finished latent cache'),

@@ -23,11 +23,23 @@ class Numbered:
         return {'tokens': np.stack([indices, mirrored], 1)}
 
 
-def stream(hosts, start=0, stop=30, batch=20, examples=200):
+class NumberedPictures:
+    """The same, row by row, as pictures are read."""
+
+    flip = True
+
+    def __init__(self, examples):
+        self.examples = examples
+
+    def row(self, index, mirrored):
+        return {'tokens': np.array([index, mirrored])}
+
+
+def stream(hosts, start=0, stop=30, batch=20, examples=200, kind=Numbered):
     """(rows, 2) of steps start to stop, as one host would see them."""
     parts = [
         [b['tokens'] for b in
-         pipeline.host_batches(Numbered(examples), batch, 5, start, stop, (host, hosts))]
+         pipeline.host_batches(kind(examples), batch, 5, start, stop, (host, hosts))]
         for host in range(hosts)
     ]  # fmt: skip
     return np.concatenate([np.concatenate(step) for step in zip(*parts, strict=True)])
@@ -42,12 +54,21 @@ def test_every_index_once_an_epoch_on_any_number_of_hosts():
     for epoch in range(3):
         np.testing.assert_array_equal(np.sort(one[epoch * 200 : (epoch + 1) * 200, 0]), range(200))
     assert 0.4 < one[:, 1].mean() < 0.6
+    with pytest.raises(UserError, match='batch_size = 20 is no multiple of the 3 hosts'):
+        stream(3)
+
+
+def test_pictures_come_in_the_same_order():
+    one = stream(1)
+    for hosts in (1, 2, 4):
+        np.testing.assert_array_equal(stream(hosts, kind=NumberedPictures), one)
+    np.testing.assert_array_equal(stream(2, 7, kind=NumberedPictures), one[140:])
 
 
 def test_resuming_continues_the_sequence():
     one = stream(1)
-    for start in (1, 7, 10, 29):
-        np.testing.assert_array_equal(stream(2, start), one[start * 20 :])
+    for start in range(1, 30):
+        np.testing.assert_array_equal(stream((1, 2, 4)[start % 3], start), one[start * 20 :])
     # Epochs that end inside a batch.
     whole = stream(1, examples=33)
     np.testing.assert_array_equal(stream(4, 11, examples=33), whole[220:])

@@ -1,7 +1,5 @@
 """`emigm benchmark`: speed, FLOPs, memory and compile time of training, sampling and data."""
 
-import json
-import pathlib
 import statistics
 import time
 
@@ -51,10 +49,12 @@ def run(argv):
         build = {'train': train_program, 'sample': _sample}[arguments.what]
         result = _measure(*build(config, arguments.batch_size), arguments.repeats)
         result = _figures(result, config, arguments)
+    from emigm_jax import files
+
     for key, value in result.items():
         print(f'{key:28} {value:.4g}' if isinstance(value, float) else f'{key:28} {value}')
     if arguments.json:
-        pathlib.Path(arguments.json).write_text(json.dumps(result, indent=2) + '\n')
+        files.write_json(arguments.json, result)
     return 0
 
 

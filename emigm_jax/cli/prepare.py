@@ -75,9 +75,6 @@ class _Defaults:
         for name, value in _DEFAULTS.items():
             given = getattr(arguments, name)
             setattr(self, name, value if given is None else given)
-        for name in ('batch_size', 'shard_rows'):
-            if getattr(self, name) < 1:
-                raise UserError(f'--{name.replace("_", "-")} must be at least 1')
         if not 0.0 <= self.max_unreadable <= 1.0:
             raise UserError('--max-unreadable is a share, from 0 to 1')
 
@@ -93,6 +90,10 @@ _FLAGS = {
 
 
 def _check_flags(arguments):
+    for name in ('batch_size', 'shard_rows', 'image_size'):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise UserError(f'--{name.replace("_", "-")} must be at least 1')
     for name, value in vars(arguments).items():
         if name in ('what', 'target') or value in (None, False):
             continue

@@ -12,6 +12,8 @@ import grain
 import jax
 import numpy as np
 
+from emigm_jax.errors import UserError
+
 _DATA = 0x64617461  # separates the keys of data from those of masks and noise
 READERS, AHEAD = 2, 4  # of whole batches
 DECODERS, PICTURES_AHEAD = 16, 512  # of single pictures
@@ -25,9 +27,12 @@ def batches(data, batch, seed, start, stop, host=(0, 1)):
 
     Args:
       data: one of `datasets`.
-      batch: images per step over all hosts.
+      batch: images per step over all hosts; their count must divide it.
       seed: of order, mirroring and moments.
       host: (index, count); this host's share of each batch.
+
+    Raises:
+      UserError: the batch cannot be shared out evenly.
     """
     # Only data that are not tokens yet have something to do on the device.
     make = jax.jit(data.to_tokens) if hasattr(data, 'to_tokens') else _as_they_are
@@ -47,6 +52,8 @@ def _as_they_are(params, rows, key):
 
 def host_batches(data, batch, seed, start, stop, host=(0, 1)):
     """As `batches`, as NumPy arrays before anything happens on the device."""
+    if batch % host[1]:
+        raise UserError(f'training.batch_size = {batch} is no multiple of the {host[1]} hosts')
     share = batch // host[1]
     if hasattr(data, 'row'):  # pictures: decoding takes the time, so every row is a task
 
