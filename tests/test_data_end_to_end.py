@@ -1,8 +1,13 @@
 """From a folder of real picture files, or a TFDS data set, to a cache, a model and pictures."""
 
 import json
+import os
 import pathlib
+import random
 import re
+import subprocess
+import sys
+import time
 
 import jax
 import numpy as np
@@ -10,6 +15,7 @@ import pytest
 from pictures import write_folder, write_tfds
 from PIL import Image
 from small_tokenizers import small
+from test_latents import contents
 
 from emigm_jax.cli import main
 from emigm_jax.config import DataConfig
@@ -47,9 +53,11 @@ def run(*command):
     assert main.main(list(map(str, command))) == 0
 
 
+ALL_FLAGS = ('--image-size', '16', '--batch-size', '8', '--max-unreadable', '0.05')
+
+
 def prepare(cache, *flags):
-    run('prepare', 'latents', cache, '--image-size', '16', '--batch-size', '8',
-        '--shard-rows', '64', '--max-unreadable', '0.05', *flags)  # fmt: skip
+    run('prepare', 'latents', cache, *ALL_FLAGS, '--shard-rows', '64', *flags)
 
 
 def test_pictures_to_cache_to_model_to_pictures(folder, kl16, tmp_path, capsys):
@@ -99,6 +107,33 @@ def test_pictures_to_cache_to_model_to_pictures(folder, kl16, tmp_path, capsys):
     command = ('train', *tiny, f'--config.data.path={other}', *more)
     assert main.main(list(map(str, command))) == 2
     assert 'trained on other data' in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_ten_kills(folder, kl16, tmp_path):
+    """kill -9 at ten random moments of the command, each before its end; the bytes are the same."""
+    flags = (*ALL_FLAGS, '--shard-rows', '2', '--folder', folder.path, '--tokenizer', kl16)
+    whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+    program = [sys.executable, '-m', 'emigm_jax.cli.main', 'prepare', 'latents']
+    one_device = {**os.environ, 'XLA_FLAGS': ''}
+
+    def start(target):
+        return subprocess.Popen([*program, *map(str, (target, *flags))], env=one_device)
+
+    assert start(whole).wait() == 0
+    moments = random.Random(0)
+    for _ in range(10):
+        process, before = start(killed), set(killed.rglob('*'))
+        new = moments.randrange(5)  # files written by then; 0: while it starts
+        while len(set(killed.rglob('*')) - before) < new and process.poll() is None:
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0.0, 0.02 if new else 3.0))
+        assert process.poll() is None
+        process.kill()
+        process.wait()
+        assert not (killed / 'manifest.json').exists()
+    assert start(killed).wait() == 0
+    assert contents(killed) == contents(whole)
 
 
 @pytest.mark.slow

@@ -4,10 +4,6 @@ import errno
 import hashlib
 import os
 import pathlib
-import random
-import signal
-import subprocess
-import sys
 import threading
 import time
 
@@ -153,38 +149,6 @@ def test_a_write_that_fails_loses_nothing(tmp_path, monkeypatch, fails_at):
     assert len(again.asked) == max(
         0, 7 - max(0, fails_at - 2) // 2
     )  # finished shards are not made again
-
-
-# Rows with a pause, so that a kill finds the writing under way.
-SLOW = """
-import sys
-sys.path.insert(0, sys.argv[2])
-import test_latents
-test_latents.make(sys.argv[1], test_latents.Made(pause=0.01))
-"""
-
-
-@pytest.mark.slow
-def test_ten_kills(tmp_path):
-    make(tmp_path / 'undisturbed')
-    command = [
-        sys.executable,
-        '-c',
-        SLOW,
-        str(tmp_path / 'killed'),
-        str(pathlib.Path(__file__).parent),
-    ]
-    settings, random_ = tmp_path / 'killed/settings.json', random.Random(0)
-    for _ in range(10):
-        process = subprocess.Popen(command)
-        # From its first writing on, or, the second time on, from its start.
-        while not settings.exists() and process.poll() is None:
-            time.sleep(0.01)
-        time.sleep(random_.uniform(0.0, 5.0))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    subprocess.run(command, check=True)
-    assert contents(tmp_path / 'killed') == contents(tmp_path / 'undisturbed')
 
 
 def test_bad_caches(tmp_path):
