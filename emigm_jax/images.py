@@ -26,14 +26,10 @@ def _picture(image):
 
 
 def save(path, image):
-    """Writes one uint8 image (H, W, 1 or 3) as PNG to `path`, local or gs://.
-
-    Raises:
-      UserError: the place cannot be written.
-    """
+    """Writes one uint8 image (H, W, 1 or 3) as PNG to `path`, local or gs://."""
     content = io.BytesIO()
     _picture(np.asarray(image)).save(content, 'PNG')
-    files.write(path, [content.getbuffer()])
+    files.write(path, [content.getvalue()])
 
 
 def grid(images, columns, gap=2, background=96):

@@ -5,6 +5,7 @@ import os
 import pathlib
 import random
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -109,21 +110,32 @@ def test_pictures_to_cache_to_model_to_pictures(folder, kl16, tmp_path, capsys):
     assert 'trained on other data' in capsys.readouterr().err
 
 
+def started(*flags):
+    """`emigm prepare latents` in a process of its own, with one device."""
+    command = [sys.executable, '-m', 'emigm_jax.cli.main', 'prepare', 'latents', *map(str, flags)]
+    return subprocess.Popen(command, env={**os.environ, 'XLA_FLAGS': ''})
+
+
+@pytest.mark.slow
+def test_two_processes(folder, kl16, tmp_path):
+    flags = (*ALL_FLAGS, '--shard-rows', '16', '--folder', folder.path, '--tokenizer', kl16)
+    one = started(tmp_path / 'one', *flags)
+    with socket.create_server(('127.0.0.1', 0)) as free:
+        together = ('--coordinator', f'127.0.0.1:{free.getsockname()[1]}', '--num-processes', '2')
+    two = [started(tmp_path / 'two', *flags, *together, '--process-id', i) for i in (0, 1)]
+    assert [process.wait(300) for process in (one, *two)] == [0, 0, 0]
+    assert contents(tmp_path / 'two') == contents(tmp_path / 'one')
+
+
 @pytest.mark.slow
 def test_ten_kills(folder, kl16, tmp_path):
     """kill -9 at ten random moments of the command, each before its end; the bytes are the same."""
     flags = (*ALL_FLAGS, '--shard-rows', '2', '--folder', folder.path, '--tokenizer', kl16)
     whole, killed = tmp_path / 'whole', tmp_path / 'killed'
-    program = [sys.executable, '-m', 'emigm_jax.cli.main', 'prepare', 'latents']
-    one_device = {**os.environ, 'XLA_FLAGS': ''}
-
-    def start(target):
-        return subprocess.Popen([*program, *map(str, (target, *flags))], env=one_device)
-
-    assert start(whole).wait() == 0
+    assert started(whole, *flags).wait() == 0
     moments = random.Random(0)
     for _ in range(10):
-        process, before = start(killed), set(killed.rglob('*'))
+        process, before = started(killed, *flags), set(killed.rglob('*'))
         new = moments.randrange(5)  # files written by then; 0: while it starts
         while len(set(killed.rglob('*')) - before) < new and process.poll() is None:
             time.sleep(0.001)
@@ -132,7 +144,7 @@ def test_ten_kills(folder, kl16, tmp_path):
         process.kill()
         process.wait()
         assert not (killed / 'manifest.json').exists()
-    assert start(killed).wait() == 0
+    assert started(killed, *flags).wait() == 0
     assert contents(killed) == contents(whole)
 
 

@@ -1,5 +1,7 @@
 """`emigm sample`: images of given classes and seeds from a checkpoint."""
 
+import pathlib
+
 from emigm_jax.cli import arguments as shared
 from emigm_jax.cli.main import Parser
 from emigm_jax.errors import UserError
@@ -22,9 +24,7 @@ def run(argv):
         help="'3', '1,5', '0-9', all, or none (null); default: all, or eight of many",
     )
     parser.add_argument('--seeds', default='0-7', help="image numbers, '0-15' (default 0-7)")
-    parser.add_argument(
-        '--out', default='samples', help='folder to write to, local or gs:// (samples)'
-    )
+    parser.add_argument('--out', default='samples', help='folder to write to (samples)')
     parser.add_argument('--tokenizer', help="checkpoint of the latents' tokenizer (KL-16, DC-AE)")
     parser.add_argument('--preset', help='published sampling settings of a model: fast or best')
     parser.add_argument('--dtype', choices=('float32', 'bfloat16'), help='of matrix products')
@@ -35,8 +35,8 @@ def run(argv):
 
     import numpy as np
 
-    from emigm_jax import files, images, storage
-    from emigm_jax.evaluation import class_names, generate, npz
+    from emigm_jax import images
+    from emigm_jax.evaluation import class_names, generate
     from emigm_jax.tokenizers import learned
     from emigm_jax.training import checkpoint
 
@@ -52,9 +52,11 @@ def run(argv):
     make = generate.from_checkpoint(
         saved, config, arguments.weights, arguments.batch_size, tokenizer, arguments.dtype
     )
-    out = storage.absolute(arguments.out)
-    with files.reported(f'--out {arguments.out}'):  # before the work, not after it
+    out = pathlib.Path(arguments.out)
+    try:
         out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'--out {out}: cannot write there ({error.strerror})') from error
 
     labels, numbers = np.repeat(classes, len(seeds)), np.tile(seeds, len(classes))
     pictures = make.images(labels, numbers)
@@ -65,8 +67,8 @@ def run(argv):
     grid = images.grid(images.upscaled(pictures), len(seeds))
     titles = class_names.titles(classes, saved.config.model.classes)
     images.save(out / 'grid.png', images.labelled(grid, titles))
-    npz.write(out / 'samples.npz', dict(images=pictures, labels=labels, seeds=numbers))
-    print(f'{len(labels)} images, weights {make.weights}, NFE {make.nfe} -> {arguments.out}')
+    np.savez(out / 'samples.npz', images=pictures, labels=labels, seeds=numbers)
+    print(f'{len(labels)} images, weights {make.weights}, NFE {make.nfe} -> {out}')
     return 0
 
 
