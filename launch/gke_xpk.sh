@@ -71,7 +71,10 @@ if [[ $verb == run && ${COMMAND[*]} == *$'\n'* ]]; then fail 'the command must f
 
 if [[ $verb == build || $verb == run ]]; then require IMAGE us-docker.pkg.dev/PROJECT/REPOSITORY/emigm; fi
 if [[ $verb == run ]]; then require TPU_TYPE v5litepod-16; fi
-if [[ $verb != build ]]; then require CLUSTER tpus && require ZONE us-central1-a; fi
+if [[ $verb != build ]]; then
+  require CLUSTER tpus
+  require ZONE us-central1-a
+fi
 one_of PRIORITY very-low low medium high very-high
 whole SLICES 1
 whole RESTARTS 0

@@ -32,7 +32,7 @@ case ${1:-} in
     # The image's own Python is older than we need. uv brings one.
     PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user uv
     python3 -m uv venv --quiet --allow-existing --python 3.12 "$ENVIRONMENT"
-    python3 -m uv pip install --quiet --python "$ENVIRONMENT/bin/python" "${CODE}[tpu,gcs]"
+    python3 -m uv pip install --quiet --python "$ENVIRONMENT/bin/python" --editable "${CODE}[tpu,gcs]"
     exit
     ;;
 esac
