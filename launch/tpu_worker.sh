@@ -58,12 +58,9 @@ case $1 in
     flock 9
     trap : TERM HUP # a machine that goes down tells everybody: stay to see how the command ends
     cd "$CODE"
-    PATH=$ENVIRONMENT/bin:$PATH "${@:2}" 9>&- &
-    pid=$!
-    echo "$pid" > "$RUN/pid"
-    while kill -0 "$pid" 2> /dev/null; do wait "$pid" || true; done # a signal ends a wait early
     code=0
-    wait "$pid" || code=$?
+    # shellcheck disable=SC2016 # for the inner shell, which becomes the command
+    PATH=$ENVIRONMENT/bin:$PATH bash -c 'echo "$$" > "$0"; exec "$@"' "$RUN/pid" "${@:2}" 9>&- || code=$?
     echo "$code" > "$RUN/exit.new"
     mv "$RUN/exit.new" "$RUN/exit"
     ;;
