@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,8 @@ def desk(tmp_path):
 
 # What process I does at its n-th start: SCRIPT is a table of I -> words, the last one stays.
 #   CODE: ends with it    wait: ends with 75 at SIGTERM, with 130 at SIGINT
-#   deaf: takes no notice of SIGTERM    lost: ends with 75 half a second later
+#   deaf: takes no notice of SIGTERM    lost: ends with 75 a little later
+# Nobody does anything before all have started.
 PROGRAM = """
 import json, os, pathlib, signal, sys, time
 mine = sys.argv[sys.argv.index('--process-id') + 1]
@@ -35,8 +37,13 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN if word == 'deaf' else end)
 signal.signal(signal.SIGINT, end)
 print('start', n, *sys.argv[1:], flush=True)
 print('to stderr', file=sys.stderr, flush=True)
+def here(process):
+    return pathlib.Path(os.environ['HOME'], f'here{process}-{n}')
+here(mine).touch()
+while not all(here(process).exists() for process in json.loads(os.environ['SCRIPT'])):
+    time.sleep(0.01)
 if word == 'lost':
-    time.sleep(0.5)
+    time.sleep(0.2)
     sys.exit(75)
 if word in ('wait', 'deaf'):
     time.sleep(60)
@@ -94,12 +101,15 @@ def test_one_fails_and_the_others_do_not_listen(local):
 
 
 def test_a_failure_counts_more_than_those_that_lost_it(local):
-    assert local([['lost'], ['1']]).code == 1
-    assert local([['75'], ['wait'], ['lost']], GRACE='1', RESTARTS='0').code == 75
+    assert local([['lost'], ['1']], RESTARTS='0').code == 1
+
+
+def test_ending_those_that_hang_is_no_failure(local):
+    assert local([['75'], ['deaf'], ['lost']], GRACE='1', RESTARTS='0').code == 75
 
 
 def test_75_starts_all_again(local):
-    ran = local([['75', '75', '0'], ['lost', 'wait', '0']], GRACE='1')
+    ran = local([['75', '75', '0'], ['lost', 'wait', '0']], GRACE='2')
     assert ran.code == 0
     assert starts(ran) == [f'[{i}] start {n}' for i in range(2) for n in range(3)]
     assert 'restart 2 of 3' in ran.err
@@ -134,6 +144,17 @@ def test_signals_reach_all_once_and_nothing_is_restarted(local, desk, number, co
     assert process.returncode == code
     assert sorted(out.split()) == sorted(['[0]', number.name, '[1]', number.name])
     assert 'restart' not in err
+
+
+def test_the_last_lines_are_printed_before_it_ends(local, desk, tmp_path):
+    slow = tmp_path / 'bin' / 'sed'
+    slow.write_text(f'#!/bin/bash\nsleep 0.5\nexec {shutil.which("sed")} "$@"\n')
+    slow.chmod(0o755)
+    with (tmp_path / 'out').open('w') as out:
+        command = [str(LAUNCH / 'local.sh'), '1', '--', 'bash', '-c', 'echo last; exit 3']
+        done = subprocess.run(command, env=desk.environment, stdout=out, stderr=subprocess.DEVNULL)
+        assert done.returncode == 3
+    assert (tmp_path / 'out').read_text() == '[0] last\n'
 
 
 def test_what_a_process_leaves_behind_is_ended(local, desk, tmp_path):
