@@ -1,7 +1,9 @@
 """What holds for every launcher, and those of GKE, Slurm and the container."""
 
+import math
 import pathlib
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -290,3 +292,38 @@ def test_dockerfile_agrees_with_the_package():
     # setup.py reads files beside it: they must be there.
     read = set(re.findall(r"HERE / '([^']+)'", setup))
     assert {name.split('/')[0] for name in read} <= copied
+
+
+# README.md
+
+
+COLUMNS = ('kind', 'topology', 'hosts', 'chips', 'config', 'batch')
+
+
+def table_of_fits():
+    for line in (LAUNCH / 'README.md').read_text().splitlines():
+        if re.match(r'\| `v\d', line):
+            yield [cell.strip(' `') for cell in line.strip('|').split('|')][:6]
+
+
+@pytest.mark.parametrize(
+    ('kind', 'topology', 'hosts', 'chips', 'config', 'batch'), [*table_of_fits()]
+)
+def test_readme_table(desk, kind, topology, hosts, chips, config, batch):
+    generation, number = kind.split('-')
+    assert math.prod(map(int, topology.split('x'))) == int(chips)
+    assert int(number) == int(chips) * (2 if generation in ('v4', 'v5p') else 1)
+    assert int(hosts.split()[0]) in (int(chips) // 4, int(chips) // 8)
+    file, variant = config.split(':')
+    settings = runpy.run_path(str(ROOT / file))['get_config'](variant)
+    assert settings.training.batch_size == int(batch)
+    assert desk.run('tpu_vm.sh', 'create', 'a', '--dry-run', ZONE='z', TPU_TYPE=kind).code == 0
+
+
+def test_readme_commands_exist():
+    """Every launcher that it shows is there, with a verb that the usage shows too."""
+    text = (LAUNCH / 'README.md').read_text()
+    shown = re.findall(r'launch/([\w.]+) ([a-z]+) [a-z]\w+', text)
+    assert {script for script, _ in shown} == {'tpu_vm.sh', 'gke_xpk.sh'}
+    for script, verb in shown:
+        assert re.search(rf'^#   launch/{script} {verb} ', (LAUNCH / script).read_text(), re.M)
