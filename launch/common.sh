@@ -96,9 +96,9 @@ check_workdir() {
 
 # Prints words as a shell reads them, quoting those that need it.
 quoted() {
-  local word line=''
+  local word line='' quote="'\\''"
   for word in "$@"; do
-    if ! [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]]; then word="'${word//\'/\'\\\'\'}'"; fi
+    if ! [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]]; then word=\'${word//\'/$quote}\'; fi
     line+="${line:+ }$word"
   done
   printf '%s\n' "$line"

@@ -169,11 +169,11 @@ obtain() {
     now=$(state)
     if [[ $now != "$last" ]]; then note "$NAME is $now"; fi
     last=$now
-    if [[ $now != UNKNOWN ]]; then misses=0; fi
     case $now in
       ACTIVE)
         seen=1
         removed=''
+        misses=0
         return
         ;;
       ABSENT | DELETING)
@@ -196,7 +196,10 @@ obtain() {
         if remove; then removed=1; else missed "gcloud does not delete $NAME"; fi
         ;;
       UNKNOWN) missed "gcloud does not tell the state of $NAME" ;;
-      *) sleep "$POLL" ;; # in the queue, or on its way
+      *) # in the queue, or on its way
+        misses=0
+        sleep "$POLL"
+        ;;
     esac
   done
 }

@@ -166,6 +166,15 @@ def test_tpu_create_is_refused(desk):
     assert 'gcloud did not create a' in ran.err
 
 
+def test_tpu_delete_is_refused(desk):
+    desk.answer('* describe *', 'SUSPENDED')
+    desk.answer('* delete *', (1, 'busy'))
+    ran = desk.run('tpu_vm.sh', 'create', 'a', **TPU, RETRIES='2')
+    assert ran.code == 1
+    assert ran.commands() == 3 * [DESCRIBE, DELETE]
+    assert 'gcloud does not delete a, even after 2 retries' in ran.err
+
+
 def test_tpu_setup_that_fails(desk):
     desk.answer('*tpu_worker.sh install*', (1, 'no space left'))
     ran, calls = tpu_run(desk, ['ACTIVE'], ['none'])
