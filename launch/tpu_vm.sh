@@ -272,7 +272,8 @@ run() {
         continue
       fi
       fresh=''
-      worker start "${COMMAND[@]}" || true # if it did not start, watch notices
+      # Once more where a connection failed; who has started says so and goes on. Then watch notices.
+      worker start "${COMMAND[@]}" || worker start "${COMMAND[@]}" || true
     fi
     attached=''
     watch

@@ -166,6 +166,13 @@ def test_tpu_create_is_refused(desk):
     assert 'gcloud did not create a' in ran.err
 
 
+def test_tpu_start_is_tried_again_where_it_failed(desk):
+    desk.answer('*tpu_worker.sh start*', (255, 'ssh: no route'), (1, 'running already'))
+    ran, calls = tpu_run(desk, ['ACTIVE'], ['none', '0\n0'])
+    assert ran.code == 0
+    assert calls[-4:] == [START, START, FOLLOW, STATUS]
+
+
 def test_tpu_delete_is_refused(desk):
     desk.answer('* describe *', 'SUSPENDED')
     desk.answer('* delete *', (1, 'busy'))
