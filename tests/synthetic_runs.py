@@ -39,7 +39,7 @@ def workdir(path, steps=(1000, 2000, 3000), total=3000, fids=None, config=IMAGEN
     path.mkdir(parents=True)
     lines = [training_line(step, total, **changes) for step in steps]
     for step, fid in (fids or {}).items():
-        lines.append({'step': step, 'fid': fid, 'inception_score': 300 / fid,
+        lines.append({'step': step, 'fid': fid, 'inception_score': 300 / float(fid),
                       'inception_score_std': 0.5})  # fmt: skip
     lines.sort(key=lambda line: line['step'])
     (path / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))

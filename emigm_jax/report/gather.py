@@ -39,7 +39,7 @@ def _runs(path, place):
     if not place.exists():
         raise UserError(f'{path}: no such file or folder; {_EXPECTED}')
     if not place.is_dir():
-        measured = parse.evaluation(_object(place), place.stem)
+        measured = parse.evaluation(_object(place), _name(place))
         if measured is None:
             raise UserError(f'{place}: holds no scores; {_EXPECTED}')
         where = place.parent if place.name == RESULT else place
@@ -98,7 +98,7 @@ def _trained(folder, config):
     for child in _children(folder):
         if child.is_dir() and (child / RESULT).exists():
             found, also = _measurements(child)
-            measured, more = measured + found, more + also
+            measured, more = _unlike(measured + found), more + also
     sized = lambda e: dataclasses.replace(e, image_size=size or e.image_size)
     grids, count, unreadable = _grids(folder / SAMPLES)
     return Run(
@@ -120,9 +120,8 @@ def _measurements(folder):
     for path in _children(folder):
         if path.suffix != '.json' or path.name in (CONFIG, 'settings.json'):
             continue
-        name = folder.name if path.name == RESULT else path.stem
         try:
-            found = parse.evaluation(_object(path), name)
+            found = parse.evaluation(_object(path), _name(path))
         except UserError as error:
             if path.name == RESULT:
                 raise
@@ -130,13 +129,29 @@ def _measurements(folder):
             continue
         if found is not None:
             measured.append(found)
-    return measured, notes
+    return _unlike(measured), notes
+
+
+def _unlike(measured):
+    """Each of some evaluations once: --json writes what is in result.json as well."""
+    kept = {}
+    for e in measured:
+        kept.setdefault(str(dataclasses.replace(e, name='')), e)
+    return list(kept.values())
+
+
+def _name(file):
+    """What a file of results is called: result.json by its folder."""
+    return file.parent.name if file.name == RESULT else file.stem
 
 
 def _evaluated(folder, measured, notes=()):
-    name = folder.name if measured[0].name == folder.name else measured[0].name
     return Run(
-        name=name, path=str(folder), trained=False, measurements=tuple(measured), notes=tuple(notes)
+        name=folder.name,
+        path=str(folder),
+        trained=False,
+        measurements=tuple(measured),
+        notes=tuple(notes),
     )
 
 
@@ -175,7 +190,9 @@ def _grids(folder):
 
 def _names(paths):
     """The shortest ends of paths by which they differ, one part at least."""
-    parts = [[p for p in path.removesuffix('.json').split('/') if p] or ['/'] for path in paths]
+    # Names that are no UTF-8 could be neither printed nor drawn.
+    texts = [path.encode('utf-8', 'replace').decode().removesuffix('.json') for path in paths]
+    parts = [[p for p in text.split('/') if p] or ['/'] for text in texts]
     depths = [1] * len(parts)
     while True:
         names = ['/'.join(p[-depth:]) for p, depth in zip(parts, depths, strict=True)]

@@ -81,7 +81,12 @@ def training(runs):
 
 def _spans_a_decade(curves):
     values = np.concatenate([curve.y for curve in curves])
-    return bool(values.min() > 0 and values.max() > 10 * values.min())
+    return _positive(curves) and bool(values.max() > 10 * values.min())
+
+
+def _positive(curves):
+    """Whether all values have a logarithm; the FID of a set to itself may be -1e-6."""
+    return all((curve.y > 0).all() for curve in curves)
 
 
 def over_steps(runs):
@@ -170,7 +175,8 @@ def _cost_panels(runs, score, attribute, label, marks):
             f'{score}_against_{attribute}' + (f'_{size}' if size else ''),
             f'{SCORES[score].title} against {short}{pixels}', label, SCORES[score].label,
             curves, marks=beside,
-            log_x=len(beside) > 0 or max(values) > 3 * min(values), log_y=len(beside) > 0,
+            log_x=len(beside) > 0 or max(values) > 3 * min(values),
+            log_y=len(beside) > 0 and _positive(curves),
             caption=_cost_caption(attribute, beside, size, score),
         ))  # fmt: skip
     return panels

@@ -54,7 +54,12 @@ def metrics(text):
         broken.pop()
         notes.append('the last line of metrics.jsonl is cut off and left out')
     if broken:
-        notes.append(f'{len(broken)} lines of metrics.jsonl cannot be read and are left out')
+        lines_are = (
+            'line of metrics.jsonl cannot be read and is'
+            if len(broken) == 1
+            else ('lines of metrics.jsonl cannot be read and are')
+        )
+        notes.append(f'{len(broken)} {lines_are} left out')
     for name, steps in unbounded.items():
         times = 'once' if len(steps) == 1 else f'{len(steps)} times, first'
         notes.append(f'{name} is not finite {times} at step {min(steps):,}')

@@ -37,7 +37,10 @@ def write(folder, page, pictures):
       UserError: the folder cannot be written, or has such a picture that is not of a report.
     """
     place = absolute(folder)
-    contents = {**pictures, PAGE: page.encode()}  # the page last: it names the pictures
+    contents = {
+        **pictures,
+        PAGE: page.encode('utf-8', 'replace'),
+    }  # the page last: it names the pictures
     with files.reported(folder):
         earlier = _earlier(place)
         for name in pictures:
@@ -72,7 +75,8 @@ def _earlier(place):
     page = place / PAGE
     if not page.exists():
         return set()
-    found = re.search(f'<meta name="{FILES}" content="(.*?)">', page.read_text()[:4000])
+    text = page.read_bytes().decode('utf-8', 'replace')
+    found = re.search(f'<meta name="{FILES}" content="(.*?)">', text[:4000])
     if not found:
         raise UserError(f'{page}: is not of emigm report; choose another --out')
     names = html.unescape(found[1]).split()
