@@ -2,6 +2,7 @@
 
 from etils import epath
 
+from emigm_jax import buckets
 from emigm_jax.errors import UserError
 
 
@@ -11,9 +12,11 @@ def absolute(path):
     Raises:
       UserError: its kind of place is unknown here.
     """
+    if buckets.remote(path):
+        buckets.set_up()
     try:
         path = epath.Path(path)
-        return path if '://' in str(path) else path.resolve()
+        return path if buckets.remote(path) else path.resolve()
     except (KeyError, ImportError) as error:
         raise UserError(f'{path}: no access to such places ({error}); gs:// needs the extra '
                         'emigm_jax[gcs]') from error  # fmt: skip

@@ -11,7 +11,7 @@ import sys
 import jax
 import orbax.checkpoint.experimental.v1 as ocp
 
-from emigm_jax.errors import UserError
+from emigm_jax.errors import Damaged, UserError
 from emigm_jax.paths import absolute
 
 MARK = '_CHECKPOINT_METADATA'  # what Orbax puts into every finished checkpoint
@@ -137,7 +137,12 @@ class readable:
         logging.getLogger('asyncio').setLevel(logging.CRITICAL)
         if isinstance(error, (OSError, MemoryError)) and not isinstance(error, FileNotFoundError):
             raise UserError(f'{self._path}: cannot be read ({_brief(error)})') from error
-        raise UserError(
+        raise Damaged(
             f'{self._path}: the checkpoint is damaged or of another kind ({_brief(error)}); if it '
             'is a step of a run, delete this folder to go on from an earlier one'
         ) from error
+
+
+def writable(path):
+    """A context that turns failures of writing below `path` into one line."""
+    return _reachable(absolute(path))
