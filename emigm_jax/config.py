@@ -12,6 +12,7 @@ import ml_collections
 from emigm_jax.errors import UserError, check_choice, check_range, near
 from emigm_jax.models.emigm import ModelConfig
 from emigm_jax.sampling import SamplingConfig
+from emigm_jax.sharding import MeshConfig
 from emigm_jax.training.loss import LossConfig
 from emigm_jax.training.state import OptimizerConfig
 
@@ -89,6 +90,7 @@ class Config:
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
     sampling: SamplingConfig = SamplingConfig()
+    mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self):
         check_range('seed', self.seed, 0)
@@ -164,7 +166,7 @@ def _coerce(path, value, kind):
 
 # Settings that may differ when a run is resumed: they change no state that is already there.
 _FREE = ('training.total', 'training.log_every', 'training.sample_every', 'training.keep',
-         'training.checkpoint_every', 'training.sample_images', 'sampling.',
+         'training.checkpoint_every', 'training.sample_images', 'sampling.', 'mesh.',
          # Where the data lies; checkpoints carry a fingerprint of what it is.
          'data.path', 'data.tokenizer', 'data.local_copy', 'data.verify')  # fmt: skip
 

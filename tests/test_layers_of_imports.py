@@ -7,7 +7,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / 'emigm_jax'
 
 # Lower numbers may not import higher ones; equal ones may import each other.
 LEVELS = {
-    'errors': 0, 'storage': 1, 'spread': 1, 'files': 2,
+    'errors': 0, 'sharding': 1, 'storage': 1, 'spread': 1, 'files': 2,
     'core': 1,
     'nn': 2,
     'models': 3, 'tokenizers': 3, 'images': 3, 'flops': 3,
