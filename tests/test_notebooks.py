@@ -124,7 +124,7 @@ def test_every_flag_is_one_of_its_command(capsys):
         assert used <= flags_of(command, capsys), line
     # Flags that are put in, and those that the text speaks of.
     source = cell(read('emigm_colab'), 'evaluate')
-    assert set(re.findall(r"'(--[a-z-]+) ", source)) == {'--tokenizer', '--preset'}
+    assert set(re.findall(r"= f?'(--[a-z-]+) ", source)) == {'--tokenizer', '--preset'}
     assert {'--tokenizer', '--preset'} <= flags_of('evaluate', capsys)
     told = '\n'.join(c.source for name in NAMES for c in read(name).cells
                      if c.cell_type == 'markdown')  # fmt: skip
@@ -182,7 +182,9 @@ def test_install_from_a_git_address(bare):
     git, pip = (shlex.split(c) for c in kernel.commands)
     assert git == ['git', 'clone', '--depth', '1', address, 'emigm_jax_source']
     assert pip[:-1] == [sys.executable, '-m', 'pip', 'install', '-q', '-e']
-    assert re.fullmatch(r'emigm_jax_source\[(\w+,)?gcs\]', pip[-1])
+    extras = re.fullmatch(r'emigm_jax_source\[(.*)\]', pip[-1])[1].split(',')
+    assert {'report', 'gcs'} <= set(extras)
+    assert all(f"'{extra}': [" in (ROOT / 'setup.py').read_text() for extra in extras)
     assert sys.path[0] == str(clone)
 
 
@@ -290,7 +292,8 @@ def test_masking(tmp_path):
 
 @pytest.mark.slow
 def test_colab_smoke(tmp_path):
-    keep = ('drawn=[[c.reveal.steps, p.size] for c, p in drawn.items()], seconds=seconds, '
+    keep = ('drawn=[[c.reveal.steps, c.reveal.guidance, p.size] for c, p in drawn.items()], seconds=seconds, '
+            'sliders={w._kwarg: w.value for w in sliders.widget.kwargs_widgets}, start=start, '
             'devices=len(devices), checkpoint=CHECKPOINT, step=saved.step, '
             'shapes=[list(pictures.shape), str(pictures.dtype)]')  # fmt: skip
     done, values = run('emigm_colab', tmp_path, '--set', 'MODEL=smoke', '--keep', keep)
@@ -300,15 +303,17 @@ def test_colab_smoke(tmp_path):
     with Image.open(folder / 'samples.png') as image:
         sampled = np.asarray(image)
     assert sampled.std() > 10
-    assert [p.shape[:2] for p in pictures(done)] == [sampled.shape] * 3  # sliders have their own
+    assert [p.shape[:2] for p in pictures(done)] == [sampled.shape] * 4
     assert all(p.std() > 10 for p in pictures(done))
-    assert values['drawn'] == [[4, list(sampled.shape[::-1])]]
+    assert values['drawn'] == [[4, 1.0, list(sampled.shape[::-1])]]
+    assert values['sliders'] == values['start']
+    assert set(values['start']) == {'guidance', 'interval', 'steps', 'solver_steps'}
     assert values['shapes'] == [[100, 8, 8, 1], 'uint8']
     assert values['seconds']['fast'] < values['seconds']['best']
     nfe = re.findall(r'^(\w+): NFE (\d+), ([\d.]+) GFLOP', printed(done)['presets'], re.M)
     assert [row[:2] for row in nfe] == [('fast', '3'), ('best', '6')]
     assert float(nfe[0][2]) < float(nfe[1][2])
-    scores = json.loads((folder / 'scores.json').read_text())
+    scores = json.loads((folder / 'smoke/scores.json').read_text())
     assert scores['images'] == 200
     assert scores['frechet_distance'] > scores['real_halves']['frechet_distance']
     assert 'batches' in printed(done, 'stderr')['sample']  # a progress bar, though no terminal
