@@ -82,7 +82,9 @@ def test_files_are_valid_and_clean(name):
         assert 'execution' not in c.metadata
         if c.cell_type == 'code':
             assert c.execution_count is None
-            assert len(c.source.splitlines()) <= 40
+            lines = c.source.splitlines()
+            assert len(lines) <= 40
+            assert all(len(line) <= 100 or '://' in line for line in lines)
     kinds = [c.cell_type for c in notebook.cells]
     assert kinds[0] == 'markdown'
     assert 'code code code' not in ' '.join(kinds)  # every thing done has a reason beside it
@@ -198,6 +200,18 @@ def test_install_from_a_folder_and_refusals(bare):
         install(Kernel(code=1), '.')
 
 
+@pytest.mark.parametrize(('path', 'asks'), [('gs://bucket/run', True), ('runs/mine', False)])
+def test_a_bucket_asks_for_an_account(path, asks, monkeypatch):
+    calls = []
+    auth = types.SimpleNamespace(authenticate_user=lambda: calls.append(path))
+    for name in ('google', 'google.colab'):
+        monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(auth=auth))
+    names = {'MODEL': path, 'TOKENIZER': '', 'sys': sys}
+    exec(cell(read('emigm_colab'), 'bucket'), names)
+    assert names['CHECKPOINT'] == path
+    assert calls == [path] * asks
+
+
 @pytest.mark.parametrize(('image_size', 'size'), emigm.PRESETS)
 def test_cells_of_the_official_weights(image_size, size, monkeypatch, tmp_path):
     """What cannot be downloaded here: the commands are right, and real parsers take them."""
@@ -292,14 +306,14 @@ def test_masking(tmp_path):
 
 @pytest.mark.slow
 def test_colab_smoke(tmp_path):
-    keep = ('drawn=[[c.reveal.steps, c.reveal.guidance, p.size] for c, p in drawn.items()], seconds=seconds, '
-            'sliders={w._kwarg: w.value for w in sliders.widget.kwargs_widgets}, start=start, '
-            'devices=len(devices), checkpoint=CHECKPOINT, step=saved.step, '
+    keep = ('drawn=[[c.reveal.steps, c.reveal.guidance, p.size] for c, p in drawn.items()], '
+            'seconds=seconds, sliders={w._kwarg: w.value for w in sliders.widget.kwargs_widgets}, '
+            'start=start, devices=len(devices), checkpoint=CHECKPOINT, step=saved.step, '
             'shapes=[list(pictures.shape), str(pictures.dtype)]')  # fmt: skip
     done, values = run('emigm_colab', tmp_path, '--set', 'MODEL=smoke', '--keep', keep)
     assert not [o for o in outputs(done) if o.output_type == 'error']
-    assert (values['checkpoint'], values['step']) == ('emigm/smoke', 12)
-    folder = tmp_path / 'emigm'
+    assert (values['checkpoint'], values['step']) == ('runs/smoke', 12)
+    folder = tmp_path / 'runs'
     with Image.open(folder / 'samples.png') as image:
         sampled = np.asarray(image)
     assert sampled.std() > 10
@@ -323,4 +337,4 @@ def test_colab_smoke(tmp_path):
     (shown,) = [o.data['text/html'] for c in done.cells if c.id == 'report'
                 for o in c.outputs if 'text/html' in o.get('data', {})]  # fmt: skip
     assert shown.startswith('<div><iframe srcdoc=')
-    assert {p.name for p in tmp_path.iterdir()} == {'emigm', 'done.ipynb', 'values.json'}
+    assert {p.name for p in tmp_path.iterdir()} == {'runs', 'done.ipynb', 'values.json'}
