@@ -16,7 +16,7 @@ import nbclient
 import nbformat
 from PIL import Image
 
-LATENCY = 600  # seconds that a cell may take
+LATENCY = 600  # seconds that a cell may take; on a busy machine everything is slow
 KEEP = """
 import json, pathlib
 pathlib.Path('values.json').write_text(json.dumps(dict({})))
@@ -71,7 +71,9 @@ def main():
     if arguments.keep:
         notebook.cells.append(nbformat.v4.new_code_cell(KEEP.format(arguments.keep)))
     try:
-        nbclient.NotebookClient(notebook, timeout=LATENCY, kernel_name='python3').execute()
+        nbclient.NotebookClient(
+            notebook, timeout=LATENCY, kernel_name='python3', coalesce_streams=True
+        ).execute()
     finally:  # a notebook that stopped shows where
         if arguments.keep:
             notebook.cells.pop()
