@@ -98,7 +98,7 @@ def _trained(folder, config):
     for child in _children(folder):
         if child.is_dir() and (child / RESULT).exists():
             found, also = _measurements(child)
-            measured, more = _unlike(measured + found), more + also
+            measured, more = measured + found, more + also
     sized = lambda e: dataclasses.replace(e, image_size=size or e.image_size)
     grids, count, unreadable = _grids(folder / SAMPLES)
     return Run(
@@ -107,7 +107,7 @@ def _trained(folder, config):
         settings=settings,
         lines=tuple(lines),
         evaluations=tuple(map(sized, evaluations)),
-        measurements=tuple(map(sized, measured)),
+        measurements=tuple(map(sized, _unlike(measured))),
         grids=tuple(grids),
         grid_count=count,
         notes=(*notes, *more, *unreadable),
@@ -129,7 +129,7 @@ def _measurements(folder):
             continue
         if found is not None:
             measured.append(found)
-    return _unlike(measured), notes
+    return measured, notes
 
 
 def _unlike(measured):
@@ -150,7 +150,7 @@ def _evaluated(folder, measured, notes=()):
         name=folder.name,
         path=str(folder),
         trained=False,
-        measurements=tuple(measured),
+        measurements=tuple(_unlike(measured)),
         notes=tuple(notes),
     )
 
