@@ -130,6 +130,12 @@ def test_folders_of_folders(tmp_path):
     assert 'left out' in runs[0].notes[0] and 'other.json: is no JSON' in runs[0].notes[0]
 
 
+def test_runs_come_in_the_order_of_their_numbers(tmp_path):
+    for name in ('run-10', 'run-9', 'a'):
+        synthetic.workdir(tmp_path / name)
+    assert [run.name for run in gather.gather([tmp_path])] == ['a', 'run-9', 'run-10']
+
+
 def test_names_differ(tmp_path):
     for path in ('x/run', 'y/run', 'z'):
         synthetic.workdir(tmp_path / path)
@@ -469,6 +475,14 @@ def test_an_earlier_report_is_replaced_as_a_whole(report, tmp_path, capsys):
         'notes.txt', 'report.html', *(f'{name}.png' for name in panels.TRAINING)
     }  # fmt: skip
     assert 'Report of a' in (out / 'report.html').read_text()
+
+
+def test_reports_of_many_pictures_are_replaced_too(tmp_path):
+    names = [f'samples_{i}_a-name-of-a-run_{i:08}.png' for i in range(300)]
+    head = f'<meta name="{page.FILES}" content="{" ".join(names)}"><title>'
+    write.write(tmp_path / 'out', head, dict.fromkeys(names, b''))
+    write.write(tmp_path / 'out', head, dict.fromkeys(names[:7], b''))
+    assert len(list((tmp_path / 'out').iterdir())) == 8
 
 
 def test_refusals(tmp_path, capsys, monkeypatch):

@@ -1,6 +1,7 @@
 """Finds the runs in folders, local or gs://: workdirs of training and results of evaluation."""
 
 import dataclasses
+import re
 
 from emigm_jax import files
 from emigm_jax.errors import UserError
@@ -82,7 +83,9 @@ def _object(path):
 
 
 def _children(folder):
-    return sorted((p for p in folder.iterdir() if not p.name.startswith('.')), key=lambda p: p.name)
+    """What lies in a folder, run-2 before run-10."""
+    rank = lambda path: re.sub(r'\d+', lambda digits: digits[0].zfill(20), path.name)
+    return sorted((p for p in folder.iterdir() if not p.name.startswith('.')), key=rank)
 
 
 def _trained(folder, config):
