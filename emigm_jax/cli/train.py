@@ -23,10 +23,17 @@ def run(argv):
     if not arguments.workdir:
         parser.error('--workdir is required')
 
+    import functools
+
     from emigm_jax.training import loop
 
+    evaluator = None
+    if config.evaluates:
+        from emigm_jax.evaluation import online
+
+        evaluator = functools.partial(online.evaluator, config)
     try:
-        loop.train(config, arguments.workdir)
+        loop.train(config, arguments.workdir, evaluator)
     except loop.NonFinite as error:
         print(f'emigm: {error}', file=sys.stderr)
         return 1

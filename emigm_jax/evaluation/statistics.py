@@ -221,5 +221,6 @@ def moments(totals, name='pool'):
 def score(totals):
     """(mean, standard deviation) of the Inception Score; UserError as `inception_score`."""
     if 'split_p' not in totals:
+        inception_score.check_count(count(totals))
         raise UserError('the Inception Score was not summed')
     return inception_score.from_sums(*(totals[key] for key in _SPLIT_KEYS))

@@ -23,8 +23,13 @@ class NonFinite(Exception):
     """The loss stopped being a number; the last good state has been saved."""
 
 
-def train(config, workdir):
+def train(config, workdir, evaluator=None):
     """Trains `config` in `workdir` from where its newest checkpoint left off.
+
+    Args:
+      config: `Config`.
+      workdir: folder.
+      evaluator: makes evaluate(EMA params, step) -> {name: float} of the data; None: no evaluation.
 
     Returns:
       The final state.
@@ -42,6 +47,7 @@ def train(config, workdir):
     print(f'data: {config.data.name}, {data.examples} examples of {data.grid**2} tokens')
     saved = checkpoint.find(workdir)
     check_resumable(saved, config, data, workdir, total)
+    evaluate = evaluator and evaluator(data)
     net = emigm.network(config.model)
     prepare(workdir, config, net)
 
@@ -93,6 +99,10 @@ def train(config, workdir):
                     writer.save(current)
                 if due('sample_every', at) or (at == total and steps('sample_every')):
                     sample_grid(config, data, current, workdir)
+                    metrics.pause(batches.seconds)
+                if evaluate and (due('evaluation.every', at) or at == total):
+                    ema = current['ema'][str(config.optimizer.ema_decays[0])]
+                    metrics.add(at, evaluate(ema, at))
                     metrics.pause(batches.seconds)
         except KeyboardInterrupt:
             if current['step'].is_deleted():  # interrupted between two states

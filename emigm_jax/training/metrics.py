@@ -41,18 +41,29 @@ class Metrics:
         self._clock, self._last, self._waited = now, step, waited
         rate, left = images_per_step / per_step, per_step * (self._total - step)
         values = {**values, 'images_per_second': rate, 'seconds_left': left}
-        line = {'step': step, **{k: _finite(v) for k, v in values.items()}}
-        with self._file.open('a') as f:
-            f.write(json.dumps(line) + '\n')
-        for name, value in values.items():
-            self._events.add_scalar(name, value, step)
-        self._events.flush()
+        self._record(step, values)
         print(
             f'step {step}/{self._total}  loss {values["loss"]:.4f} (mse {values["mse"]:.4f}, '
             f'vlb {values["vlb"]:.4f})  grad {values["gradient_norm"]:.2f}  '
             f'{rate:.1f} images/s  {_clock(left)} left',
             flush=True,
         )
+
+    def add(self, step, values):
+        """Writes {name: float} of a step in a line of their own, and prints them; {}: nothing."""
+        if not values:
+            return
+        self._record(step, values)
+        shown = ', '.join(f'{name} {value:.4g}' for name, value in values.items())
+        print(f'step {step}/{self._total}  {shown}', flush=True)
+
+    def _record(self, step, values):
+        line = {'step': step, **{k: _finite(v) for k, v in values.items()}}
+        with self._file.open('a') as f:
+            f.write(json.dumps(line) + '\n')
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
+        self._events.flush()
 
     def pause(self, waited):
         """Takes the time since the last line out of the rate, e.g. after sampling."""
