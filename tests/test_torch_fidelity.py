@@ -6,12 +6,11 @@ import importlib.util
 import sys
 import types
 
-import checkpoint_files
 import golden
 import numpy as np
 import pytest
 
-from emigm_jax.convert import inception_tables
+from emigm_jax.convert import inception_tables, torch_files
 from emigm_jax.evaluation import image_sets, kid, measure, metrics, references
 from emigm_jax.evaluation import statistics as sums
 
@@ -45,8 +44,13 @@ def theirs():
 
 
 @pytest.fixture(scope='module')
-def weights():
-    return golden.formula().state_dict(golden.path('inception_fid_keys.json'), GAIN)
+def weights(tmp_path_factory):
+    """A file of PyTorch of the formula's weights, from which both read."""
+    torch = pytest.importorskip('torch')
+    made = golden.formula().state_dict(golden.path('inception_fid_keys.json'), GAIN)
+    path = tmp_path_factory.mktemp('weights') / 'weights-inception-2015-12-05-6726825d.pth'
+    torch.save({name: torch.from_numpy(value) for name, value in made.items()}, path)
+    return path
 
 
 @pytest.fixture(scope='module')
@@ -55,20 +59,18 @@ def images():
     picture = golden.formula().image
     real = picture('real', (COUNT, 3, SIDE, SIDE))
     made = picture('made', (COUNT, 3, SIDE, SIDE))
-    dim = np.linspace(0.45, 1.1, COUNT, dtype=np.float32)[:, None, None, None]
+    dim = np.linspace(0.75, 1.05, COUNT, dtype=np.float32)[:, None, None, None]
     to_bytes = lambda x: np.round((np.clip(x, -1, 1) + 1) / 2 * 255).astype(np.uint8)
-    return [to_bytes(x).transpose(0, 2, 3, 1) for x in (made * dim + 0.1, real)]
+    return [to_bytes(x).transpose(0, 2, 3, 1) for x in (made * dim + 0.02, real)]
 
 
 @pytest.fixture(scope='module')
-def expected(theirs, weights, images, tmp_path_factory):
+def expected(theirs, weights, images):
     """What the package says of the images."""
     import torch
 
-    path = tmp_path_factory.mktemp('weights') / 'weights-inception-2015-12-05-6726825d.pth'
-    checkpoint_files.write_arrays(path, weights)
     network = theirs['feature_extractor_inceptionv3'].FeatureExtractorInceptionV3(
-        'inception-v3-compat', ['2048', 'logits_unbiased'], feature_extractor_weights_path=path
+        'inception-v3-compat', ['2048', 'logits_unbiased'], feature_extractor_weights_path=weights
     )
     features = []
     for kind in images:
@@ -100,7 +102,7 @@ def ours(weights, images, tmp_path_factory):
     made, real = folder / 'made.npz', folder / 'real.npz'
     for path, kind in zip((made, real), images, strict=True):
         np.savez(path, arr_0=kind)
-    network = measure.Network(inception_tables.read(weights, 'formula').params)
+    network = measure.Network(inception_tables.read(torch_files.read(weights), weights).params)
     names = ('fid', 'inception_score', 'kid', 'precision_recall')
     plan = measure.Plan(names, batch=BATCH, part=2 * BATCH)
     stored = image_sets.stored(real)
