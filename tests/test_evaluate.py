@@ -12,10 +12,12 @@ import sys
 import jax
 import numpy as np
 import pytest
-from pictures import scene
+from pictures import scene, write_tfds
 from PIL import Image
 
-from emigm_jax.cli import main
+from emigm_jax.cli import main, prepare
+from emigm_jax.data.pictures import center_crop
+from emigm_jax.errors import UserError
 from emigm_jax.evaluation import inception, measure, metrics, npz, references, scores
 
 pytestmark = pytest.mark.slow  # Inception at full size, and many decompositions
@@ -129,7 +131,7 @@ port, process, processes, parts = map(int, sys.argv[1:5])
 import jax
 if processes > 1:
     jax.distributed.initialize(f'127.0.0.1:{port}', processes, process)
-from emigm_jax.cli import main
+from emigm_jax.cli import main, prepare
 from emigm_jax.evaluation import measure
 saved, made = measure._saved, []
 def counted(*arguments):
@@ -231,8 +233,13 @@ def test_two_processes_give_the_numbers_of_one(command, whole, tmp_path):
     assert not (tmp_path / 'two/result.json').exists()
     told = [process.communicate(timeout=600) for process in start_two(*command)]
     two = result(tmp_path / 'two')
+    alone = start(*command[:-4], '--out', tmp_path / 'one', devices=1)
+    alone.communicate(timeout=600)
+    assert alone.returncode == 0
+    one = result(tmp_path / 'one')
     for name in SCORES:
         np.testing.assert_allclose(two[name], whole[name], rtol=1e-6)
+        np.testing.assert_allclose(one[name], whole[name], rtol=1e-6)
     for one, other in zip(*(np.load(tmp_path / f'{n}.npz')['arr_0'] for n in ('whole', 'two')),
                           strict=True):  # fmt: skip
         np.testing.assert_array_equal(one, other)
@@ -262,6 +269,19 @@ def test_save_npz_gives_the_images(network, reference, digits, tmp_path):
              metrics='fid')  # fmt: skip
     a, b = (json.loads((tmp_path / f'{n}/result.json').read_text()) for n in 'ab')
     np.testing.assert_allclose(a['fid'], b['fid'], rtol=1e-6)
+
+
+def test_reference_of_a_tfds_data_set(network, tmp_path):
+    written = write_tfds(tmp_path, 12, np.random.default_rng(0))
+    run('prepare', 'reference', tmp_path / 'real.npz', '--tfds', written.name, '--data-dir',
+        tmp_path, '--image-size', SIDE, '--inception', network, '--batch-size', 8)  # fmt: skip
+    found = references.read(tmp_path / 'real.npz')
+    crops = [center_crop(Image.fromarray(image), SIDE) for image in written.images]
+    pool = np.asarray(inception.load(network).features(np.stack(crops)).pool, np.float64)
+    for one, two in zip((found.mean, found.covariance), scores.mean_and_covariance(pool),
+                        strict=True):  # fmt: skip
+        np.testing.assert_allclose(one, two, atol=1e-5 * np.abs(two).max())
+    assert found.count == 12 and 'shapes train, centre crops of 40' in found.name
 
 
 def test_refusals(network, reference, pictures, tmp_path, capsys, monkeypatch):
@@ -297,6 +317,10 @@ def test_refusals(network, reference, pictures, tmp_path, capsys, monkeypatch):
         message = capsys.readouterr().err.strip().splitlines()[-1]
         assert message.startswith('emigm: ')
         assert says in message
+    with pytest.raises(UserError, match='one of --folder, --tfds and --npz'):
+        prepare.run(['reference', 'x.npz', '--folder', 'a', '--tfds', 'b'])
+    with pytest.raises(UserError, match='--split goes with --tfds'):
+        prepare.run(['reference', 'x.npz', '--folder', 'a', '--split', 'b'])
     assert main.main(['prepare', 'reference', str(reference), '--folder', str(pictures[0]),
                       '--inception', str(network)]) == 2  # fmt: skip
     assert 'exists already' in capsys.readouterr().err
