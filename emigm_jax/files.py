@@ -5,13 +5,12 @@ import hashlib
 import json
 import os
 
-from emigm_jax import storage
+from emigm_jax import buckets
+from emigm_jax.buckets import remote
 from emigm_jax.errors import UserError
+from emigm_jax.paths import absolute
 
-
-def remote(path):
-    """Whether `path` is not on a local disk."""
-    return '://' in str(path)
+_PARTIAL = '.partial'
 
 
 @contextlib.contextmanager
@@ -21,8 +20,10 @@ def reported(path):
         yield
     except UserError:
         raise
-    except OSError as error:
-        reason = error.strerror or ' '.join(str(error).split())[:160]
+    except Exception as error:
+        if not buckets.failure(error):
+            raise
+        reason = getattr(error, 'strerror', None) or buckets.brief(error)
         raise UserError(f'{path}: {reason}') from error
 
 
@@ -34,7 +35,7 @@ def write(path, chunks):
     Raises:
       UserError: the place cannot be written (full disk, no permission).
     """
-    path = storage.absolute(path)
+    path = absolute(path)
     with reported(path):
         if remote(path):
             try:
@@ -46,7 +47,7 @@ def write(path, chunks):
                 raise
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.parent / f'.{path.name}.{os.getpid()}.partial'
+        partial = path.parent / f'.{path.name}.{os.getpid()}{_PARTIAL}'
         try:
             with open(partial, 'wb') as f:
                 for chunk in chunks:
@@ -59,9 +60,20 @@ def write(path, chunks):
                 os.unlink(partial)
 
 
+def is_partial(path):
+    """Whether a file has the name that `write` gives until it is whole."""
+    name = str(path).rpartition('/')[2]
+    return name.startswith('.') and name.endswith(_PARTIAL)
+
+
+def write_text(path, text):
+    """Writes a string, whole or not at all."""
+    write(path, [text.encode()])
+
+
 def write_json(path, value):
     """Writes JSON-like `value`, the same bytes for the same value."""
-    write(path, [(json.dumps(value, indent=1, sort_keys=True) + '\n').encode()])
+    write_text(path, json.dumps(value, indent=1, sort_keys=True) + '\n')
 
 
 def read_json(path):
@@ -70,7 +82,7 @@ def read_json(path):
     Raises:
       UserError: it cannot be read or is no JSON object.
     """
-    path = storage.absolute(path)
+    path = absolute(path)
     with reported(path):
         if not path.exists():
             return None
@@ -95,7 +107,7 @@ def claim(folder, settings, what, write=True):
     Raises:
       UserError: it holds something else, or `what` of other settings.
     """
-    folder = storage.absolute(folder)
+    folder = absolute(folder)
     held, settings = read_json(folder / 'settings.json'), json.loads(json.dumps(settings))
     if held is None:
         with reported(folder):
@@ -120,7 +132,7 @@ def _brief(value):
 def sha256(path, size=2**22):
     """Hex digest of a file's content, read in pieces of `size` bytes."""
     digest = hashlib.sha256()
-    with reported(path), storage.absolute(path).open('rb') as f:
+    with reported(path), absolute(path).open('rb') as f:
         while piece := f.read(size):
             digest.update(piece)
     return digest.hexdigest()

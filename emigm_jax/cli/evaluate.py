@@ -44,6 +44,7 @@ def run(argv):
     parser.add_argument('--dtype', choices=('float32', 'bfloat16'), help='of matrix products')
     parser.add_argument('--json', metavar='FILE', help='write the scores there, too')
     shared.add_sampling(parser)
+    shared.add_processes(parser)
     arguments = parser.parse_args(argv)
     for name in ('json', 'save_npz'):
         file = getattr(arguments, name)
@@ -56,14 +57,16 @@ def run(argv):
     if arguments.batch_size < 1:
         raise UserError('--batch-size must be at least 1')
 
-    if arguments.checkpoint and not arguments.reference:
+    if arguments.reference or not arguments.checkpoint:
+        for name in ('reference', 'inception'):
+            if not getattr(arguments, name):
+                parser.error(f'--{name} is required')
+    with shared.join(arguments):
+        if arguments.reference:
+            return _measured(arguments)
         from emigm_jax.cli import evaluate_digits
 
         return evaluate_digits.run(arguments)
-    for name in ('reference', 'inception'):
-        if not getattr(arguments, name):
-            parser.error(f'--{name} is required')
-    return _measured(arguments)
 
 
 def _measured(arguments):

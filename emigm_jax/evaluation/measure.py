@@ -83,7 +83,7 @@ def totals(images, folder, settings, network, shifts, plan, progress=lambda coun
     """
     folder, count, size = storage.absolute(folder), len(images), together.padded(plan.batch)
     saved = together.by_first(lambda: _opened(folder, settings))
-    start = done = together.number_of_first(statistics.count(saved) if saved else 0)
+    start = done = together.from_first(statistics.count(saved) if saved else 0)
     progress(done)
     scored = 'inception_score' in plan.names and count >= inception_score.SPLITS
     splits = inception_score.split_of_images(count) if scored else None
@@ -187,6 +187,8 @@ def _saved(folder, settings, first, kept, before, more):
 
 
 def _parts(folder):
+    if not folder.is_dir():  # a bucket has no empty folders
+        return []
     return sorted(
         (path for path in folder.iterdir() if path.suffix == '.npz'), key=lambda path: path.name
     )

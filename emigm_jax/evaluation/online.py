@@ -31,8 +31,8 @@ def evaluator(config, data):
     Returns:
       evaluate(params, step) -> {name: float}: the metrics of `config.evaluation` for parameters
       that lie whole on this process's devices. Images are class-balanced, image i comes from seed
-      i. All processes call it and each makes its share; the first one gets the numbers, the others
-      {}. Its programs are compiled by the first call.
+      i. All processes call it, each makes its share, and all get the numbers. Its programs are
+      compiled by the first call.
 
     Raises:
       UserError: the tokens cannot be decoded, a metric is unknown, or the reference or the network
@@ -84,7 +84,7 @@ def _by_inception(settings):
                 print(f'{name}: not computed, {reason}', flush=True)
             return values
 
-        return together.by_first(compute) or {}
+        return together.from_first(together.by_first(compute))
 
     return measured
 
@@ -98,6 +98,6 @@ def _in_pixels(settings):
     def measured(images, progress):
         made = measure.pictures(images, settings.batch_size, progress)
         compute = lambda: scores.compare(real, source.labels, flat(made), images.labels)
-        return together.by_first(compute) or {}
+        return together.from_first(together.by_first(compute))
 
     return measured

@@ -4,20 +4,20 @@ Every process makes its own part of every batch, and nobody waits for the others
 together what they have. A single process passes through here untouched.
 """
 
+import json
 from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from emigm_jax import distributed
 from emigm_jax.errors import UserError
 
-_LINE = 1024  # bytes of a message on its way to the other processes
+_LINE = 4096  # bytes of a message on its way to the other processes
 
 
-def first():
-    """Whether this process writes the files and speaks to the user."""
-    return jax.process_index() == 0
+first = distributed.is_first  # whether this process writes the files and speaks to the user
 
 
 def padded(rows):
@@ -66,9 +66,12 @@ def gather(rows):
     return np.asarray(multihost_utils.process_allgather(rows)).reshape(-1, *rows.shape[1:])
 
 
-def number_of_first(value):
-    """The int that the first process gives, on all."""
-    return int(gather(np.array([value], np.int32))[0])
+def from_first(value):
+    """What the first process gives, JSON-like and of a few kilobytes, on all."""
+    if jax.process_count() == 1:
+        return value
+    text = json.dumps(value if first() else None).encode()
+    return json.loads(gather(_padded(text))[0].tobytes().rstrip(b'\0'))
 
 
 def agreed(function):
@@ -84,12 +87,15 @@ def agreed(function):
         result = function()
     except UserError as error:
         line = str(error).encode()[:_LINE]
-    lines = gather(np.frombuffer(line.ljust(_LINE, b'\0'), np.uint8)[None])
-    for row in lines:
+    for row in gather(_padded(line)):
         told = row.tobytes().rstrip(b'\0')
         if told:
             raise UserError(told.decode(errors='replace'))
     return result
+
+
+def _padded(text):
+    return np.frombuffer(text.ljust(_LINE, b'\0'), np.uint8)[None]
 
 
 def by_first(function):
@@ -100,4 +106,5 @@ def by_first(function):
 def leave():
     """Ends the work in common: what follows may take one process as long as it likes."""
     if jax.process_count() > 1:
+        distributed.leave()
         jax.distributed.shutdown()
