@@ -96,7 +96,7 @@ def load(path, abstract):
 def load_part(path, keys):
     """The subtree under `keys` (a sequence of names) as arrays on the default device."""
     _, tree = describe(path)
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     want = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     def abstract(node, keys):
