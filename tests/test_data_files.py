@@ -109,15 +109,16 @@ def test_flax_files(tmp_path, monkeypatch):
 
 
 def big_files(folder):
-    """Files of each format that hold four arrays of a megabyte."""
+    """Files of each format of nearly one array of four megabytes."""
     serialization = pytest.importorskip('flax.serialization')
-    blocks, count = [np.full(2**18, i, np.float32) for i in range(4)], 2**18
-    stored = [storage('torch.FloatStorage', str(i), count) for i in range(4)]
-    tensors = {f'x{i}': tensor((count,), (1,), 0, stored[i]) for i in range(4)}
-    rows = {f'x{i}': ('F32', [count], [4 * count * i, 4 * count * (i + 1)]) for i in range(4)}
-    (folder / 'd').write_bytes(
-        serialization.msgpack_serialize({f'x{i}': block for i, block in enumerate(blocks)})
-    )
+    large, few = np.arange(2**20, dtype=np.float32), SIX
+    blocks, sizes = [large, few], (large.size, few.size)
+    stored = [storage('torch.FloatStorage', str(i), n) for i, n in enumerate(sizes)]
+    tensors = {f'x{i}': tensor((n,), (1,), 0, stored[i]) for i, n in enumerate(sizes)}
+    end = large.nbytes + few.nbytes
+    rows = {'x0': ('F32', [large.size], [0, large.nbytes]),
+            'x1': ('F32', [few.size], [large.nbytes, end])}  # fmt: skip
+    (folder / 'd').write_bytes(serialization.msgpack_serialize({'x0': large, 'x1': few}))
     (folder / 'hub').mkdir()
     data = b''.join(block.tobytes() for block in blocks)
     write_safetensors(folder / 'hub/model.safetensors', header(**rows), data)
@@ -138,7 +139,7 @@ def test_memory_stays_below_the_file_and_a_half(tmp_path, index):
     tree = read(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert [tree[f'x{i}'][-1] for i in range(4)] == list(range(4))
+    assert (tree['x0'][-1], tree['x1'][-1]) == (2**20 - 1, 5)
     assert peak < 1.5 * 2**22
 
 
