@@ -1,7 +1,6 @@
 """Scores of models of the digits in pixel space, beside those of real digits against real ones."""
 
 import json
-import pathlib
 import time
 
 from emigm_jax.cli import arguments as shared
@@ -12,6 +11,7 @@ def run(arguments):
     """Runs `emigm evaluate --checkpoint` without a reference."""
     import numpy as np
 
+    from emigm_jax import files
     from emigm_jax.data import sources
     from emigm_jax.evaluation import generate, scores
     from emigm_jax.training import checkpoint
@@ -45,7 +45,7 @@ def run(arguments):
     }
     _print(result)
     if arguments.json:
-        pathlib.Path(arguments.json).write_text(json.dumps(result, indent=2) + '\n')
+        files.write_text(arguments.json, json.dumps(result, indent=2) + '\n')
     return 0
 
 

@@ -13,6 +13,7 @@ COMMANDS = {
     'evaluate': ('emigm_jax.cli.evaluate', 'score generated images against real ones'),
     'prepare': ('emigm_jax.cli.prepare', 'make latent caches, measure their scale'),
     'convert': ('emigm_jax.cli.convert', 'convert official weights, or export ours'),
+    'checkpoint': ('emigm_jax.cli.checkpoint', 'list, inspect, copy and export checkpoints'),
     'benchmark': ('emigm_jax.cli.benchmark', 'measure speed and memory'),
 }
 
