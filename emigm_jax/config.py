@@ -12,6 +12,7 @@ import ml_collections
 from emigm_jax.errors import UserError, check_choice, check_range, near
 from emigm_jax.models.emigm import ModelConfig
 from emigm_jax.sampling import SamplingConfig
+from emigm_jax.sharding import MeshConfig
 from emigm_jax.training.loss import LossConfig
 from emigm_jax.training.state import OptimizerConfig
 
@@ -67,6 +68,7 @@ class TrainingConfig:
     sample_every: str = '50 epochs'  # grid of samples as PNG; 0 steps: never
     checkpoint_every: str = '5 epochs'
     keep: int = 2  # checkpoints kept, newest first
+    keep_every: str = '0 steps'  # kept for good; 0 steps: none but the newest and the best
     sample_images: int = 40  # in a grid
 
     def __post_init__(self):
@@ -74,7 +76,8 @@ class TrainingConfig:
         check_range('training.accumulate', self.accumulate, 1)
         check_range('training.keep', self.keep, 1)
         check_range('training.sample_images', self.sample_images, 1)
-        for name in ('total', 'warmup', 'log_every', 'sample_every', 'checkpoint_every'):
+        for name in ('total', 'warmup', 'log_every', 'sample_every', 'checkpoint_every',
+                     'keep_every'):  # fmt: skip
             parse_duration(f'training.{name}', getattr(self, name))
 
 
@@ -89,6 +92,7 @@ class Config:
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
     sampling: SamplingConfig = SamplingConfig()
+    mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self):
         check_range('seed', self.seed, 0)
@@ -164,7 +168,7 @@ def _coerce(path, value, kind):
 
 # Settings that may differ when a run is resumed: they change no state that is already there.
 _FREE = ('training.total', 'training.log_every', 'training.sample_every', 'training.keep',
-         'training.checkpoint_every', 'training.sample_images', 'sampling.',
+         'training.checkpoint_every', 'training.sample_images', 'sampling.', 'mesh.',
          # Where the data lies; checkpoints carry a fingerprint of what it is.
          'data.path', 'data.tokenizer', 'data.local_copy', 'data.verify')  # fmt: skip
 

@@ -17,7 +17,7 @@ from etils import epath
 
 import emigm_jax
 from emigm_jax import buckets
-from emigm_jax.errors import UserError
+from emigm_jax.errors import Damaged, UserError
 
 MARK = '_CHECKPOINT_METADATA'  # what Orbax puts into every finished checkpoint
 COMMIT_MARK = 'commit_success.txt'  # and last of all where nothing can be renamed
@@ -140,6 +140,8 @@ def describe(path):
     """(description, tree of array metadata) of a checkpoint, without reading its arrays."""
     with readable(path):
         found = ocp.metadata(absolute(path))
+        if found.metadata is None:  # Orbax has logged why
+            raise ValueError('its tree of arrays cannot be read')
         return found.custom_metadata, found.metadata
 
 
@@ -193,8 +195,13 @@ class readable:
         logging.getLogger('asyncio').setLevel(logging.CRITICAL)
         if isinstance(error, (OSError, MemoryError)) and not isinstance(error, FileNotFoundError):
             raise UserError(f'{self._path}: cannot be read ({buckets.brief(error)})') from error
-        raise UserError(
+        raise Damaged(
             f'{self._path}: the checkpoint is damaged or of another kind '
             f'({buckets.brief(error)}); if it is a step of a run, delete this folder to go on '
             'from an earlier one'
         ) from error
+
+
+def writable(path):
+    """A context that turns failures of writing below `path` into one line."""
+    return _reachable(absolute(path))

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from emigm_jax import sharding
 from emigm_jax.nn import functional
 from emigm_jax.nn.layers import layer_norm, linear, normal, time_features, zeros
 
@@ -23,14 +24,14 @@ class ResBlock(nnx.Module):
         shift, scale, gate = jnp.split(self.modulation(activated).astype(jnp.float32), 3, axis=-1)
         h = self.norm(x) * (1.0 + scale) + shift
         h = self.linear2(jax.nn.silu(self.linear1(h)))
-        return x + gate * h.astype(jnp.float32)
+        return sharding.whole_features(x + gate * h.astype(jnp.float32))
 
 
 class DiffusionHead(nnx.Module):
     """Predicts (epsilon, v) of a noisy token, given diffusion time and condition."""
 
-    def __init__(self, channels, condition_width, width, depth, dtype, remat, unroll, rngs):
-        self.remat, self.unroll = remat, unroll
+    def __init__(self, channels, condition_width, width, depth, loop, rngs):
+        self.loop, dtype = loop, loop.dtype
         self.input = linear(channels, width, rngs, dtype)
         self.time1 = linear(TIME_FEATURES, width, rngs, dtype, normal)
         self.time2 = linear(width, width, rngs, dtype, normal)
@@ -42,11 +43,12 @@ class DiffusionHead(nnx.Module):
 
     def condition(self, z):
         """Embeds z (..., D) once for all diffusion steps of a token: (..., W) float32."""
-        return self.condition_embed(z).astype(jnp.float32)
+        return sharding.whole_features(self.condition_embed(z).astype(jnp.float32))
 
     def time(self, t):
         """Embeds diffusion times t (...) on the 0..999 scale, fractions allowed: (..., W)."""
-        return self.time2(jax.nn.silu(self.time1(time_features(t)))).astype(jnp.float32)
+        embedded = self.time2(jax.nn.silu(self.time1(time_features(t)))).astype(jnp.float32)
+        return sharding.whole_features(embedded)
 
     def __call__(self, x, time, condition):
         """Network output.
@@ -59,10 +61,10 @@ class DiffusionHead(nnx.Module):
         Returns:
           (..., 2C) float32: epsilon, then the variance interpolation v.
         """
-        activated = jax.nn.silu(condition + time)
-        x = self.input(x).astype(jnp.float32)
+        activated = sharding.whole_features(jax.nn.silu(condition + time))
+        x = sharding.whole_features(self.input(x).astype(jnp.float32))
         body = lambda block, x, _: block(x, activated)
-        x = functional.scan(self.blocks, x, body, remat=self.remat, unroll=self.unroll)
+        x = functional.scan(self.blocks, x, body, self.loop)
         shift, scale = jnp.split(self.final_modulation(activated).astype(jnp.float32), 2, axis=-1)
         x = self.final_norm(x) * (1.0 + scale) + shift
         return self.output(x).astype(jnp.float32)

@@ -67,6 +67,11 @@ class ModelConfig:
         """The dtype of matrix products."""
         return DTYPES[self.dtype]
 
+    @property
+    def loop(self):
+        """How stacks of layers are run."""
+        return functional.Loop(self.compute_dtype, self.remat, self.unroll)
+
 
 class EMIGM(nnx.Module):
     """`mae` gives conditions z of masked tokens, `head` models each token given its z."""
@@ -74,9 +79,8 @@ class EMIGM(nnx.Module):
     def __init__(self, config, rngs):
         self.mae = MaskedAutoencoder(config, rngs)
         self.head = DiffusionHead(
-            config.channels, config.width, config.head_width, config.head_depth,
-            config.compute_dtype, config.remat, config.unroll, rngs,
-        )  # fmt: skip
+            config.channels, config.width, config.head_width, config.head_depth, config.loop, rngs
+        )
 
 
 @functools.cache

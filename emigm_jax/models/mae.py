@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from emigm_jax import sharding
 from emigm_jax.nn import transformer
 from emigm_jax.nn.layers import embedding, layer_norm, linear
 
@@ -33,7 +34,7 @@ class MaskedAutoencoder(nnx.Module):
             width, config.heads, config.mlp_ratio, config.attention_dropout,
             config.projection_dropout, dtype,
         )  # fmt: skip
-        loop = (config.remat, config.unroll)
+        loop = config.loop
         length = config.buffer + config.tokens
         self.class_embed = embedding((config.classes, width), rngs)
         # "CFG with mask": one parameter is the decoder's mask token and the null class.
@@ -45,10 +46,10 @@ class MaskedAutoencoder(nnx.Module):
         self.output_position = embedding((config.tokens, width), rngs)
         self.token_embed = linear(config.channels, width, rngs, dtype)
         self.token_norm = layer_norm(width, rngs)
-        self.encoder = transformer.Stack(config.encoder_depth, block, *loop, rngs)
+        self.encoder = transformer.Stack(config.encoder_depth, block, loop, rngs)
         self.encoder_norm = layer_norm(width, rngs)
         self.decoder_embed = linear(width, width, rngs, dtype)
-        self.decoder = transformer.Stack(config.decoder_depth - 1, block, *loop, rngs)
+        self.decoder = transformer.Stack(config.decoder_depth - 1, block, loop, rngs)
         # Apart from the stack, because it alone runs on the rows that are read.
         self.decoder_last = transformer.Block(block, rngs)
         self.decoder_norm = layer_norm(width, rngs)
@@ -56,9 +57,9 @@ class MaskedAutoencoder(nnx.Module):
     def condition(self, labels, null=None):
         """Class embeddings (B, D); rows where `null` (B,) bool is set get the null class."""
         embedded = self.class_embed[...][labels]
-        if null is None:
-            return embedded
-        return jnp.where(null[:, None], self.null(), embedded)
+        if null is not None:
+            embedded = jnp.where(null[:, None], self.null(), embedded)
+        return sharding.constrain_batch(embedded)
 
     def null(self):
         """Embedding of the null class (D,)."""
@@ -67,11 +68,11 @@ class MaskedAutoencoder(nnx.Module):
     def positions(self, order):
         """Gathers the position embeddings once for an order (B, N)."""
         buffer = self.config.buffer
-        return Positions(
+        return sharding.constrain_batch(Positions(
             self.encoder_position[...][buffer:][order],
             self.decoder_position[...][buffer:][order],
             self.output_position[...][order],
-        )
+        ))  # fmt: skip
 
     def encode(self, tokens, position, condition, visible, key=None):
         """Encodes the visible prefix.
@@ -91,7 +92,7 @@ class MaskedAutoencoder(nnx.Module):
         x = self.token_embed(tokens).astype(jnp.float32) + position
         head = condition[:, None] + self.encoder_position[...][:buffer]
         # The position is added before the LayerNorm, for buffer tokens as well.
-        x = self.token_norm(jnp.concatenate([head, x], axis=1))
+        x = self.token_norm(sharding.constrain_batch(jnp.concatenate([head, x], axis=1)))
         lengths = None
         if config.mae:
             lengths = buffer + visible
@@ -118,7 +119,7 @@ class MaskedAutoencoder(nnx.Module):
             x = jnp.where(seen[..., None], x, self.mask_token[...])
         shape = (position.shape[0], buffer, position.shape[-1])
         head = jnp.broadcast_to(self.decoder_position[...][:buffer], shape)
-        return x + jnp.concatenate([head, position], axis=1)
+        return sharding.constrain_batch(x + jnp.concatenate([head, position], axis=1))
 
     def decode(self, x, key=None):
         """All decoder blocks but the last: (B, L, D) -> (B, L, D) float32."""
@@ -136,4 +137,5 @@ class MaskedAutoencoder(nnx.Module):
         Returns:
           Conditions z (B, R, D) float32.
         """
-        return self.decoder_norm(self.decoder_last(x, read=rows, key=key)) + position
+        z = self.decoder_norm(self.decoder_last(x, read=rows, key=key)) + position
+        return sharding.constrain_batch(z)

@@ -13,6 +13,8 @@ import jax
 import numpy as np
 from flax import nnx
 
+from emigm_jax import sharding
+
 
 @dataclasses.dataclass(frozen=True)
 class Functional:
@@ -43,36 +45,51 @@ def stack(build, depth, rngs):
     return net.bind(params)
 
 
-def scan(module, x, body, *, remat='none', unroll=False, xs=None):
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """How a stack of layers is run."""
+
+    dtype: Any = None  # of matrix products, in which sharded kernels are gathered
+    remat: str = 'none'  # what the backward pass recomputes, a key of REMAT
+    # A Python loop in place of `lax.scan`: no stacking of what the backward pass needs, which pays
+    # for small models on CPUs, but compile time grows with depth.
+    unroll: bool = False
+
+
+def scan(module, x, body, loop=Loop(), xs=None):
     """Applies a `stack`ed module layer by layer: x = body(layer, x, xs_l), by one `lax.scan`.
 
     Args:
       module: from `stack`.
       x: the carry, e.g. activations (B, L, D).
       body: (layer, x, xs_l) -> x; `layer` is the unstacked module.
-      remat: what the backward pass recomputes, a key of `REMAT`.
-      unroll: a Python loop in place of `lax.scan`: no stacking of what the backward pass needs,
-        which pays for small models on CPUs, but compile time grows with depth.
+      loop: `Loop`.
       xs: pytree with a leading layer axis, e.g. dropout keys, or None.
     """
     graph, state = nnx.split(module)
 
     def step(x, layer):
         state, xs = layer
-        return body(nnx.merge(graph, state), x, xs), None
+        return body(nnx.merge(graph, sharding.at_use(state, loop.dtype)), x, xs), None
 
-    if remat != 'none':
-        step = jax.checkpoint(step, policy=REMAT[remat], prevent_cse=False)
-    if not unroll:
+    if loop.remat != 'none' or sharding.is_cut():
+        # A loop's body is not merged with its backward pass; a straight line of layers would be.
+        step = jax.checkpoint(step, policy=REMAT[loop.remat], prevent_cse=loop.unroll)
+    if not loop.unroll:
         return jax.lax.scan(step, x, (state, xs))[0]
     for i in range(jax.tree.leaves(state)[0].shape[0]):
         x, _ = step(x, jax.tree.map(lambda a, i=i: a[i], (state, xs)))
     return x
 
 
-# Checkpoint policies by name: full recomputes everything, dots keeps the results of matmuls.
+# They compute nothing, so what goes in can be kept in place of what comes out. Whole parameters are
+# then not kept either: they come out of a constraint.
+_FREE = ('sharding_constraint', 'name', 'reshape', 'slice', 'squeeze')
+
+# Checkpoint policies by name: none recomputes nothing (but gathers sharded parameters again), full
+# recomputes everything, dots keeps the results of matmuls.
 REMAT = {
-    'none': None,
+    'none': lambda primitive, *_, **__: primitive.name not in _FREE,
     'full': jax.checkpoint_policies.nothing_saveable,
     'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }

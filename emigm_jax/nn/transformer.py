@@ -8,7 +8,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
+from emigm_jax import sharding
 from emigm_jax.nn import attention, functional
 from emigm_jax.nn.layers import dropout, layer_norm, linear
 
@@ -43,20 +45,29 @@ class Attention(nnx.Module):
           key: dropout key or None.
         """
         config = self.config
-        width, heads = config.width, config.heads
         if read is None:
-            q, k, v = jnp.split(self.qkv(x), 3, axis=-1)
+            q, k, v = self._project(x, slice(0, 3))
         else:
-            q = self._project(read, slice(0, width))
-            k, v = jnp.split(self._project(x, slice(width, None)), 2, axis=-1)
-        mixed = attention.attend(q, k, v, heads, lengths, config.attention_dropout, _fold(key, 0))
+            (q,) = self._project(read, slice(0, 1))
+            k, v = self._project(x, slice(1, 3))
+        mixed = attention.attend(
+            q, k, v, config.heads, lengths, config.attention_dropout, _fold(key, 0)
+        )
         out = self.out(mixed)
         return dropout(out, config.projection_dropout, _fold(key, 1))
 
-    def _project(self, x, columns):
-        dtype = self.config.dtype
-        kernel, bias = self.qkv.kernel[...][:, columns], self.qkv.bias[...][columns]
-        return x.astype(dtype) @ kernel.astype(dtype) + bias.astype(dtype)
+    def _project(self, x, which):
+        """Some of q, k and v of x (B, L, D), each (B, L, D), by one product."""
+        width, dtype = self.config.width, self.config.dtype
+        # Cut by heads within each of q, k and v, not along the fused columns.
+        kernel = self.qkv.kernel[...].reshape(width, 3, width)[:, which].astype(dtype)
+        kernel = checkpoint_name(
+            sharding.constrain(kernel, None, None, 'tensor').reshape(width, -1), sharding.GATHERED
+        )
+        bias = self.qkv.bias[...].reshape(3, width)[which].astype(dtype)
+        projected = (x.astype(dtype) @ kernel).reshape(*x.shape[:-1], -1, width) + bias
+        parts = jnp.moveaxis(projected, -2, 0)
+        return [sharding.constrain(part, 'batch', None, 'tensor') for part in parts]
 
 
 class Mlp(nnx.Module):
@@ -71,7 +82,8 @@ class Mlp(nnx.Module):
     def __call__(self, x, key=None):
         rate, shape = self.config.projection_dropout, x.shape
         x = x.reshape(-1, shape[-1])  # XLA's CPU products of matrices are faster than of stacks
-        x = dropout(jax.nn.gelu(self.expand(x), approximate=False), rate, _fold(key, 0))
+        hidden = sharding.constrain(self.expand(x), 'batch', 'tensor')
+        x = dropout(jax.nn.gelu(hidden, approximate=False), rate, _fold(key, 0))
         return dropout(self.contract(x), rate, _fold(key, 1)).reshape(shape)
 
 
@@ -90,22 +102,25 @@ class Block(nnx.Module):
         asked = None if read is None else self.norm1(read)
         x = x if read is None else read
         attended = self.attention(normed, asked, lengths, _fold(key, 0))
-        x = x + attended.astype(jnp.float32)
-        return x + self.mlp(self.norm2(x), _fold(key, 1)).astype(jnp.float32)
+        residual = lambda x, more: sharding.constrain(
+            x + more.astype(jnp.float32), 'batch', None, None
+        )
+        x = residual(x, attended)
+        return residual(x, self.mlp(self.norm2(x), _fold(key, 1)))
 
 
 class Stack(nnx.Module):
     """`depth` blocks with stacked parameters, run by one scan."""
 
-    def __init__(self, depth, config, remat, unroll, rngs):
-        self.depth, self.remat, self.unroll = depth, remat, unroll
+    def __init__(self, depth, config, loop, rngs):
+        self.depth, self.loop = depth, loop
         self.blocks = functional.stack(lambda rngs: Block(config, rngs), depth, rngs)
 
     def __call__(self, x, lengths=None, key=None):
         """x (B, L, D) float32 through all blocks."""
         keys = None if key is None else jax.random.split(key, self.depth)
         body = lambda block, x, key: block(x, lengths=lengths, key=key)
-        return functional.scan(self.blocks, x, body, remat=self.remat, unroll=self.unroll, xs=keys)
+        return functional.scan(self.blocks, x, body, self.loop, keys)
 
 
 def _fold(key, i):

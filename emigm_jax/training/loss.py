@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from emigm_jax import sharding
 from emigm_jax.core import gaussian, masking
 from emigm_jax.core.masking import MaskingConfig
 from emigm_jax.errors import check_choice, check_range
@@ -65,13 +66,14 @@ def draw(model, config, key, batch, groups):
         coefficient = masks.weight / jnp.sum(masked)
     images = jnp.arange(batch)
     drop = jax.vmap(lambda j: jax.random.uniform(jax.random.fold_in(label_key, j)))(images)
-    return Draws(
+    draws = Draws(
         order=masks.order,
         visible=masks.visible,
         coefficient=coefficient / config.copies,
         null=drop < config.label_drop,
         key=jax.vmap(lambda j: jax.random.fold_in(diffusion_key, j))(images),
     )
+    return sharding.constrain_batch(draws)
 
 
 def loss(net, copies, budgets, tokens, labels, draws, key=None):
@@ -130,6 +132,10 @@ def loss(net, copies, budgets, tokens, labels, draws, key=None):
     z, clean = jnp.concatenate(z, axis=1), jnp.concatenate(clean, axis=1)
     times, noise = jnp.concatenate(times, axis=-1), jnp.concatenate(noise, axis=-2)
     weight = jnp.concatenate(weight, axis=1)
+    # Tokens are independent of one another here, so `tensor` cuts them and no weight travels.
+    clean, z = (sharding.constrain(a, 'batch', 'tensor', None) for a in (clean, z))
+    times = sharding.constrain(times, None, 'batch', 'tensor')
+    noise = sharding.constrain(noise, None, 'batch', 'tensor', None)
 
     x_t = gaussian.q_sample(clean, times, noise)
     output = net.head(x_t, _time(net.head, times), net.head.condition(z))

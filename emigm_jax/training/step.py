@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from emigm_jax import sharding
 from emigm_jax.core import masking
 from emigm_jax.training import loss as losses
 from emigm_jax.training import state as states
@@ -44,10 +45,15 @@ def train_step(net, model, config, optimizer_config, tx, seed, accumulate, state
     cut = lambda a: jnp.moveaxis(a.reshape(-1, accumulate, groups, *a.shape[1:]), 1, 0)
     micro = lambda a: cut(a).reshape(accumulate, images // accumulate, *a.shape[1:])
     parts = jax.tree.map(micro, (batch['tokens'], batch['labels'], draws))
+    if accumulate > 1:
+        parts = jax.tree.map(
+            lambda a: sharding.constrain(a, None, 'batch', *[None] * (a.ndim - 2)), parts
+        )
 
     def part_loss(params, part, index):
         tokens, labels, draws = part
         key = jax.random.fold_in(dropout_key, index)
+        params = sharding.at_use(params, model.compute_dtype, but='blocks')
         return losses.loss(net.bind(params), config.copies, budgets, tokens, labels, draws, key)
 
     gradient = jax.grad(part_loss, has_aux=True)

@@ -1,0 +1,315 @@
+"""Sharding is a table: ordered rules say where each parameter lies and how it is used.
+
+Mesh axes, outermost first: `slice` (TPU slices joined by the data-centre network) and `data` hold
+copies of the state; over `fsdp` every parameter, its optimizer moments and its averages are cut;
+over `tensor` the heads and hidden units of a block, and the rows of the diffusion head, are cut.
+A batch is cut over slice, data and fsdp together.
+
+Modules know no mesh. They call `at_use` and `constrain`, which do nothing unless a mesh is in force
+(`jax.set_mesh`).
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from emigm_jax.errors import UserError, check_range
+
+AXES = ('slice', 'data', 'fsdp', 'tensor')
+BATCH = ('slice', 'data', 'fsdp')
+_SHARDS = ('fsdp', 'tensor')
+
+GATHERED = 'gathered'  # checkpoint name of whole parameters, which no backward pass should keep
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How devices are arranged. One of data and fsdp may be -1: all devices that are left."""
+
+    slices: int = 1  # TPU slices; data parallelism over the data-centre network
+    data: int = -1  # copies of the state in a slice
+    fsdp: int = 1  # shards of parameters, optimizer and EMA
+    tensor: int = 1  # shards of heads, hidden units and the diffusion head's rows
+
+    def __post_init__(self):
+        for name in ('slices', 'tensor'):
+            check_range(f'mesh.{name}', getattr(self, name), 1)
+        for name in ('data', 'fsdp'):
+            if getattr(self, name) != -1:
+                check_range(f'mesh.{name}', getattr(self, name), 1)
+        if self.data == self.fsdp == -1:
+            raise UserError('mesh.data and mesh.fsdp cannot both be -1 (what is left)')
+
+
+class Rule(NamedTuple):
+    """Parameters whose path matches; axes are those of the last dimensions."""
+
+    pattern: str
+    stored: tuple  # between steps, also of optimizer moments and averages
+    used: tuple = ()  # in a product; (): whole
+
+
+# The first rule that matches and whose axes divide the dimensions holds.
+RULES = (
+    # As in Megatron: columns of the first matrix, rows of the second; one sum per pair.
+    Rule('attention/qkv/kernel|mlp/expand/kernel', ('fsdp', 'tensor'), (None, 'tensor')),
+    Rule('attention/out/kernel|mlp/contract/kernel', ('tensor', 'fsdp'), ('tensor', None)),
+    # Where that does not divide, and for everything else: the last dimension, or that before it.
+    Rule('', (_SHARDS,)),
+    Rule('kernel', (_SHARDS, None)),
+    Rule('', ('fsdp',)),
+    Rule('kernel', ('fsdp', None)),
+    Rule('', ()),
+)
+
+
+def make_mesh(config, devices=None):
+    """The mesh of a `MeshConfig` over `devices` (default: all of all processes).
+
+    Raises:
+      UserError: the axes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [config.slices, config.data, config.fsdp, config.tensor]
+    known = math.prod(s for s in sizes if s != -1)
+    if -1 in sizes and len(devices) % known == 0:
+        sizes[sizes.index(-1)] = len(devices) // known
+    if math.prod(sizes) != len(devices):
+        named = ', '.join(f'{n} = {s}' for n, s in zip(AXES, sizes, strict=True))
+        raise UserError(
+            f'mesh: {named} do not make up {len(devices)} device(s); their product must, or say '
+            'mesh.data=-1 for what is left'
+        )
+    types = (AxisType.Auto,) * len(AXES)
+    if config.slices == 1 or not hasattr(devices[0], 'slice_index'):
+        # Devices that know no slices are cut in their order, which keeps a host's together.
+        return jax.make_mesh(tuple(sizes), AXES, types, devices=devices)
+    try:
+        grid = mesh_utils.create_hybrid_device_mesh(
+            (1, *sizes[1:]), (sizes[0], 1, 1, 1), devices=devices
+        )
+    except ValueError as error:
+        raise UserError(f'mesh.slices = {config.slices}: {" ".join(str(error).split())}') from error
+    return Mesh(grid, AXES, axis_types=types)
+
+
+def batch_shards(mesh):
+    """Parts that a batch is cut into."""
+    return math.prod(mesh.shape[axis] for axis in BATCH)
+
+
+def check_batch(mesh, batch, accumulate, groups):
+    """Raises UserError unless every device gets as many images of each group and microbatch."""
+    shards = batch_shards(mesh)
+    if batch % (shards * accumulate * groups):
+        raise UserError(
+            f'training.batch_size = {batch} must be a multiple of {shards * accumulate * groups} '
+            f'({shards} data shards x {accumulate} microbatches x {groups} groups of '
+            'loss.masking.groups)'
+        )
+
+
+def batch_sharding(mesh):
+    """Of arrays whose first dimension is the batch."""
+    return NamedSharding(mesh, P(BATCH))
+
+
+def whole(mesh):
+    """Of arrays that lie on every device."""
+    return NamedSharding(mesh, P())
+
+
+def of_state(mesh, tree):
+    """The NamedSharding of every leaf of a tree of arrays or shapes, by `RULES`."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: NamedSharding(mesh, _specs(path, leaf.shape, mesh.shape)[0]), tree
+    )
+
+
+def abstract(mesh, tree):
+    """Shapes with their shardings, to lower a program or restore a checkpoint into."""
+    return jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, of_state(mesh, tree)
+    )
+
+
+def _specs(path, shape, sizes):
+    """(stored, used) PartitionSpecs of a leaf."""
+    name = '/'.join(str(getattr(k, 'key', getattr(k, 'name', k))) for k in path)
+    for rule in RULES:
+        if re.search(rule.pattern, name) and _divides(rule.stored, shape, sizes):
+            lead = (None,) * (len(shape) - len(rule.stored))
+            return P(*lead, *rule.stored), P(*lead, *rule.used) if rule.used else P()
+    raise AssertionError('the last rule always holds')
+
+
+def _divides(axes, shape, sizes):
+    if len(axes) > len(shape):
+        return False
+    last = shape[len(shape) - len(axes) :]
+    return all(size % _size(axis, sizes) == 0 for axis, size in zip(axes, last, strict=True))
+
+
+def _size(axis, sizes):
+    names = () if axis is None else axis if isinstance(axis, tuple) else (axis,)
+    return math.prod(sizes[name] for name in names)
+
+
+# --- Inside programs -----------------------------------------------------------------------------
+
+
+def _mesh_in_force():
+    mesh = jax.sharding.get_abstract_mesh()
+    # Inside `per_shard` there is nothing left to cut.
+    return mesh if set(mesh.axis_names) == set(AXES) and mesh.are_all_axes_auto else None
+
+
+def is_cut():
+    """Whether a mesh is in force that cuts parameters."""
+    mesh = _mesh_in_force()
+    return mesh is not None and _size(_SHARDS, mesh.shape) > 1
+
+
+def at_use(tree, dtype=None, but=None):
+    """Parameters as products want them: gathered over fsdp, and kernels in the compute dtype.
+
+    Kernels are rounded before they travel, which halves the traffic of bfloat16 and changes no
+    number. Their gradients go back to where the parameters are stored, in float32.
+
+    Args:
+      tree: parameters; a subtree, such as one layer of a stack, will do.
+      dtype: of matrix products; None leaves kernels as they are.
+      but: name of subtrees that are left alone: stacks, which gather layer by layer.
+    """
+    if not is_cut():
+        return tree
+    sizes = _mesh_in_force().shape
+
+    def gather(path, leaf):
+        names = [str(getattr(k, 'key', getattr(k, 'name', k))) for k in path]
+        if but in names:
+            return leaf
+        to = dtype if dtype is not None and 'kernel' in names else leaf.dtype
+        stored, used = _specs(path, leaf.shape, sizes)
+        return checkpoint_name(_gathered(leaf, stored, used, to), GATHERED)
+
+    return jax.tree_util.tree_map_with_path(gather, tree)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _gathered(x, stored, used, dtype):
+    # The first constraint keeps the rounding on the side of the shards.
+    x = jax.lax.with_sharding_constraint(x.astype(dtype), stored)
+    return jax.lax.with_sharding_constraint(x, used)
+
+
+def _gathered_forward(x, stored, used, dtype):
+    return _gathered(x, stored, used, dtype), jnp.zeros((0,), x.dtype)
+
+
+def _gathered_backward(stored, used, dtype, like, gradient):
+    # Stored, not used: the sum over devices then ends as a reduce-scatter.
+    return (jax.lax.with_sharding_constraint(gradient.astype(like.dtype), stored),)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)
+
+
+def constrain(x, *axes):
+    """Fixes how the dimensions of an activation are cut.
+
+    Args:
+      x: an array inside a jitted program.
+      axes: per dimension 'batch', 'tensor' or None; dimensions that do not divide stay whole.
+    """
+    mesh = _mesh_in_force()
+    if mesh is None:
+        return x
+    named = [BATCH if axis == 'batch' else axis for axis in axes]
+    fits = [
+        a if n % _size(a, mesh.shape) == 0 else None for a, n in zip(named, x.shape, strict=True)
+    ]
+    return jax.lax.with_sharding_constraint(x, P(*fits))
+
+
+def constrain_batch(tree):
+    """`constrain`s the first dimension of every leaf to the batch, the others to be whole."""
+    return jax.tree.map(lambda x: constrain(x, 'batch', *(None,) * (x.ndim - 1)), tree)
+
+
+def whole_features(x):
+    """Keeps the last dimension of an activation whole, however the others are cut.
+
+    Otherwise the cuts of parameters spread to the gradients of activations.
+    """
+    if _mesh_in_force() is None:
+        return x
+    return jax.lax.with_sharding_constraint(x, P(*[P.UNCONSTRAINED] * (x.ndim - 1), None))
+
+
+def per_shard(function):
+    """`function(params, rows)` with each device working on its own rows of the batch."""
+    mesh = _mesh_in_force()
+    if mesh is None:
+        return function
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=(P(), P(BATCH)), out_specs=P(BATCH), check_vma=False
+    )
+
+
+# --- Between host and devices --------------------------------------------------------------------
+
+
+def rows_here(sharding, batch):
+    """Which rows of a batch this process's devices hold: sorted int64 array."""
+    held = sharding.addressable_devices_indices_map((batch,)).values()
+    return np.unique(np.concatenate([np.arange(batch)[index] for index in held]))
+
+
+def place_rows(sharding, rows, batch, arrays):
+    """Host rows as global arrays of `batch` rows.
+
+    Args:
+      sharding: of `batch_sharding`.
+      rows: from `rows_here`.
+      arrays: nested dict of NumPy arrays (len(rows), ...).
+    """
+
+    def one(array):
+        shape = (batch, *array.shape[1:])
+
+        def part(index):
+            start, stop, _ = index[0].indices(batch)
+            first = np.searchsorted(rows, start)
+            return array[first : first + stop - start]
+
+        return jax.make_array_from_callback(shape, sharding, part)
+
+    return jax.tree.map(one, arrays)
+
+
+def gathered(mesh, tree):
+    """A tree of global arrays, whole, as arrays of one device of each process (all must call)."""
+    placed = jax.jit(lambda t: t, out_shardings=whole(mesh))(tree)
+    return jax.tree.map(lambda a: a.addressable_data(0), placed)
+
+
+def under(mesh, function):
+    """`function` called with `mesh` in force."""
+
+    @functools.wraps(function)
+    def call(*args):
+        with jax.set_mesh(mesh):
+            return function(*args)
+
+    return call
