@@ -60,10 +60,9 @@ def probe(path, write=True):
     """
     path = absolute(path)
     with _reachable(path):
-        if buckets.remote(path):
+        if str(path).startswith('gs://'):
             buckets.probe(path, write)
-            return
-        if not write:
+        if buckets.remote(path) or not write:
             return
         made = [p for p in (path, *path.parents) if not p.exists()]
         if made:

@@ -305,6 +305,16 @@ def test_local_places(tmp_path):
         storage.probe('/proc/nowhere')
 
 
-def test_commands_refuse_what_cannot_be_written(bucket, capsys):
-    assert main.main(['convert', 'x.pth', 'gs://nobody-has-this/m']) == 2
-    assert 'there is no bucket' in capsys.readouterr().err
+@pytest.mark.parametrize(
+    'command',
+    [
+        'convert x.pth gs://nobody-has-this/m',
+        'evaluate --checkpoint x --json gs://nobody-has-this/s.json',
+        'evaluate --images x --reference r --inception i --out gs://nobody-has-this/s',
+        'prepare latents gs://nobody-has-this/c --folder x --tokenizer y',
+        'prepare reference gs://nobody-has-this/r.npz --folder x --inception y',
+    ],
+)
+def test_commands_refuse_at_once_what_they_cannot_write(command, bucket, capsys):
+    assert main.main(command.split()) == 2
+    assert 'there is no bucket gs://nobody-has-this' in capsys.readouterr().err

@@ -30,7 +30,8 @@ def run(parser, arguments):
     )
 
     if storage.absolute(arguments.target).exists():
-        raise UserError(f'{arguments.target}: exists already; choose another target or delete it')
+        raise UserError(storage.taken(arguments.target))
+    storage.probe(storage.absolute(arguments.target).parent)
     extractor = inception.load(arguments.inception)
     if arguments.folder:
         images = image_sets.Folder(arguments.folder, arguments.image_size)
