@@ -13,30 +13,14 @@ from importlib import metadata
 
 import jax
 import orbax.checkpoint.experimental.v1 as ocp
-from etils import epath
 
 import emigm_jax
 from emigm_jax import buckets
 from emigm_jax.errors import Damaged, UserError
+from emigm_jax.paths import absolute
 
 MARK = '_CHECKPOINT_METADATA'  # what Orbax puts into every finished checkpoint
 COMMIT_MARK = 'commit_success.txt'  # and last of all where nothing can be renamed
-
-
-def absolute(path):
-    """`path` as Orbax wants it; gs:// and the like as they are.
-
-    Raises:
-      UserError: its kind of place is unknown here.
-    """
-    if buckets.remote(path):
-        buckets.set_up()
-    try:
-        path = epath.Path(path)
-        return path if buckets.remote(path) else path.resolve()
-    except (KeyError, ImportError) as error:
-        raise UserError(f'{path}: no access to such places ({error}); gs:// needs the extra '
-                        'emigm_jax[gcs]') from error  # fmt: skip
 
 
 def is_checkpoint(path):
@@ -153,7 +137,7 @@ def load(path, abstract):
 def load_part(path, keys):
     """The subtree under `keys` (a sequence of names) as arrays on the default device."""
     _, tree = describe(path)
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     want = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     def abstract(node, keys):

@@ -281,7 +281,7 @@ def test_without_gcsfs(monkeypatch):
         storage.probe('gs://b/run')
 
 
-@pytest.mark.parametrize('choice', ['', 'true'])
+@pytest.mark.parametrize('choice', ['', pytest.param('true', marks=pytest.mark.slow)])
 def test_tensorflow_is_not_asked(bucket, tmp_path, choice):
     """etils would import an installed TensorFlow; we do not, and say so where somebody insists."""
     (tmp_path / 'tensorflow.py').write_text('raise ImportError("no GPU, no fun")')

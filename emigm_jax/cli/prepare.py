@@ -24,7 +24,9 @@ def run(argv):
     parser.add_argument('target', help='the cache, or the reference (.npz), local or gs://')
     group = parser.add_argument_group('reference')
     group.add_argument('--inception', help='its checkpoint, from `emigm convert`')
-    group.add_argument('--npz', metavar='FILE', help='pictures in arr_0 (else: --folder)')
+    group.add_argument(
+        '--npz', metavar='FILE', help='pictures in arr_0, in place of --folder or --tfds'
+    )
     group.add_argument('--keep-features', action='store_true',
                        help='for precision, recall and KID (8 kB per picture)')  # fmt: skip
     group = parser.add_argument_group('latents')
@@ -85,7 +87,8 @@ class _Defaults:
 # What each kind takes.
 _FLAGS = {
     'stats': (),
-    'reference': ('inception', 'npz', 'folder', 'image_size', 'batch_size', 'keep_features'),
+    'reference': ('inception', 'npz', 'folder', 'tfds', 'split', 'data_dir', 'image_size',
+                  'batch_size', 'keep_features'),
     'latents': ('folder', 'tfds', 'from_npz', 'split', 'data_dir', 'tokenizer', 'image_size',
                 'dtype', 'compute_dtype', 'batch_size', 'shard_rows', 'max_unreadable', 'worker',
                 'dry_run'),
