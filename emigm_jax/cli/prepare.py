@@ -127,10 +127,13 @@ def _latents(arguments, flags):
 
     import tqdm
 
+    from emigm_jax import storage
     from emigm_jax.data import prepare
     from emigm_jax.tokenizers import learned
 
     worker = _worker(arguments.worker)
+    if not arguments.dry_run:
+        storage.probe(arguments.target)
     tokenizer = learned.load(arguments.tokenizer, arguments.compute_dtype, flags.batch_size)
     source, rows, image_size = _rows(arguments, flags, tokenizer)
     settings = {
