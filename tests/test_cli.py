@@ -74,7 +74,7 @@ def test_evaluate(run, tmp_path, capsys):
 @pytest.mark.parametrize('what', ['train', 'sample'])
 def test_benchmark(what, tmp_path):
     file = tmp_path / 'figures.json'
-    command = ['benchmark', what, SMOKE, '--batch-size', '4', '--repeats', '1', '--json', str(file)]
+    command = ['benchmark', what, SMOKE, '--batch-size', '8', '--repeats', '1', '--json', str(file)]
     assert main.main(command) == 0
     figures = json.loads(file.read_text())
     assert {'images_per_second', 'flops_per_image', 'program_memory_gb', 'compile_seconds'} <= set(
@@ -113,7 +113,7 @@ TRAIN = ('train', SMOKE)
         ((*TRAIN, '--workdir', 'x', '--config.loss.masking.schedule=expp'), "did you mean 'exp'"),
         ((*TRAIN, '--workdir', 'x', '--config.training.total=soon'), '500 steps'),
         ((*TRAIN, '--workdir', 'x', '--config.training.accumulate=3'), 'does not divide'),
-        ((*TRAIN, '--workdir', '/proc/x'), 'cannot write'),
+        ((*TRAIN, '--workdir', '/proc/x'), '/proc/x: cannot be reached or written'),
         (('sample', '--checkpoint', 'nowhere', '--out', 'x'), 'no such checkpoint'),
         (('benchmark', 'sleep', SMOKE), 'sleep'),
     ],
