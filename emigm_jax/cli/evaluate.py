@@ -50,6 +50,11 @@ def run(argv):
         file = getattr(arguments, name)
         if file and '://' not in file and not pathlib.Path(file).absolute().parent.is_dir():
             raise UserError(f'--{name.replace("_", "-")} {file}: its folder does not exist')
+    for file in (arguments.json, arguments.save_npz, arguments.out):
+        if file and '://' in file:
+            from emigm_jax import storage
+
+            storage.probe(file)
     if arguments.num_images is not None and not arguments.checkpoint:
         raise UserError('--num-images goes with --checkpoint')
     if arguments.compare and not arguments.checkpoint:

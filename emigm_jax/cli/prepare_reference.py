@@ -30,7 +30,8 @@ def run(parser, arguments):
     from emigm_jax.evaluation import inception, measure, references, statistics
 
     if storage.absolute(arguments.target).exists():
-        raise UserError(f'{arguments.target}: exists already; choose another target or delete it')
+        raise UserError(storage.taken(arguments.target))
+    storage.probe(storage.absolute(arguments.target).parent)
     extractor = inception.load(arguments.inception)
     images, source = _images(arguments)
     if len(images) < 2:
