@@ -41,16 +41,17 @@ def counted(monkeypatch, module, name):
 
 
 def test_digits_are_compared_in_pixels(monkeypatch):
-    """One compilation for all calls; the first and the last batch are those of other weights."""
+    """One compilation for all calls, and the scores of the images that the sampler makes."""
     traces = counted(monkeypatch, sampling, '_generate')
     config = smoke(every='2 steps', num_images=20, batch_size=16)
     data = datasets.dataset(config)
     evaluate = online.evaluator(config, data)
-    init = emigm.network(config.model).init
-    results = [evaluate(spread.place(init(jax.random.key(i))), step=i) for i in (0, 1, 0)]
+    shapes, rng = emigm.network(config.model).shapes(), np.random.default_rng(0)
+    drawn = lambda s: np.float32(0.1) * rng.standard_normal(s.shape, np.float32)
+    params, others = (spread.place(jax.tree.map(drawn, shapes)) for _ in range(2))
+    results = [evaluate(weights, step=i) for i, weights in enumerate((params, others, params))]
     assert len(traces) == 1
     assert results[0] == results[2] != results[1]
-    params = spread.place(init(jax.random.key(0)))
     tokens = sampling.Sampler(config.model, config.sampling)(
         params, np.arange(20) // 2, np.arange(20)
     )
