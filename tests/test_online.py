@@ -117,7 +117,7 @@ def test_mistakes_show_before_the_training(tmp_path, capsys):
         online.evaluator(latents, datasets.dataset(latents))
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_inception_while_training(tmp_path, monkeypatch, capsys):
     """As `emigm evaluate` of the same weights; and compiled once."""
     shapes = inception.network().shapes()
