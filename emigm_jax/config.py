@@ -68,6 +68,7 @@ class TrainingConfig:
     sample_every: str = '50 epochs'  # grid of samples as PNG; 0 steps: never
     checkpoint_every: str = '5 epochs'
     keep: int = 2  # checkpoints kept, newest first
+    keep_every: str = '0 steps'  # kept for good; 0 steps: none but the newest and the best
     sample_images: int = 40  # in a grid
 
     def __post_init__(self):
@@ -75,7 +76,8 @@ class TrainingConfig:
         check_range('training.accumulate', self.accumulate, 1)
         check_range('training.keep', self.keep, 1)
         check_range('training.sample_images', self.sample_images, 1)
-        for name in ('total', 'warmup', 'log_every', 'sample_every', 'checkpoint_every'):
+        for name in ('total', 'warmup', 'log_every', 'sample_every', 'checkpoint_every',
+                     'keep_every'):  # fmt: skip
             parse_duration(f'training.{name}', getattr(self, name))
 
 

@@ -7,6 +7,10 @@ class UserError(Exception):
     """A mistake the user can mend: what is wrong, where, and what to do, in one line."""
 
 
+class Damaged(UserError):
+    """Something on disk that was written whole once and cannot be read now."""
+
+
 def check_choice(name, value, known):
     """Raises UserError unless `value` is one of `known`; suggests the nearest."""
     if value not in known:

@@ -5,13 +5,11 @@ import hashlib
 import json
 import os
 
-from emigm_jax import storage
+from emigm_jax import buckets, storage
+from emigm_jax.buckets import remote
 from emigm_jax.errors import UserError
 
-
-def remote(path):
-    """Whether `path` is not on a local disk."""
-    return '://' in str(path)
+_PARTIAL = '.partial'
 
 
 @contextlib.contextmanager
@@ -21,8 +19,10 @@ def reported(path):
         yield
     except UserError:
         raise
-    except OSError as error:
-        reason = error.strerror or ' '.join(str(error).split())[:160]
+    except Exception as error:
+        if not buckets.failure(error):
+            raise
+        reason = getattr(error, 'strerror', None) or buckets.brief(error)
         raise UserError(f'{path}: {reason}') from error
 
 
@@ -46,7 +46,7 @@ def write(path, chunks):
                 raise
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.parent / f'.{path.name}.{os.getpid()}.partial'
+        partial = path.parent / f'.{path.name}.{os.getpid()}{_PARTIAL}'
         try:
             with open(partial, 'wb') as f:
                 for chunk in chunks:
@@ -59,9 +59,20 @@ def write(path, chunks):
                 os.unlink(partial)
 
 
+def is_partial(path):
+    """Whether a file has the name that `write` gives until it is whole."""
+    name = str(path).rpartition('/')[2]
+    return name.startswith('.') and name.endswith(_PARTIAL)
+
+
+def write_text(path, text):
+    """Writes a string, whole or not at all."""
+    write(path, [text.encode()])
+
+
 def write_json(path, value):
     """Writes JSON-like `value`, the same bytes for the same value."""
-    write(path, [(json.dumps(value, indent=1, sort_keys=True) + '\n').encode()])
+    write_text(path, json.dumps(value, indent=1, sort_keys=True) + '\n')
 
 
 def read_json(path):

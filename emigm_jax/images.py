@@ -1,7 +1,11 @@
 """Pictures: PNG files and labelled grids of uint8 images."""
 
+import io
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from emigm_jax import files
 
 
 def upscaled(images, least=64):
@@ -22,8 +26,10 @@ def _picture(image):
 
 
 def save(path, image):
-    """Writes one uint8 image (H, W, 1 or 3) as PNG."""
-    _picture(np.asarray(image)).save(path)
+    """Writes one uint8 image (H, W, 1 or 3) as PNG to `path`, local or gs://."""
+    content = io.BytesIO()
+    _picture(np.asarray(image)).save(content, 'PNG')
+    files.write(path, [content.getvalue()])
 
 
 def grid(images, columns, gap=2, background=96):

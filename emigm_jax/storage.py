@@ -12,7 +12,7 @@ import jax
 import orbax.checkpoint.experimental.v1 as ocp
 from etils import epath
 
-from emigm_jax.errors import UserError
+from emigm_jax.errors import Damaged, UserError
 
 MARK = '_CHECKPOINT_METADATA'  # what Orbax puts into every finished checkpoint
 COMMIT_MARK = 'commit_success.txt'  # and last of all where nothing can be renamed
@@ -151,7 +151,12 @@ class readable:
         logging.getLogger('asyncio').setLevel(logging.CRITICAL)
         if isinstance(error, (OSError, MemoryError)) and not isinstance(error, FileNotFoundError):
             raise UserError(f'{self._path}: cannot be read ({_brief(error)})') from error
-        raise UserError(
+        raise Damaged(
             f'{self._path}: the checkpoint is damaged or of another kind ({_brief(error)}); if it '
             'is a step of a run, delete this folder to go on from an earlier one'
         ) from error
+
+
+def writable(path):
+    """A context that turns failures of writing below `path` into one line."""
+    return _reachable(absolute(path))

@@ -7,7 +7,8 @@ PACKAGE = pathlib.Path(__file__).parents[1] / 'emigm_jax'
 
 # Lower numbers may not import higher ones; equal ones may import each other.
 LEVELS = {
-    'errors': 0, 'sharding': 1, 'storage': 1, 'spread': 1, 'files': 2,
+    'errors': 0, 'buckets': 1, 'distributed': 1, 'preemption': 1, 'sharding': 1, 'spread': 1,
+    'storage': 1, 'files': 2,
     'core': 1,
     'nn': 2,
     'models': 3, 'tokenizers': 3, 'images': 3, 'flops': 3,

@@ -57,6 +57,29 @@ def print_config(config):
     print(json.dumps(dataclasses.asdict(config), indent=2))
 
 
+def add_processes(parser):
+    """Flags by which several processes find one another."""
+    group = parser.add_argument_group(
+        'several processes', 'TPU pods, GKE, Slurm and MPI need none of these'
+    )
+    group.add_argument('--coordinator', metavar='HOST:PORT', help='of process 0')
+    group.add_argument('--num-processes', type=int, help='how many there are')
+    group.add_argument('--process-id', type=int, help='which this one is, from 0')
+    group.add_argument(
+        '--join-timeout', type=int, default=300, metavar='SECONDS', help='wait for all (300)'
+    )
+
+
+def join(arguments):
+    """Joins the processes that `add_processes` names; returns a context for the work to do."""
+    from emigm_jax import distributed
+
+    distributed.start(
+        arguments.coordinator, arguments.num_processes, arguments.process_id, arguments.join_timeout
+    )
+    return distributed.together()
+
+
 def numbers(name, text):
     """'3', '1,5,9', '0-15' or a mix of them -> list of ints, in the order given."""
     found = []

@@ -23,7 +23,7 @@ def run(argv):
     parser.add_argument('what', choices=('train', 'sample', 'data'))
     shared.add_config(parser)
     for flag, default, text in (
-        ('--batch-size', None, "images per step (8; data: the config's)"),
+        ('--batch-size', None, "images per step (8 per device; data: the config's)"),
         ('--repeats', None, 'timed steps, whose median counts (3); data: batches (50)'),
         ('--train-steps', 0, 'data: also time so many real steps, and how long they wait'),
     ):
@@ -34,7 +34,7 @@ def run(argv):
     if arguments.train_steps and not data:
         parser.error('--train-steps goes with data')
     if arguments.batch_size is None:
-        arguments.batch_size = config.training.batch_size if data else 8
+        arguments.batch_size = config.training.batch_size if data else 8 * _devices()
     if arguments.repeats is None:
         arguments.repeats = 50 if data else 3
     for name, low in (('batch_size', 1), ('repeats', 1), ('train_steps', 0)):
@@ -48,7 +48,7 @@ def run(argv):
             config, arguments.batch_size, arguments.repeats, arguments.train_steps
         )
     else:
-        build = {'train': train_program, 'sample': _sample}[arguments.what]
+        build = {'train': _train, 'sample': _sample}[arguments.what]
         result = _measure(*build(config, arguments.batch_size), arguments.repeats)
         result = _figures(result, config, arguments)
     for key, value in result.items():
@@ -59,38 +59,40 @@ def run(argv):
 
 
 def train_program(config, batch):
-    """(jitted step, its arguments, next arguments from a result, forward+backward FLOPs)."""
-    import functools
+    """(`program.Program` of a batch size on all devices, forward + backward FLOPs per image)."""
+    import dataclasses
 
+    from emigm_jax import flops, sharding
+    from emigm_jax.core import masking
+    from emigm_jax.training import program, step
+
+    training = dataclasses.replace(config.training, batch_size=batch)
+    config = dataclasses.replace(config, training=training)
+    built = program.build(config, sharding.make_mesh(config.mesh), 0, 1)
+    groups = step.layout(config.loss, batch, config.training.accumulate)
+    budgets = masking.budgets(config.loss.masking, config.model.tokens, groups)
+    return built, 3 * flops.train_image(config.model, budgets, config.loss.copies)
+
+
+def _train(config, batch):
+    """(lowering, the program's arguments, next arguments from a result, FLOPs per image)."""
     import jax
     import numpy as np
 
-    from emigm_jax import flops
-    from emigm_jax.core import masking
-    from emigm_jax.models import emigm
-    from emigm_jax.training import state, step
-
-    net = emigm.network(config.model)
-    tx = state.optimizer(config.optimizer, state.learning_rate(config.optimizer, batch, 0, 1))
-    create = functools.partial(state.create, net, config.optimizer, tx)
-    accumulate = config.training.accumulate
-    run = functools.partial(
-        step.train_step, net, config.model, config.loss, config.optimizer, tx, 0, accumulate
-    )
+    built, count = train_program(config, batch)
     rng = np.random.default_rng(0)
-    shape = (batch, config.model.tokens, config.model.channels)
     data = {
-        'tokens': rng.standard_normal(shape, np.float32),
+        'tokens': rng.standard_normal(built.batch['tokens'].shape, np.float32),
         'labels': rng.integers(config.model.classes, size=batch).astype(np.int32),
     }
-    groups = step.layout(config.loss, batch, accumulate)
-    budgets = masking.budgets(config.loss.masking, config.model.tokens, groups)
-    count = 3 * flops.train_image(config.model, budgets, config.loss.copies)
-    first = jax.jit(create)(jax.random.key(0))
-    return jax.jit(run, donate_argnums=0), (first, data), lambda out: (out[0], data), count
+    data = jax.tree.map(lambda a, b: jax.device_put(a, b.sharding), data, built.batch)
+    first, zero = built.create(), np.int32(0)
+    return built.lower, (first, data, zero), lambda out: (out[0], data, zero), count
 
 
 def _sample(config, batch):
+    import functools
+
     import jax
     import numpy as np
 
@@ -101,15 +103,16 @@ def _sample(config, batch):
     sampler = Sampler(config.model, config.sampling)
     labels = np.arange(batch) % config.model.classes
     run, arguments = sampler.prepared(params, labels, np.arange(batch))
-    return run, arguments, lambda _: arguments, sampler.flops
+    lower = functools.partial(run.lower, *arguments)
+    return lower, arguments, lambda _: arguments, sampler.flops
 
 
-def _measure(run, arguments, following, count, repeats):
+def _measure(lower, arguments, following, count, repeats):
     """Compiles, runs once to warm up, then times `repeats` calls."""
     import jax
 
     start = time.perf_counter()
-    compiled = run.lower(*arguments).compile()
+    compiled = lower().compile()
     compile_seconds = time.perf_counter() - start
     memory = compiled.memory_analysis()
     parts = (memory.argument_size_in_bytes, memory.temp_size_in_bytes,
@@ -129,6 +132,12 @@ def _measure(run, arguments, following, count, repeats):
     }
 
 
+def _devices():
+    import jax
+
+    return jax.device_count()
+
+
 def _figures(result, config, arguments):
     import jax
 
@@ -141,11 +150,12 @@ def _figures(result, config, arguments):
     return {
         'what': f'{arguments.what} {arguments.config}',
         'device': f'{device.device_kind} ({device.platform})',
+        'devices': _devices(),
         'batch_size': arguments.batch_size,
         'dtype': config.model.dtype,
         'images_per_second': rate,
         **result,
-        'of_matmul_peak': achieved / result['matmul_peak_tflops'],
+        'of_matmul_peak': achieved / (result['matmul_peak_tflops'] * _devices()),
     }
 
 

@@ -11,13 +11,15 @@ def measure(config, batch, repeats, train_steps):
     """Figures of `repeats` batches of `batch` rows, and of `train_steps` real steps if not 0."""
     import jax
 
+    from emigm_jax import sharding
     from emigm_jax.data import datasets, pipeline
 
-    data = datasets.dataset(config)
+    data, mesh = datasets.dataset(config), sharding.make_mesh(config.mesh)
     stop = WARM_UP + repeats
     host = _rate(pipeline.host_batches(data, batch, config.seed, 0, stop), repeats)
     device = _rate(
-        map(jax.block_until_ready, pipeline.batches(data, batch, config.seed, 0, stop)), repeats
+        map(jax.block_until_ready, pipeline.batches(data, batch, config.seed, 0, stop, mesh)),
+        repeats,
     )
     rows = batch * repeats
     figures = {
@@ -49,14 +51,16 @@ def _rate(batches, repeats):
 def _waiting(config, data, batch, steps):
     """Share of the time of real training steps that is spent waiting for data."""
     import jax
+    import numpy as np
 
     from emigm_jax.cli import benchmark
     from emigm_jax.data import pipeline
 
-    step, (state, _), _, _ = benchmark.train_program(config, batch)
-    batches = pipeline.Timed(pipeline.batches(data, batch, config.seed, 0, 1 + steps))
+    built, _ = benchmark.train_program(config, batch)
+    state, mesh = built.create(), built.mesh
+    batches = pipeline.Timed(pipeline.batches(data, batch, config.seed, 0, 1 + steps, mesh))
     for number, rows in enumerate(batches):
-        state, values = step(state, rows)
+        state, values = built.step(state, rows, np.int32(number))
         jax.block_until_ready(values)
         if number == 0:  # compilation is no step
             start, waited = time.perf_counter(), batches.seconds

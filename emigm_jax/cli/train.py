@@ -16,6 +16,7 @@ def run(argv):
     shared.add_config(parser)
     parser.add_argument('--workdir', help='folder of checkpoints, metrics and samples')
     parser.add_argument('--dry-run', action='store_true', help='print the resolved config and stop')
+    shared.add_processes(parser)
     arguments, config = shared.parse_with_config(parser, argv)
     if arguments.dry_run:
         shared.print_config(config)
@@ -23,12 +24,22 @@ def run(argv):
     if not arguments.workdir:
         parser.error('--workdir is required')
 
+    with shared.join(arguments):
+        return _train(config, arguments.workdir)
+
+
+def _train(config, workdir):
+    from emigm_jax import distributed
     from emigm_jax.training import loop
 
     try:
-        loop.train(config, arguments.workdir)
+        loop.train(config, workdir)
     except loop.NonFinite as error:
         print(f'emigm: {error}', file=sys.stderr)
         return 1
-    print(f'done: checkpoints, metrics and samples are in {arguments.workdir}')
+    except loop.Preempted as error:
+        print(f'emigm: {error}', file=sys.stderr)
+        return distributed.RESTART
+    if distributed.is_first():
+        print(f'done: checkpoints, metrics and samples are in {workdir}')
     return 0

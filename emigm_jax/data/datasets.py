@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emigm_jax import files
+from emigm_jax import files, sharding
 from emigm_jax.data import latents, sources
 from emigm_jax.errors import UserError
 from emigm_jax.tokenizers import learned
@@ -128,16 +128,16 @@ class Pictures:
         return {'images': image, 'labels': np.int32(example.label)}
 
     def to_tokens(self, params, batch, key):
-        """Pure: a batch of rows -> {'tokens', 'labels'}; a few pictures at a time."""
+        """Pure: a batch of rows -> {'tokens', 'labels'}; a few pictures at a time on a device."""
         if isinstance(self.tokenizer, Pixels):
             return {'tokens': self.tokenizer.encode(batch['images']), 'labels': batch['labels']}
         name, config = self.tokenizer.name, self.tokenizer.config
-        encode = functools.partial(learned.encoder(name, config), params)
-        raw = jax.lax.map(
-            lambda image: encode(image[None])[0],
-            batch['images'],
-            batch_size=min(self.tokenizer.batch, len(batch['images'])),
-        )
+
+        def encode(params, images):
+            one = lambda image: learned.encoder(name, config)(params, image[None])[0]
+            return jax.lax.map(one, images, batch_size=min(self.tokenizer.batch, len(images)))
+
+        raw = sharding.per_shard(encode)(params, batch['images'])
         tokens = learned.to_tokens(learned.KINDS[name], raw.astype(jnp.float32), key)
         return {'tokens': tokens, 'labels': batch['labels']}
 

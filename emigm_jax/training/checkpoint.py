@@ -15,28 +15,64 @@ from emigm_jax.errors import UserError
 from emigm_jax.sampling import SamplingConfig
 
 FOLDER = 'checkpoints'
+BEST = 'fid'  # the score whose lowest value is kept
 
 
 class Writer:
-    """Saves train states of one run and keeps the newest `keep`."""
+    """Saves train states of one run in the background, and keeps some of them.
 
-    def __init__(self, workdir, config, data=''):
+    Kept are the newest `training.keep`, one every `training.keep_every`, and the one with the best
+    FID, if that is measured. All processes of a run must call `save` and `close`.
+    """
+
+    def __init__(self, workdir, config, keep_every=0, data=''):
         self._description = {'config': configs.as_dict(config), 'data': data}
-        policy = ocp_training.preservation_policies.LatestN(config.training.keep)
-        self._checkpointer = ocp_training.Checkpointer(
-            storage.absolute(workdir) / FOLDER,
-            preservation_policy=policy,
-            cleanup_tmp_directories=True,  # what a killed process left behind
-        )
+        policies = ocp_training.preservation_policies
+        kept = [policies.LatestN(config.training.keep)]
+        if keep_every:
+            kept.append(policies.EveryNSteps(keep_every))
+        kept.append(policies.BestN(
+            get_metric_fn=lambda scores: scores[BEST], reverse=True, n=1,
+            keep_checkpoints_without_metrics=False,
+        ))  # fmt: skip
+        self._folder = storage.absolute(workdir) / FOLDER
+        with storage.writable(self._folder):
+            self._checkpointer = ocp_training.Checkpointer(
+                self._folder,
+                preservation_policy=policies.AnyPreservationPolicy(kept),
+                cleanup_tmp_directories=True,  # what a killed process left behind
+            )
+        self._saved, self._pending = None, None
 
-    def save(self, state):
-        """Writes the state under its own step; a step that is there already is left alone."""
+    def save(self, state, scores=None):
+        """Begins to write the state under its own step; waits first for the one before.
+
+        Args:
+          state: train state; may be donated as soon as this returns.
+          scores: {name: float} of its evaluation, if there was one.
+        """
         step = int(state['step'])
-        if step not in {c.step for c in self._checkpointer.checkpoints}:
-            self._checkpointer.save(step, state, custom_metadata=self._description, force=True)
+        if step == self._saved:
+            return
+        self.wait()
+        metrics = scores if scores and BEST in scores else None
+        with storage.writable(self._folder):
+            self._pending = self._checkpointer.save_async(
+                step, state, custom_metadata=self._description, metrics=metrics, force=True,
+                overwrite=True,  # of a damaged one that the run went back behind
+            )  # fmt: skip
+        self._saved = step
+
+    def wait(self):
+        """Returns when nothing is being written any more; raises what went wrong there."""
+        with storage.writable(self._folder):
+            if self._pending is not None:
+                self._pending.result()
+        self._pending = None
 
     def close(self):
         """Waits for what is being written."""
+        self.wait()
         self._checkpointer.close()
 
     def __enter__(self):
@@ -77,19 +113,24 @@ def export(path, config, ema, presets, source):
     storage.save(path, {'ema': {name: ema}}, description)
 
 
+def finished(path):
+    """Folders of the finished checkpoints of a workdir, newest first; [] if it has none."""
+    path = storage.absolute(path)
+    folder = path / FOLDER if (path / FOLDER).is_dir() else path
+    if not folder.is_dir():
+        return []
+    # A step that is still being written has a temporary name, or on gs:// no mark of its end.
+    steps = sorted((int(p.name) for p in folder.iterdir() if p.name.isdigit()), reverse=True)
+    return [folder / str(s) for s in steps if storage.is_checkpoint(folder / str(s))]
+
+
 def find(path):
     """The `Saved` at a checkpoint folder, or the newest in a workdir; None if it has none."""
     path = storage.absolute(path)
     if storage.is_checkpoint(path):
-        return _open(path)
-    folder = path / FOLDER if (path / FOLDER).is_dir() else path
-    if not folder.is_dir():
-        return None
-    # A step that is still being written has a temporary name, or on gs:// no mark of its end.
-    steps = sorted((int(p.name) for p in folder.iterdir() if p.name.isdigit()), reverse=True)
-    finished = (folder / str(s) for s in steps if storage.is_checkpoint(folder / str(s)))
-    newest = next(finished, None)
-    return None if newest is None else _open(newest)
+        return open_(path)
+    newest = next(iter(finished(path)), None)
+    return None if newest is None else open_(newest)
 
 
 def require(path):
@@ -102,7 +143,12 @@ def require(path):
     return saved
 
 
-def _open(path):
+def open_(path):
+    """The `Saved` at a checkpoint folder.
+
+    Raises:
+      UserError: it is damaged, or holds no model.
+    """
     description, _ = storage.describe(path)
     if 'config' not in (description or {}):
         raise UserError(f'{path}: holds no model')
@@ -121,7 +167,7 @@ def _open(path):
 
 
 def restore(saved, abstract):
-    """Loads the whole train state; `abstract` has the shapes (and shardings) to restore into."""
+    """Loads the whole train state; `abstract` has the shapes and shardings to restore into."""
     return storage.load(saved.path, abstract)
 
 

@@ -2,20 +2,19 @@
 
 import functools
 import json
-import pathlib
 
 import jax
 import numpy as np
 from clu import parameter_overview
+from jax.experimental import multihost_utils
 
 from emigm_jax import config as configs
-from emigm_jax import images
+from emigm_jax import distributed, files, images, preemption, sharding, spread, storage
 from emigm_jax.data import datasets, pipeline
-from emigm_jax.errors import UserError
-from emigm_jax.models import emigm
+from emigm_jax.errors import Damaged, UserError
 from emigm_jax.nn.functional import parameter_count
 from emigm_jax.sampling import Sampler
-from emigm_jax.training import checkpoint, state, step
+from emigm_jax.training import checkpoint, program
 from emigm_jax.training.metrics import Metrics
 
 
@@ -23,58 +22,61 @@ class NonFinite(Exception):
     """The loss stopped being a number; the last good state has been saved."""
 
 
-def train(config, workdir):
+class Preempted(Exception):
+    """The machine is about to be taken away; the state has been saved."""
+
+
+def train(config, workdir, evaluator=None):
     """Trains `config` in `workdir` from where its newest checkpoint left off.
+
+    Every process of a run calls this; the first one writes metrics and pictures.
+
+    Args:
+      config: `Config`.
+      workdir: local or gs://.
+      evaluator: data -> a function (EMA parameters, step) -> {name: float}; None: no evaluation.
 
     Returns:
       The final state.
 
     Raises:
-      UserError: the workdir cannot be used for this config.
+      UserError: the workdir, the mesh or the data cannot be used for this config.
       NonFinite: a loss or gradient was not finite.
+      Preempted: SIGTERM or a maintenance notice came.
     """
-    workdir = pathlib.Path(workdir)
+    workdir, first = storage.absolute(workdir), distributed.is_first()
+    say = functools.partial(print, flush=True) if first else lambda *_: None
+    mesh = sharding.make_mesh(config.mesh)
     data = datasets.dataset(config)
     batch_size = config.training.batch_size
     steps = functools.partial(config.steps, examples=data.examples)
     total = steps('total')
+    say(f'data: {config.data.name}, {data.examples} examples of {data.grid**2} tokens')
 
-    print(f'data: {config.data.name}, {data.examples} examples of {data.grid**2} tokens')
-    saved = checkpoint.find(workdir)
-    check_resumable(saved, config, data, workdir, total)
-    net = emigm.network(config.model)
-    prepare(workdir, config, net)
-
-    rate = state.learning_rate(config.optimizer, batch_size, steps('warmup'), total)
-    tx = state.optimizer(config.optimizer, rate)
-    create = functools.partial(state.create, net, config.optimizer, tx)
-    print(f'model: {parameter_count(net.shapes()):,} parameters on {jax.device_count()} device(s)')
-
-    if saved is None:
-        current = jax.jit(create)(jax.random.key(config.seed))
-    else:
-        current = checkpoint.restore(saved, abstract(create))
-        print(f'resumed from step {saved.step} in {saved.path}')
+    built = program.build(config, mesh, steps('warmup'), total)
+    current = resumed(config, data, workdir, total, built, say)
+    evaluate = evaluator and evaluator(data)
+    if first:
+        prepare(workdir, config, built.net)
+    cuts = ' x '.join(f'{size} {axis}' for axis, size in mesh.shape.items() if size > 1)
+    say(f'model: {parameter_count(built.net.shapes()):,} parameters on {mesh.size} device(s)'
+        + f' ({cuts})' * bool(cuts))  # fmt: skip
+    current = built.create() if current is None else current
     start = int(current['step'])
 
-    train_step = jax.jit(
-        functools.partial(
-            step.train_step, net, config.model, config.loss, config.optimizer, tx,
-            config.seed, config.training.accumulate,
-        ),
-        donate_argnums=0,
-    )  # fmt: skip
     due = lambda name, at: steps(name) and at % steps(name) == 0
-    metrics, before = Metrics(workdir, start, total), None
+    metrics, before = Metrics(workdir, start, total, writes=first), None
     if start < total:
-        print('compiling the train step', flush=True)
-
-    batches = pipeline.Timed(pipeline.batches(data, batch_size, config.seed, start, total))
-    with checkpoint.Writer(workdir, config, data.fingerprint) as writer:
+        say('compiling the train step')
+    batches = pipeline.Timed(pipeline.batches(data, batch_size, config.seed, start, total, mesh))
+    with (
+        checkpoint.Writer(workdir, config, steps('keep_every'), data.fingerprint) as writer,
+        preemption.Watch() as watch,
+    ):
         try:
             for number, batch in enumerate(batches, start):
                 at = number + 1
-                current, values = train_step(current, batch, np.int32(number))
+                current, values = built.step(current, batch, np.int32(number))
                 if number == start:
                     jax.block_until_ready(values)  # compilation is not part of the rate
                     metrics.pause(batches.seconds)
@@ -82,20 +84,36 @@ def train(config, workdir):
                 # more and hold memory for every step in them.
                 jax.block_until_ready(before)
                 before = values
-                saving = due('checkpoint_every', at) or at == total
-                if due('log_every', at) or saving or at == total:
+                leaving, last = watch.due(at), at == total
+                saving = leaving or last or due('checkpoint_every', at)
+                if saving or due('log_every', at):
                     values = {k: float(v) for k, v in values.items()}
                     if not values.pop('finite'):
                         stop_non_finite(writer, current, values)
-                    values['learning_rate'] = float(rate(number))
+                    values['learning_rate'] = float(built.rate(number))
                     metrics.write(at, values, batch_size, batches.seconds)
-                if saving:
+                if leaving:
                     writer.save(current)
-                if due('sample_every', at) or (at == total and steps('sample_every')):
-                    sample_grid(config, data, current, workdir)
+                    writer.wait()
+                    raise Preempted(f'this machine is about to be taken away: saved step {at} in '
+                                    f'{workdir}; the same command goes on from there')  # fmt: skip
+                showing = steps('sample_every') and (last or due('sample_every', at))
+                scoring = evaluate and (last or due('evaluation.every', at))
+                scores = None
+                if showing or scoring:
+                    ema = first_ema(config, mesh, current)
+                    if showing and first:
+                        sample_grid(config, data, ema, workdir, at)
+                    if scoring:
+                        scores = evaluate(ema, at)
+                        metrics.add(at, scores)
+                    del ema  # a whole copy on every device
                     metrics.pause(batches.seconds)
+                if saving:
+                    writer.save(current, scores)
         except KeyboardInterrupt:
-            if current['step'].is_deleted():  # interrupted between two states
+            # One of several processes cannot save alone, and between two states there is none.
+            if jax.process_count() > 1 or current['step'].is_deleted():
                 raise
             writer.save(current)
             print(f'interrupted: saved step {int(current["step"])} in {workdir}; '
@@ -106,10 +124,35 @@ def train(config, workdir):
     return current
 
 
+def resumed(config, data, workdir, total, built, say):
+    """The state of the newest checkpoint that can be read; None if there is none."""
+    folders = checkpoint.finished(workdir)
+    for number, folder in enumerate(folders):
+        damage = None
+        try:
+            saved = checkpoint.open_(folder)
+            check_resumable(saved, config, data, workdir, total)
+            state = checkpoint.restore(saved, built.state)
+        except Damaged as error:
+            damage = error
+        # All processes go on from the same step, or none does.
+        if not _anywhere(damage):
+            say(f'resumed from step {saved.step} in {folder}')
+            return state
+        if number + 1 == len(folders):
+            raise damage or Damaged(f'{folder}: another process cannot read it')
+        say(f'{damage or folder}\ngoing on from the checkpoint before it')
+    return None
+
+
+def _anywhere(condition):
+    if jax.process_count() == 1:
+        return bool(condition)
+    return bool(multihost_utils.process_allgather(np.array(bool(condition))).any())
+
+
 def check_resumable(saved, config, data, workdir, total):
     """Refuses a workdir whose checkpoint belongs to another config or other data."""
-    if saved is None:
-        return
     changes = configs.differences(saved.config, config)
     if changes:
         shown = ', '.join(changes[:4]) + (', ...' if len(changes) > 4 else '')
@@ -125,24 +168,14 @@ def check_resumable(saved, config, data, workdir, total):
 
 def prepare(workdir, config, net):
     """Creates the workdir and writes the config and a table of parameters for people to read."""
+    table = parameter_overview.get_parameter_overview(net.shapes(), include_stats=False)
     try:
-        (workdir / 'samples').mkdir(parents=True, exist_ok=True)
-        text = json.dumps(configs.as_dict(config), indent=2)
-        (workdir / 'config.json').write_text(text + '\n')
-        table = parameter_overview.get_parameter_overview(net.shapes(), include_stats=False)
-        (workdir / 'parameters.txt').write_text(table + '\n')
-    except OSError as error:
-        raise UserError(f'{workdir}: cannot write there ({error.strerror}); '
-                        'choose another --workdir') from error  # fmt: skip
-
-
-def abstract(create):
-    """Shapes and placement of the train state on the default device."""
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding),
-        jax.eval_shape(create, jax.random.key(0)),
-    )
+        files.write_text(
+            workdir / 'config.json', json.dumps(configs.as_dict(config), indent=2) + '\n'
+        )
+        files.write_text(workdir / 'parameters.txt', table + '\n')
+    except UserError as error:
+        raise UserError(f'--workdir: cannot write there ({error})') from error
 
 
 def stop_non_finite(writer, current, values):
@@ -155,17 +188,21 @@ def stop_non_finite(writer, current, values):
     )
 
 
-def sample_grid(config, data, current, workdir):
-    """Writes WORKDIR/samples/STEP.png, drawn with the first EMA weights, one class per column."""
-    if data.tokenizer is None:
-        return  # synthetic latents have no pictures
+def first_ema(config, mesh, current):
+    """The first EMA parameters, whole on the devices of each process, where sampling wants them."""
     ema = current['ema'][str(config.optimizer.ema_decays[0])]
+    return spread.place(sharding.gathered(mesh, ema))
+
+
+def sample_grid(config, data, ema, workdir, at):
+    """Writes WORKDIR/samples/STEP.png, one class per column."""
+    if data.tokenizer is None:
+        return  # latents without their tokenizer have no pictures
     count, columns = config.training.sample_images, min(data.classes, 10)
     tokens = sampler(config.model, config.sampling)(
         ema, np.arange(count) % columns % data.classes, np.arange(count)
     )
     pictures = images.upscaled(np.asarray(data.tokenizer.decode(tokens)))
-    at = int(current['step'])
     images.save(workdir / 'samples' / f'{at:08}.png', images.grid(pictures, columns))
 
 

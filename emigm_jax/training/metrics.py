@@ -1,33 +1,51 @@
-"""Metrics of a run: JSON lines, TensorBoard events and one progress line."""
+"""Metrics of a run: JSON lines, TensorBoard events and one progress line.
+
+On a local disk every line is appended at once. Objects of a bucket cannot be appended to: there
+lines and events are kept here and written as a whole at most once a minute, by a thread of their
+own, so that a killed process loses its last minute and a training step never waits for a bucket.
+"""
 
 import json
 import math
 import pathlib
+import shutil
+import tempfile
+import threading
 import time
 
 import tensorboardX
 
-FILE = 'metrics.jsonl'
+from emigm_jax import files, storage
+from emigm_jax.errors import UserError
+
+FILE, EVENTS = 'metrics.jsonl', 'tensorboard'
+PERIOD = 60.0  # seconds between two writes to a bucket
 
 
 class Metrics:
-    """Writes scalars by step. On resuming, lines beyond the resumed step are dropped."""
+    """Writes scalars by step. On resuming, lines beyond the resumed step are dropped.
 
-    def __init__(self, workdir, start, total):
-        workdir = pathlib.Path(workdir)
-        self._file = workdir / FILE
-        kept = []
-        if self._file.exists():
-            kept = [line for line in self._file.read_text().splitlines() if _step(line) <= start]
-        replacement = self._file.with_suffix('.tmp')
-        replacement.write_text(''.join(line + '\n' for line in kept))
-        replacement.rename(self._file)
+    Args:
+      workdir: local or gs://.
+      start: the step that is resumed from, 0 for a new run.
+      total: steps of the whole run.
+      writes: False in all but one of several processes: the same interface, but silent.
+
+    Raises:
+      UserError: the workdir cannot be read or written.
+    """
+
+    def __init__(self, workdir, start, total, writes=True):
+        self._clock, self._last, self._total = time.perf_counter(), start, total
+        self._waited, self._writes = 0.0, writes
+        if not writes:
+            return
+        workdir = storage.absolute(workdir)
+        self._sink = (_Bucket if files.remote(workdir) else _Disk)(workdir, _kept(workdir, start))
         # purge_step tells TensorBoard to forget later events of a run that was cut off.
         self._events = tensorboardX.SummaryWriter(
-            str(workdir / 'tensorboard'), purge_step=start + 1, write_to_disk=True
+            self._sink.events, purge_step=start + 1, write_to_disk=True
         )
-        self._clock, self._last, self._total = time.perf_counter(), start, total
-        self._waited = 0.0
 
     def write(self, step, values, images_per_step, waited):
         """Writes {name: float} of a step and prints a line.
@@ -37,35 +55,119 @@ class Metrics:
         """
         now = time.perf_counter()
         per_step = (now - self._clock) / max(1, step - self._last)
-        values['data_wait'] = min(1.0, (waited - self._waited) / max(1e-9, now - self._clock))
+        share = min(1.0, (waited - self._waited) / max(1e-9, now - self._clock))
         self._clock, self._last, self._waited = now, step, waited
         rate, left = images_per_step / per_step, per_step * (self._total - step)
-        values = {**values, 'images_per_second': rate, 'seconds_left': left}
-        line = {'step': step, **{k: _finite(v) for k, v in values.items()}}
-        with self._file.open('a') as f:
-            f.write(json.dumps(line) + '\n')
+        self._put(
+            step,
+            {**values, 'data_wait': share, 'images_per_second': rate, 'seconds_left': left},
+            f'loss {values["loss"]:.4f} (mse {values["mse"]:.4f}, vlb {values["vlb"]:.4f})  '
+            f'grad {values["gradient_norm"]:.2f}  {rate:.1f} images/s  {_clock(left)} left',
+        )
+
+    def add(self, step, values):
+        """Writes {name: float} of a step that says nothing about speed, e.g. {'fid': 7.2}."""
+        self._put(step, values, '  '.join(f'{name} {value:.5g}' for name, value in values.items()))
+
+    def _put(self, step, values, text):
+        if not self._writes:
+            return
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
         self._events.flush()
-        print(
-            f'step {step}/{self._total}  loss {values["loss"]:.4f} (mse {values["mse"]:.4f}, '
-            f'vlb {values["vlb"]:.4f})  grad {values["gradient_norm"]:.2f}  '
-            f'{rate:.1f} images/s  {_clock(left)} left',
-            flush=True,
-        )
+        self._sink.add(json.dumps({'step': step, **{k: _finite(v) for k, v in values.items()}}))
+        print(f'step {step}/{self._total}  {text}', flush=True)
 
     def pause(self, waited):
         """Takes the time since the last line out of the rate, e.g. after sampling."""
         self._clock, self._waited = time.perf_counter(), waited
 
+    def flush(self):
+        """Returns when all lines and events are where they belong."""
+        if self._writes:
+            self._events.flush()
+            self._sink.flush()
+
     def close(self):
-        """Flushes the events."""
-        self._events.close()
+        """Flushes, and ends what was begun; may be called twice."""
+        if self._writes:
+            self._events.close()
+            self._sink.flush()
+            self._sink.close()
+
+
+class _Disk:
+    """Lines appended to a local file, events beside it."""
+
+    def __init__(self, workdir, lines):
+        self._file, self.events = workdir / FILE, str(workdir / EVENTS)
+        files.write_text(self._file, ''.join(line + '\n' for line in lines))
+
+    def add(self, line):
+        with files.reported(self._file), open(self._file, 'a') as f:
+            f.write(line + '\n')
+
+    def flush(self):
+        """Nothing is held back."""
+
+    def close(self):
+        """Nothing is left open."""
+
+
+class _Bucket:
+    """Lines in memory and events in a temporary folder, copied to a bucket by and by."""
+
+    def __init__(self, workdir, lines):
+        self._workdir, self._lines = workdir, [line + '\n' for line in lines]
+        self.events = tempfile.mkdtemp(prefix='emigm-events-')
+        self._write, self._held = threading.Lock(), threading.Lock()
+        self._timer, self._last = None, -math.inf
+        self.flush()
+
+    def add(self, line):
+        with self._held:
+            self._lines.append(line + '\n')
+            if self._timer is None:
+                wait = max(0.0, self._last + PERIOD - time.monotonic())
+                self._timer = threading.Timer(wait, self._copy_later)
+                self._timer.daemon = True
+                self._timer.start()
+
+    def flush(self):
+        with self._write:  # one at a time, so that an older state never replaces a newer one
+            with self._held:
+                if self._timer is not None:
+                    self._timer.cancel()
+                self._timer, self._last = None, time.monotonic()
+                text = ''.join(self._lines)
+            files.write_text(self._workdir / FILE, text)
+            for file in sorted(pathlib.Path(self.events).iterdir()):
+                files.write(self._workdir / EVENTS / file.name, [file.read_bytes()])
+
+    def _copy_later(self):
+        try:
+            self.flush()
+        except UserError as error:  # the lines are still here, and go with the next ones
+            print(f'metrics: {error}', flush=True)
+
+    def close(self):
+        shutil.rmtree(self.events, ignore_errors=True)
+
+
+def _kept(workdir, start):
+    """Lines that an earlier process wrote up to the step that is resumed from."""
+    return [line for line in _lines(workdir) if _step(line) <= start]
+
+
+def _lines(workdir):
+    file = storage.absolute(workdir) / FILE
+    with files.reported(file):
+        return file.read_text().splitlines() if file.exists() else []
 
 
 def read(workdir):
-    """All metrics of a run as a list of dicts."""
-    return [json.loads(line) for line in (pathlib.Path(workdir) / FILE).read_text().splitlines()]
+    """All metrics of a run as a list of dicts; its workdir is local or gs://."""
+    return [json.loads(line) for line in _lines(workdir)]
 
 
 def _step(line):

@@ -21,7 +21,7 @@ class Program:
     mesh: jax.sharding.Mesh
     net: Any  # Functional of the network
     rate: Callable  # step -> learning rate
-    create: Callable  # key -> state
+    create: Callable  # () -> the state before the first step
     step: Callable  # (state, batch, number) -> (state, metrics); the state is donated
     state: dict  # jax.ShapeDtypeStruct of every leaf, with its sharding
     batch: dict  # likewise
@@ -54,8 +54,8 @@ def build(config, mesh, warmup, total):
     net = emigm.network(config.model)
     rate = states.learning_rate(config.optimizer, batch, warmup, total)
     tx = states.optimizer(config.optimizer, rate)
-    create = functools.partial(states.create, net, config.optimizer, tx)
-    shapes = jax.eval_shape(create, jax.random.key(0))
+    create = lambda: states.create(net, config.optimizer, tx, jax.random.key(config.seed))
+    shapes = jax.eval_shape(create)
     placed = sharding.of_state(mesh, shapes)
     rows, whole = sharding.batch_sharding(mesh), sharding.whole(mesh)
     run = functools.partial(

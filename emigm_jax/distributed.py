@@ -1,0 +1,168 @@
+"""Several processes as one run: they find one another, and if one dies, all end and say so."""
+
+import contextlib
+import glob
+import importlib.util
+import os
+import sys
+import threading
+import time
+import traceback
+
+import jax
+
+from emigm_jax.errors import UserError
+
+RESTART = 75  # exit code (EX_TEMPFAIL) that asks a launcher to start the same command again
+BEAT, SILENCE = 2.0, 30.0  # seconds between signs of life, and without one until a process is dead
+
+
+def start(coordinator=None, processes=None, process=None, timeout=300):
+    """Joins the processes of a run. Before anything else uses jax; one process alone does nothing.
+
+    Args:
+      coordinator: HOST:PORT of process 0; None: a TPU pod, GKE, Slurm or MPI tell it.
+      processes, process: how many there are, and which this is; None: as above.
+      timeout: seconds to wait for all of them.
+
+    Raises:
+      UserError: the three do not belong together.
+    """
+    given = (coordinator, processes, process)
+    if None in given and any(value is not None for value in given):
+        raise UserError('--coordinator, --num-processes and --process-id go together')
+    if coordinator is not None:
+        host, colon, port = coordinator.rpartition(':')
+        if not (host and colon and port.isdigit()):
+            raise UserError(f'--coordinator must look like HOST:PORT, not {coordinator!r}')
+        if not 0 <= process < processes:
+            raise UserError(f'--process-id must be 0 to {processes - 1} (--num-processes - 1), not '
+                            f'{process}')  # fmt: skip
+        if processes == 1:
+            return
+    elif not _in_a_cluster():
+        return
+    where = coordinator or 'the coordinator (process 0)'
+    # jax would abort the process at the end of its own, longer wait.
+    waiting = threading.Timer(timeout, _give_up, [
+        f'no connection with all processes through {where} within {timeout} s: is each of them '
+        'running, and can they reach that address and port?'])  # fmt: skip
+    waiting.daemon = True
+    waiting.start()
+    try:
+        jax.distributed.initialize(
+            coordinator, processes, process,
+            initialization_timeout=timeout + 60, heartbeat_timeout_seconds=100,
+        )  # fmt: skip
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f'{where}: {" ".join(str(error).split())[:200]}') from error
+    finally:
+        waiting.cancel()
+    if jax.process_count() > 1:
+        threading.Thread(target=_watch, daemon=True).start()
+
+
+def is_first():
+    """Whether this process writes what only one may write."""
+    return jax.process_index() == 0
+
+
+# Traces that clusters leave in the environment; jax knows how to read each of them.
+_TRACES = (
+    lambda e: 'JAX_COORDINATOR_ADDRESS' in e,
+    lambda e: int(e.get('SLURM_STEP_NUM_TASKS', '1')) > 1,
+    lambda e: int(e.get('OMPI_COMM_WORLD_SIZE', '1')) > 1,
+    lambda e: ',' in e.get('TPU_WORKER_HOSTNAMES', ''),  # GKE
+    lambda e: 'MEGASCALE_COORDINATOR_ADDRESS' in e,  # several TPU slices
+)
+
+
+def _in_a_cluster():
+    if any(trace(os.environ) for trace in _TRACES):
+        return True
+    # A TPU VM: its metadata server knows its pod, of one host or many.
+    devices = glob.glob('/dev/accel*') + glob.glob('/dev/vfio/[0-9]*')
+    return bool(devices) and importlib.util.find_spec('libtpu') is not None
+
+
+def _give_up(message, code=2):
+    # The other threads of this process may hang in a collective for ever.
+    sys.stdout.flush()
+    print(f'emigm: {message}', file=sys.stderr, flush=True)
+    os._exit(code)
+
+
+def lost(reason):
+    """Ends this process, because another one of the run has ended."""
+    _give_up(f'{reason}; this process ends, too (code {RESTART}). The same command, started again '
+             'on all of them, goes on from the newest checkpoint', RESTART)  # fmt: skip
+
+
+_leaving = threading.Event()
+
+
+def leave():
+    """Says that this process ends as it should, so that the others do not miss it."""
+    _leaving.set()
+
+
+def _watch():
+    """Counts up this process's sign of life, and looks whether the others' still move."""
+    from jax._src import distributed  # the store of the coordinator has no public name
+
+    client, me, count = distributed.global_state.client, jax.process_index(), jax.process_count()
+    key = lambda i: f'emigm/alive/{i}'
+    seen = {i: (None, time.monotonic()) for i in range(count) if i != me}
+    unreachable = None
+    while True:
+        over = _leaving.wait(BEAT)
+        try:
+            if over:
+                client.key_value_set(key(me), 'gone', allow_overwrite=True)
+                return
+            client.key_value_increment(f'{key(me)}/beat', 1)
+            unreachable = None
+        except Exception:  # of whatever jaxlib raises where there is no answer
+            unreachable = unreachable or time.monotonic()
+            if over:
+                return
+            if time.monotonic() - unreachable > SILENCE:
+                lost('process 0 of this run does not answer any more')
+            continue
+        for i, (before, since) in seen.items():
+            beat = None
+            with contextlib.suppress(Exception):  # no such key yet
+                beat = client.key_value_try_get(f'{key(i)}/beat')
+            gone = False
+            with contextlib.suppress(Exception):
+                gone = client.key_value_try_get(key(i)) == 'gone'
+            if beat != before or gone:
+                seen[i] = (beat, time.monotonic())
+            elif time.monotonic() - since > SILENCE:
+                lost(f'process {i} of this run has ended or does not answer any more')
+
+
+# What a collective or the coordinator says when another process is not there any more.
+_LOSS = ('Gloo', 'NCCL', 'UNAVAILABLE', 'DEADLINE_EXCEEDED', 'CANCELLED', 'ABORTED', 'oordination',
+         'heartbeat')  # fmt: skip
+
+
+@contextlib.contextmanager
+def together():
+    """Around the work of a command: of several processes none waits for one that has failed."""
+    try:
+        yield
+    except BaseException as error:
+        if not jax.distributed.is_initialized() or jax.process_count() == 1:
+            raise
+        # Leaving in the usual way would wait for the others, which wait in a collective for us.
+        text = ' '.join(str(error).split())
+        if isinstance(error, UserError):
+            _give_up(text)
+        if isinstance(error, KeyboardInterrupt):
+            _give_up('interrupted', 130)
+        if isinstance(error, Exception) and any(sign in text for sign in _LOSS):
+            lost(f'another process of this run has ended ({text[:120]})')
+        traceback.print_exc()
+        _give_up(f'process {jax.process_index()} failed; the others will end, too', 1)
+    leave()

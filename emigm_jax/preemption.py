@@ -1,0 +1,69 @@
+"""Notices that this machine is about to be taken away: SIGTERM, or the metadata server's word.
+
+All processes of a run must stop at the same step; jax's coordination service finds one.
+"""
+
+import os
+import signal
+import threading
+import urllib.error
+import urllib.request
+
+import jax
+from jax.experimental import multihost_utils
+
+# What Google's machines are told. GCE_METADATA_HOST is the usual name of another server.
+_KEYS = ('instance/preempted', 'instance/maintenance-event')
+_QUIET = ('FALSE', 'NONE', '')
+POLL = 5.0  # seconds
+
+
+class Watch:
+    """`due(step)` says whether the run should save and end after this step; a context manager."""
+
+    def __init__(self):
+        self._noticed, self._over = threading.Event(), threading.Event()
+
+    def __enter__(self):
+        # With several processes jax's own handler of SIGTERM tells the coordinator.
+        self._single = jax.process_count() == 1
+        if self._single and threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGTERM, lambda *_: self._noticed.set())
+        if _on_google_cloud():
+            threading.Thread(target=self._poll, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self._over.set()
+        if hasattr(self, '_previous'):
+            signal.signal(signal.SIGTERM, self._previous)
+
+    def due(self, step):
+        """Whether step `step` is the last one: True at the same step in every process."""
+        if self._single:
+            return self._noticed.is_set()
+        return multihost_utils.reached_preemption_sync_point(step)
+
+    def _poll(self):
+        while not self._over.wait(POLL):
+            if any(_metadata(key) not in _QUIET for key in _KEYS):
+                os.kill(os.getpid(), signal.SIGTERM)  # the one way in, whoever listens
+                return
+
+
+def _on_google_cloud():
+    if 'GCE_METADATA_HOST' not in os.environ and jax.default_backend() == 'cpu':
+        return False
+    return _metadata('instance/id') != ''
+
+
+def _metadata(key):
+    host = os.environ.get('GCE_METADATA_HOST', 'metadata.google.internal')
+    request = urllib.request.Request(
+        f'http://{host}/computeMetadata/v1/{key}', headers={'Metadata-Flavor': 'Google'}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=2) as answer:
+            return answer.read().decode().strip()
+    except (OSError, ValueError):
+        return ''
