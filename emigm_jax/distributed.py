@@ -1,9 +1,11 @@
 """Several processes as one run: they find one another, and if one dies, all end and say so."""
 
 import contextlib
+import ctypes
 import glob
 import importlib.util
 import os
+import signal
 import sys
 import threading
 import time
@@ -59,6 +61,7 @@ def start(coordinator=None, processes=None, process=None, timeout=300):
     finally:
         waiting.cancel()
     if jax.process_count() > 1:
+        _explain_aborts()
         threading.Thread(target=_watch, daemon=True).start()
 
 
@@ -96,6 +99,17 @@ def lost(reason):
     """Ends this process, because another one of the run has ended."""
     _give_up(f'{reason}; this process ends, too (code {RESTART}). The same command, started again '
              'on all of them, goes on from the newest checkpoint', RESTART)  # fmt: skip
+
+
+def _explain_aborts():
+    """jax aborts at once where the coordinator is gone, from a thread of its own, in C++.
+
+    Python's handlers of signals would run too late; this one runs in the thread that aborts.
+    """
+    global _on_abort  # must outlive this call
+    explain = lambda _: lost('jax aborted (above), most likely because process 0 has ended')
+    _on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(explain)
+    ctypes.CDLL(None).signal(int(signal.SIGABRT), _on_abort)
 
 
 _leaving = threading.Event()

@@ -5,9 +5,10 @@ import hashlib
 import json
 import os
 
-from emigm_jax import buckets, storage
+from emigm_jax import buckets
 from emigm_jax.buckets import remote
 from emigm_jax.errors import UserError
+from emigm_jax.paths import absolute
 
 _PARTIAL = '.partial'
 
@@ -34,7 +35,7 @@ def write(path, chunks):
     Raises:
       UserError: the place cannot be written (full disk, no permission).
     """
-    path = storage.absolute(path)
+    path = absolute(path)
     with reported(path):
         if remote(path):
             try:
@@ -81,7 +82,7 @@ def read_json(path):
     Raises:
       UserError: it cannot be read or is no JSON object.
     """
-    path = storage.absolute(path)
+    path = absolute(path)
     with reported(path):
         if not path.exists():
             return None
@@ -106,7 +107,7 @@ def claim(folder, settings, what, write=True):
     Raises:
       UserError: it holds something else, or `what` of other settings.
     """
-    folder = storage.absolute(folder)
+    folder = absolute(folder)
     held, settings = read_json(folder / 'settings.json'), json.loads(json.dumps(settings))
     if held is None:
         with reported(folder):
@@ -131,7 +132,7 @@ def _brief(value):
 def sha256(path, size=2**22):
     """Hex digest of a file's content, read in pieces of `size` bytes."""
     digest = hashlib.sha256()
-    with reported(path), storage.absolute(path).open('rb') as f:
+    with reported(path), absolute(path).open('rb') as f:
         while piece := f.read(size):
             digest.update(piece)
     return digest.hexdigest()

@@ -85,9 +85,10 @@ def make_mesh(config, devices=None):
     if -1 in sizes and len(devices) % known == 0:
         sizes[sizes.index(-1)] = len(devices) // known
     if math.prod(sizes) != len(devices):
-        named = ', '.join(f'{n} = {s}' for n, s in zip(AXES, sizes, strict=True))
+        names = [field.name for field in dataclasses.fields(config)]
+        named = ', '.join(f'mesh.{n} = {s}' for n, s in zip(names, sizes, strict=True))
         raise UserError(
-            f'mesh: {named} do not make up {len(devices)} device(s); their product must, or say '
+            f'{named} do not make up {len(devices)} device(s); their product must, or say '
             'mesh.data=-1 for what is left'
         )
     types = (AxisType.Auto,) * len(AXES)

@@ -10,26 +10,12 @@ import sys
 
 import jax
 import orbax.checkpoint.experimental.v1 as ocp
-from etils import epath
 
 from emigm_jax.errors import Damaged, UserError
+from emigm_jax.paths import absolute
 
 MARK = '_CHECKPOINT_METADATA'  # what Orbax puts into every finished checkpoint
 COMMIT_MARK = 'commit_success.txt'  # and last of all where nothing can be renamed
-
-
-def absolute(path):
-    """`path` as Orbax wants it; gs:// and the like as they are.
-
-    Raises:
-      UserError: its kind of place is unknown here.
-    """
-    try:
-        path = epath.Path(path)
-        return path if '://' in str(path) else path.resolve()
-    except (KeyError, ImportError) as error:
-        raise UserError(f'{path}: no access to such places ({error}); gs:// needs the extra '
-                        'emigm_jax[gcs]') from error  # fmt: skip
 
 
 def is_checkpoint(path):

@@ -11,6 +11,7 @@ COMMANDS = {
     'train': ('emigm_jax.cli.train', 'train a model, or go on training it'),
     'sample': ('emigm_jax.cli.sample', 'generate images from a checkpoint'),
     'evaluate': ('emigm_jax.cli.evaluate', 'score generated images against real ones'),
+    'report': ('emigm_jax.cli.report', 'show runs and evaluations on one page'),
     'prepare': ('emigm_jax.cli.prepare', 'make latent caches, measure their scale'),
     'convert': ('emigm_jax.cli.convert', 'convert official weights, or export ours'),
     'benchmark': ('emigm_jax.cli.benchmark', 'measure speed and memory'),
