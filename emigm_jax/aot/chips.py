@@ -2,6 +2,8 @@
 
 Origins: the tables of docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}; v4's link speed is that of
 the scaling book (jax-ml.github.io/scaling-book/tpus), whose figures for the others are the same.
+Element-wise operations: 8 x 128 lanes x 4 units per core and cycle (scaling book), at the clock
+that the peak of the matrix units implies (1.05, 1.5, 1.75 GHz); that of v6e is taken to be v5p's.
 """
 
 import dataclasses
@@ -19,6 +21,7 @@ class Chip(NamedTuple):
 
     hbm: float  # bytes a program may use, as the compiler of libtpu 0.0.42 counts them
     flops: float  # bfloat16 matrix products per second, 2 per multiply-add
+    vector: float  # element-wise operations per second
     bandwidth: float  # HBM, bytes/s
     link: float  # ICI, bytes/s of one link in one direction
     axes: int  # of the torus; two links each
@@ -32,13 +35,13 @@ GIB = 2.0**30
 
 CHIPS = {
     # 32 GiB, of which the compiler keeps some. Cubes of 4 x 4 x 4 are closed by optical switches.
-    'v4': Chip(30.75 * GIB, 275e12, 1.2e12, 45e9, 3, 4, 2, 'megacore', 4),
+    'v4': Chip(30.75 * GIB, 275e12, 8.6e12, 1.2e12, 45e9, 3, 4, 2, 'megacore', 4),
     # 16 GiB. ICI 400 GB/s over 4 links in both directions.
-    'v5e': Chip(15.75 * GIB, 197e12, 0.819e12, 50e9, 2, 16, 1, 'default', 4),
+    'v5e': Chip(15.75 * GIB, 197e12, 6.1e12, 0.819e12, 50e9, 2, 16, 1, 'default', 4),
     # 95 GiB for programs. ICI 1200 GB/s over 6 links in both directions.
-    'v5p': Chip(95.74 * GIB, 459e12, 2.765e12, 100e9, 3, 4, 2, 'megacore', 4),
+    'v5p': Chip(95.74 * GIB, 459e12, 14.3e12, 2.765e12, 100e9, 3, 4, 2, 'megacore', 4),
     # 32 GiB. ICI 800 GB/s over 4 links in both directions.
-    'v6e': Chip(31.25 * GIB, 918e12, 1.638e12, 100e9, 2, 16, 1, 'default', 4),
+    'v6e': Chip(31.25 * GIB, 918e12, 7.2e12, 1.638e12, 100e9, 2, 16, 1, 'default', 4),
 }
 
 
@@ -92,9 +95,7 @@ def topology(name, slices=1):
         raise UserError(f'--topology {name}: write the chip and the shape, as in {example}')
     shape = tuple(map(int, text.split('x')))
     if len(shape) != CHIPS[kind].axes:
-        raise UserError(
-            f'--topology {name}: a {kind} has {CHIPS[kind].axes} axes, as in {example}'
-        )
+        raise UserError(f'--topology {name}: a {kind} has {CHIPS[kind].axes} axes, as in {example}')
     # A single chip, or whole hosts of 2 x 2 chips.
     if math.prod(shape) > 1 and (shape[0] % 2 or shape[1] % 2):
         raise UserError(

@@ -113,9 +113,7 @@ def _instruction(line):
     literal, attributes = rest[:end], rest[end + 1 :]
     root = head.startswith('ROOT ')
     name = head.removeprefix('ROOT ').lstrip('%')
-    return Instruction(
-        name, kind, opcode, tuple(_NAME.findall(literal)), literal, attributes, root
-    )
+    return Instruction(name, kind, opcode, tuple(_NAME.findall(literal)), literal, attributes, root)
 
 
 def _closing(text, start):

@@ -15,6 +15,7 @@ COMMANDS = {
     'prepare': ('emigm_jax.cli.prepare', 'make latent caches, measure their scale'),
     'convert': ('emigm_jax.cli.convert', 'convert official weights, or export ours'),
     'benchmark': ('emigm_jax.cli.benchmark', 'measure speed and memory'),
+    'compile': ('emigm_jax.cli.compile', 'memory and speed on TPUs that are not there'),
 }
 
 
