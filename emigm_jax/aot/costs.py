@@ -17,14 +17,19 @@ class Costs(NamedTuple):
     traffic: float  # bytes that instructions read from and write to HBM
 
 
-# Element-wise arithmetic. Moves, comparisons with constants and selections are left out.
-_VECTOR = frozenset(
-    ['add', 'subtract', 'multiply', 'divide', 'maximum', 'minimum', 'and', 'or', 'xor', 'not', 'negate', 'abs', 'power', 'remainder', 'shift-left', 'shift-right-logical', 'shift-right-arithmetic', 'exponential', 'exponential-minus-one', 'log', 'log-plus-one', 'logistic', 'tanh', 'rsqrt', 'sqrt', 'cosine', 'sine', 'erf', 'reduce']
-)
+# Element-wise arithmetic. Moves, comparisons and selections are left out.
+_VECTOR = {
+    'add', 'subtract', 'multiply', 'divide', 'maximum', 'minimum', 'and', 'or', 'xor', 'not',
+    'negate', 'abs', 'power', 'remainder', 'shift-left', 'shift-right-logical',
+    'shift-right-arithmetic', 'exponential', 'exponential-minus-one', 'log', 'log-plus-one',
+    'logistic', 'tanh', 'rsqrt', 'sqrt', 'cosine', 'sine', 'erf', 'reduce',
+}  # fmt: skip
 # They move nothing, or their parts are counted.
-_FREE = frozenset(
-    ['parameter', 'tuple', 'get-tuple-element', 'bitcast', 'constant', 'while', 'call', 'conditional', 'after-all', 'partition-id', 'replica-id', 'iota', 'opt-barrier', 'add-dependency', 'async-start']
-)
+_FREE = {
+    'parameter', 'tuple', 'get-tuple-element', 'bitcast', 'constant', 'while', 'call',
+    'conditional', 'after-all', 'partition-id', 'replica-id', 'iota', 'opt-barrier',
+    'add-dependency', 'async-start',
+}  # fmt: skip
 _SLICES = ('dynamic-slice', 'slice', 'gather')
 
 
@@ -42,7 +47,7 @@ def costs(module):
             vector += step.times * sum(math.prod(shape.dims) for shape in shapes)
         if not step.fusion:
             traffic += step.times * moved(module, step.computation, made)
-    return Costs(products, vector, traffic)
+    return Costs(float(products), float(vector), traffic)
 
 
 def product(computation, made):

@@ -1,11 +1,12 @@
 """Which meshes to try, fastest first, before anything is compiled.
 
-Images per device are the same on every mesh without `tensor`, so activations are too; what differs
-is the state a device keeps, the update it computes and the weights that travel:
+For a batch and a number of devices activations take the same memory on every mesh (`tensor` cuts
+them, but of as many times more images); what differs is the state a device keeps, the update it
+computes and what travels:
 
     data   8 P bytes of float32 gradients are summed, every device updates the whole state
     fsdp   2 x 2 P bytes of bfloat16 kernels are gathered, 4 P of gradients scattered, 1/f updated
-    tensor activations travel twice per layer and pass, a batch per device is t times as large
+    tensor activations travel twice per layer and pass; for batches that do not go round otherwise
 """
 
 import math
@@ -16,6 +17,7 @@ from emigm_jax.sharding import MeshConfig
 
 STATE_PASSES = 9  # reads and writes of float32 per parameter in an update: p, m, v, EMA, gradient
 TENSOR = (1, 2, 4, 8)
+ROOM = 0.6  # of HBM that the state may take: something must be left for activations
 
 
 class Candidate(NamedTuple):
@@ -48,7 +50,10 @@ def candidates(topology, parameters, averages, model, batch, accumulate, groups)
             state = 4.0 * parameters * (3 + averages) / (fsdp * tensor)
             seconds = _seconds(topology, mesh, parameters, model, batch, accumulate)
             found.append(Candidate(mesh, state, seconds))
-    return sorted(found, key=lambda c: (c.seconds, c.state))
+    # If no mesh leaves room, that with the least state is worth one compilation.
+    least = min((c.state for c in found), default=0.0)
+    roomy = [c for c in found if c.state <= max(least, ROOM * topology.chip.hbm)]
+    return sorted(roomy, key=lambda c: (c.seconds, c.state))
 
 
 def _seconds(topology, mesh, parameters, model, batch, accumulate):
@@ -66,14 +71,14 @@ def _seconds(topology, mesh, parameters, model, batch, accumulate):
     return update + weights + activations
 
 
-def smaller(candidates, failed, needed):
-    """Those `candidates` that may fit where `failed` needs `needed` bytes.
+def smaller(candidates, failed, needed, hbm):
+    """Those `candidates` that may fit into `hbm` bytes where `failed` needs `needed`.
 
-    Beside the state nothing depends on the mesh but by the factor of `tensor`.
+    Beside the state nothing depends on the mesh: `tensor` cuts activations, but of as many times
+    more images.
     """
-    rest = max(0.0, needed - failed.state) * failed.mesh.tensor
-    guess = lambda c: c.state + rest / c.mesh.tensor
-    return [c for c in candidates if guess(c) < 0.98 * needed]
+    rest = max(0.0, needed - failed.state)
+    return [c for c in candidates if c.state + rest <= hbm]
 
 
 # What a config can give up for memory, in the order in which it costs time.

@@ -96,7 +96,7 @@ def lines(values):
         yield '  none'
     yield ''
     yield 'estimate, ms        compute  vector     hbm     ici     dcn  step between      MFU'
-    for kind, row in values['estimates'].items():
+    for row in values['estimates'].values():
         parts = ''.join(f'{1e3 * row[n]:8.1f}' for n in ('compute', 'vector', 'hbm', 'ici', 'dcn'))
         shape = row['topology'] + ('' if row['fits'] else '*')
         yield (f'  {shape:<15}{parts}  {1e3 * row["overlapped"]:7.1f} and {1e3 * row["serial"]:.1f}'

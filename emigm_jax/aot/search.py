@@ -58,8 +58,6 @@ def search(config, topology, devices, tell=print):
     for remat, accumulate, found in plan(config, topology):
         while found:
             best, found = found[0], found[1:]
-            if best.state > topology.chip.hbm:
-                continue
             tried = with_settings(config, topology, best.mesh, remat, accumulate)
             flags = meshes.flags(tried.mesh, remat, accumulate, config)
             mesh = sharding.make_mesh(tried.mesh, devices)
@@ -68,13 +66,7 @@ def search(config, topology, devices, tell=print):
                 made = program.train(tried, mesh)
             except program.TooLarge as error:
                 yield Attempt(tried, flags, error.needed, None)
-                found = [
-                    c for c in meshes.smaller(found, best, error.needed)
-                    if c.state < topology.chip.hbm
-                ]  # fmt: skip
-                # Only `tensor` cuts activations: if they alone are too much, so says this level.
-                found = [c for c in found if c.mesh.tensor > best.mesh.tensor or
-                         error.needed - best.state < topology.chip.hbm][:2]  # fmt: skip
+                found = meshes.smaller(found, best, error.needed, topology.chip.hbm)
                 continue
             yield Attempt(tried, flags, made.total, made)
             return

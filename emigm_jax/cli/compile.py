@@ -45,7 +45,7 @@ def run(argv):
     from emigm_jax.aot import chips
 
     topology = chips.topology(arguments.topology, config.mesh.slices)
-    batch = arguments.batch_size or 8 * topology.chips
+    batch = 8 * topology.chips if arguments.batch_size is None else arguments.batch_size
     if arguments.what == 'sample' and (batch < 1 or batch % topology.chips):
         raise UserError(f'--batch-size {batch} must be a multiple of the {topology.chips} devices')
     if arguments.json and not pathlib.Path(arguments.json).resolve().parent.is_dir():
