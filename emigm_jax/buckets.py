@@ -111,8 +111,8 @@ class _explained:
             reason = f'no permission to {verb} objects in gs://{bucket}; grant {role} there to '
             reason += _who(system) + after
         elif code == 404:
-            reason = (f'there is no bucket gs://{bucket} (or nobody may see it): check the name, or '
-                      f'make it with `gcloud storage buckets create gs://{bucket}`')  # fmt: skip
+            reason = (f'there is no bucket gs://{bucket}, or nobody may see it: check the name, or '
+                      f'make it: `gcloud storage buckets create gs://{bucket}`')  # fmt: skip
         else:
             reason = f'cannot {verb} objects in gs://{bucket} ({brief(error)})'
         raise UserError(f'{path}: {reason}') from error

@@ -82,6 +82,25 @@ class TrainingConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """Measuring the first EMA weights while training, with the run's sampling settings."""
+
+    every: str = '0 steps'  # 0 steps: never
+    num_images: int = 5000  # class by class, image i from seed i
+    reference: str = ''  # statistics of real images; digits: '' compares pixels
+    inception: str = ''  # checkpoint of FID's network, from `emigm convert`
+    metrics: str = 'fid,inception_score'  # of those of `emigm evaluate`; not heeded in pixels
+    batch_size: int = 64  # images at a time, on all processes together
+
+    def __post_init__(self):
+        parse_duration('evaluation.every', self.every)
+        check_range('evaluation.num_images', self.num_images, 4)
+        check_range('evaluation.batch_size', self.batch_size, 1)
+        if bool(self.reference) != bool(self.inception):
+            raise UserError('evaluation.reference and evaluation.inception go together')
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """Everything that decides a run."""
 
@@ -92,19 +111,30 @@ class Config:
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
     sampling: SamplingConfig = SamplingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self):
         check_range('seed', self.seed, 0)
+        if self.evaluates and not self.evaluation.reference and self.data.name != 'digits':
+            raise UserError('evaluation.every needs evaluation.reference and evaluation.inception '
+                            '(only digits are compared in pixels)')  # fmt: skip
         if self.training.batch_size % self.training.accumulate:
             raise UserError(
                 f'training.accumulate = {self.training.accumulate} does not divide '
                 f'training.batch_size = {self.training.batch_size}'
             )
 
+    @property
+    def evaluates(self):
+        """Whether the run is evaluated on the way."""
+        return parse_duration('evaluation.every', self.evaluation.every)[0] > 0
+
     def steps(self, name, examples):
-        """A duration of `training` in steps, for a data set of `examples`."""
-        amount, unit = parse_duration(f'training.{name}', getattr(self.training, name))
+        """A duration of `training`, or 'evaluation.every', in steps of a data set of `examples`."""
+        name = name if '.' in name else f'training.{name}'
+        group, field = name.split('.')
+        amount, unit = parse_duration(name, getattr(getattr(self, group), field))
         batch = self.training.batch_size
         per = {'step': 1.0, 'epoch': max(1, examples // batch), 'example': 1.0 / batch}[unit]
         steps = round(amount * per)
@@ -168,7 +198,7 @@ def _coerce(path, value, kind):
 
 # Settings that may differ when a run is resumed: they change no state that is already there.
 _FREE = ('training.total', 'training.log_every', 'training.sample_every', 'training.keep',
-         'training.checkpoint_every', 'training.sample_images', 'sampling.', 'mesh.',
+         'training.checkpoint_every', 'training.sample_images', 'sampling.', 'evaluation.', 'mesh.',
          # Where the data lies; checkpoints carry a fingerprint of what it is.
          'data.path', 'data.tokenizer', 'data.local_copy', 'data.verify')  # fmt: skip
 

@@ -5,12 +5,17 @@ process leaves nothing that looks like a checkpoint.
 """
 
 import contextlib
+import errno
 import logging
+import os
 import sys
+from importlib import metadata
 
 import jax
 import orbax.checkpoint.experimental.v1 as ocp
 
+import emigm_jax
+from emigm_jax import buckets
 from emigm_jax.errors import Damaged, UserError
 from emigm_jax.paths import absolute
 
@@ -22,22 +27,51 @@ def is_checkpoint(path):
     """Whether a finished checkpoint lies at `path` (local or gs://)."""
     path = absolute(path)
     with _reachable(path):
-        return (path / (COMMIT_MARK if '://' in str(path) else MARK)).exists()
+        return (path / mark(path)).exists()
+
+
+def mark(path):
+    """The file that makes a folder at `path` a finished checkpoint."""
+    return COMMIT_MARK if buckets.remote(path) else MARK
+
+
+def probe(path, write=True):
+    """Raises UserError, and says what is missing, unless there is access to `path`.
+
+    Args:
+      path: file or folder, local or gs://; need not exist.
+      write: also whether new files and folders can be made there; none are left.
+    """
+    path = absolute(path)
+    with _reachable(path):
+        if str(path).startswith('gs://'):
+            buckets.probe(path, write)
+        if buckets.remote(path) or not write:
+            return
+        made = [p for p in (path, *path.parents) if not p.exists()]
+        if made:
+            path.mkdir(parents=True)
+            for folder in made:
+                folder.rmdir()
+        elif not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def check_free(path):
     """Raises UserError unless a new checkpoint can be written to `path`; leaves nothing there."""
+    # Orbax's threads would wait for minutes for a place that cannot be written.
     path = absolute(path)
     with _reachable(path):
+        if not buckets.remote(path) and path.exists():
+            raise UserError(taken(path))
+        probe(path)
         if path.exists():
-            raise UserError(f'{path}: exists already; choose another target or delete it')
-        if '://' in str(path):
-            return
-        # Orbax's threads would wait for minutes for a folder that cannot be made.
-        made = [p for p in (path, *path.parents) if not p.exists()]
-        path.mkdir(parents=True)
-        for folder in made:
-            folder.rmdir()
+            raise UserError(taken(path))
+
+
+def taken(path):
+    """What to tell about a target that exists."""
+    return f'{path}: exists already; choose another target or delete it'
 
 
 def save(path, tree, description):
@@ -59,15 +93,17 @@ def save(path, tree, description):
     context.memory.write_concurrent_bytes = 2**30
     try:
         with context:
-            ocp.save(path, tree, custom_metadata=description)
+            ocp.save(path, tree, custom_metadata={'versions': versions(), **description})
     except Exception as error:  # of the file system, of TensorStore, of a bucket
         for rest in path.parent.glob(f'{path.name}*orbax-checkpoint-tmp*'):
             rest.rmtree(missing_ok=True)
-        raise UserError(f'{path}: cannot be written ({_brief(error)})') from error
+        raise UserError(f'{path}: cannot be written ({buckets.brief(error)})') from error
 
 
-def _brief(error):
-    return f'{type(error).__name__}: {" ".join(str(error).split())[:160]}'
+def versions():
+    """What writes a checkpoint here, for its description."""
+    return {'emigm_jax': emigm_jax.__version__, 'orbax': metadata.version('orbax-checkpoint'),
+            'jax': jax.__version__}  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -76,14 +112,19 @@ def _reachable(path):
         yield
     except UserError:
         raise
+    except OSError as error:
+        reason = error.strerror or buckets.brief(error)
+        raise UserError(f'{path}: cannot be reached or written ({reason})') from error
     except Exception as error:  # a bucket's library has many
-        raise UserError(f'{path}: cannot be reached or written ({_brief(error)})') from error
+        raise UserError(f'{path}: cannot be reached or written ({buckets.brief(error)})') from error
 
 
 def describe(path):
     """(description, tree of array metadata) of a checkpoint, without reading its arrays."""
     with readable(path):
         found = ocp.metadata(absolute(path))
+        if found.metadata is None:  # Orbax has logged why
+            raise ValueError('its tree of arrays cannot be read')
         return found.custom_metadata, found.metadata
 
 
@@ -96,7 +137,7 @@ def load(path, abstract):
 def load_part(path, keys):
     """The subtree under `keys` (a sequence of names) as arrays on the default device."""
     _, tree = describe(path)
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     want = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     def abstract(node, keys):
@@ -136,10 +177,11 @@ class readable:
             return
         logging.getLogger('asyncio').setLevel(logging.CRITICAL)
         if isinstance(error, (OSError, MemoryError)) and not isinstance(error, FileNotFoundError):
-            raise UserError(f'{self._path}: cannot be read ({_brief(error)})') from error
+            raise UserError(f'{self._path}: cannot be read ({buckets.brief(error)})') from error
         raise Damaged(
-            f'{self._path}: the checkpoint is damaged or of another kind ({_brief(error)}); if it '
-            'is a step of a run, delete this folder to go on from an earlier one'
+            f'{self._path}: the checkpoint is damaged or of another kind '
+            f'({buckets.brief(error)}); if it is a step of a run, delete this folder to go on '
+            'from an earlier one'
         ) from error
 
 

@@ -5,6 +5,8 @@ import os
 import shutil
 import tempfile
 
+pytest_plugins = ('gcs',)  # the fixture `bucket`
+
 # Most of the suite's time is compilation of small programs that run once or twice, so the compiler
 # is told not to polish them. `pytest -m slow` runs full-size models as users do.
 QUICK_COMPILATION = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'

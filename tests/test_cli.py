@@ -1,6 +1,8 @@
 """The commands as a user types them: what they write, how fast they start, how they refuse."""
 
+import errno
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -72,7 +74,7 @@ def test_evaluate(run, tmp_path, capsys):
 @pytest.mark.parametrize('what', ['train', 'sample'])
 def test_benchmark(what, tmp_path):
     file = tmp_path / 'figures.json'
-    command = ['benchmark', what, SMOKE, '--batch-size', '4', '--repeats', '1', '--json', str(file)]
+    command = ['benchmark', what, SMOKE, '--batch-size', '8', '--repeats', '1', '--json', str(file)]
     assert main.main(command) == 0
     figures = json.loads(file.read_text())
     assert {'images_per_second', 'flops_per_image', 'program_memory_gb', 'compile_seconds'} <= set(
@@ -111,7 +113,7 @@ TRAIN = ('train', SMOKE)
         ((*TRAIN, '--workdir', 'x', '--config.loss.masking.schedule=expp'), "did you mean 'exp'"),
         ((*TRAIN, '--workdir', 'x', '--config.training.total=soon'), '500 steps'),
         ((*TRAIN, '--workdir', 'x', '--config.training.accumulate=3'), 'does not divide'),
-        ((*TRAIN, '--workdir', '/proc/x'), 'cannot write'),
+        ((*TRAIN, '--workdir', '/proc/x'), '/proc/x: cannot be reached or written'),
         (('sample', '--checkpoint', 'nowhere', '--out', 'x'), 'no such checkpoint'),
         (('benchmark', 'sleep', SMOKE), 'sleep'),
     ],
@@ -128,6 +130,7 @@ def test_refusals(command, says, capsys, tmp_path, monkeypatch):
         (('--classes', '3,10'), 'no class 10'),
         (('--seeds', '5-2'), 'reversed'),
         (('--seeds', 'a'), "'0-15'"),
+        (('--seeds', '0-99999999999'), 'end at 4294967295'),
         (('--interval', '0.5'), "'0.1,0.3'"),
         (('--interval', '0.5,0.1'), 'guidance_to'),
         (('--solver', 'euler'), 'dpm, ddim, ddpm'),
@@ -141,6 +144,21 @@ def test_refusals_of_sample(run, flags, says, capsys, tmp_path):
     out = tmp_path / 'out'
     assert says in refusal(capsys, 'sample', '--checkpoint', run, '--out', out, *flags)
     assert not out.exists()
+
+
+def test_a_disk_that_is_full(run, capsys, tmp_path, monkeypatch):
+    replace, file = os.replace, 'class_0003_seed_000001.png'
+
+    def full(source, target):
+        if os.fspath(target).endswith(file):
+            raise OSError(errno.ENOSPC, 'No space left on device')
+        replace(source, target)
+
+    monkeypatch.setattr(os, 'replace', full)
+    command = ('sample', '--checkpoint', run, '--classes', '3', '--seeds', '0-1', '--out', tmp_path)
+    assert f'{file}: ' in (line := refusal(capsys, *command))
+    assert 'No space left on device' in line
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith('.') or p.name == file]
 
 
 def test_dry_run_prints_the_resolved_config(capsys):

@@ -1,15 +1,22 @@
 """From a folder of real picture files, or a TFDS data set, to a cache, a model and pictures."""
 
 import json
+import os
 import pathlib
+import random
 import re
+import socket
+import subprocess
+import sys
+import time
 
 import jax
 import numpy as np
 import pytest
 from pictures import write_folder, write_tfds
 from PIL import Image
-from test_convert import small
+from small_tokenizers import small
+from test_latents import contents
 
 from emigm_jax.cli import main
 from emigm_jax.config import DataConfig
@@ -47,9 +54,11 @@ def run(*command):
     assert main.main(list(map(str, command))) == 0
 
 
+ALL_FLAGS = ('--image-size', '16', '--batch-size', '8', '--max-unreadable', '0.05')
+
+
 def prepare(cache, *flags):
-    run('prepare', 'latents', cache, '--image-size', '16', '--batch-size', '8',
-        '--shard-rows', '64', '--max-unreadable', '0.05', *flags)  # fmt: skip
+    run('prepare', 'latents', cache, *ALL_FLAGS, '--shard-rows', '64', *flags)
 
 
 def test_pictures_to_cache_to_model_to_pictures(folder, kl16, tmp_path, capsys):
@@ -99,6 +108,44 @@ def test_pictures_to_cache_to_model_to_pictures(folder, kl16, tmp_path, capsys):
     command = ('train', *tiny, f'--config.data.path={other}', *more)
     assert main.main(list(map(str, command))) == 2
     assert 'trained on other data' in capsys.readouterr().err
+
+
+def started(*flags):
+    """`emigm prepare latents` in a process of its own, with one device."""
+    command = [sys.executable, '-m', 'emigm_jax.cli.main', 'prepare', 'latents', *map(str, flags)]
+    return subprocess.Popen(command, env={**os.environ, 'XLA_FLAGS': ''})
+
+
+@pytest.mark.slow
+def test_two_processes(folder, kl16, tmp_path):
+    flags = (*ALL_FLAGS, '--shard-rows', '16', '--folder', folder.path, '--tokenizer', kl16)
+    one = started(tmp_path / 'one', *flags)
+    with socket.create_server(('127.0.0.1', 0)) as free:
+        together = ('--coordinator', f'127.0.0.1:{free.getsockname()[1]}', '--num-processes', '2')
+    two = [started(tmp_path / 'two', *flags, *together, '--process-id', i) for i in (0, 1)]
+    assert [process.wait(300) for process in (one, *two)] == [0, 0, 0]
+    assert contents(tmp_path / 'two') == contents(tmp_path / 'one')
+
+
+@pytest.mark.slow
+def test_ten_kills(folder, kl16, tmp_path):
+    """kill -9 at ten random moments of the command, each before its end; the bytes are the same."""
+    flags = (*ALL_FLAGS, '--shard-rows', '2', '--folder', folder.path, '--tokenizer', kl16)
+    whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+    assert started(whole, *flags).wait() == 0
+    moments = random.Random(0)
+    for _ in range(10):
+        process, before = started(killed, *flags), set(killed.rglob('*'))
+        new = moments.randrange(5)  # files written by then; 0: while it starts
+        while len(set(killed.rglob('*')) - before) < new and process.poll() is None:
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0.0, 0.02 if new else 3.0))
+        assert process.poll() is None
+        process.kill()
+        process.wait()
+        assert not (killed / 'manifest.json').exists()
+    assert started(killed, *flags).wait() == 0
+    assert contents(killed) == contents(whole)
 
 
 @pytest.mark.slow
@@ -211,6 +258,8 @@ def test_dc_ae_files_were_scaled(tmp_path):
          "must look like '0/4'"),
         (('latents', 'x', '--folder', 'FOLDER', '--tokenizer', 'KL16', '--shard-rows', '0'),
          '--shard-rows must be at least 1'),
+        (('latents', 'x', '--folder', 'FOLDER', '--tokenizer', 'KL16', '--image-size', '0'),
+         '--image-size must be at least 1'),
         (('latents', 'x', '--folder', 'FOLDER', '--tokenizer', 'KL16', '--image-size', '32'),
          'more than the share 0.001'),
         (('stats', 'nowhere'), 'no finished latent cache'),

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import tracemalloc
 
 import ml_dtypes
 import msgpack
@@ -12,6 +13,7 @@ from checkpoint_files import (
     build,
     call,
     complaint,
+    storage,
     tensor,
     write_legacy,
     write_safetensors,
@@ -106,6 +108,41 @@ def test_flax_files(tmp_path, monkeypatch):
         assert got[name].dtype == tree[name].dtype and not got[name].flags.writeable
 
 
+def big_files(folder):
+    """Files of each format of nearly one array of four megabytes."""
+    serialization = pytest.importorskip('flax.serialization')
+    large, few = np.arange(2**20, dtype=np.float32), SIX
+    blocks, sizes = [large, few], (large.size, few.size)
+    stored = [storage('torch.FloatStorage', str(i), n) for i, n in enumerate(sizes)]
+    tensors = {f'x{i}': tensor((n,), (1,), 0, stored[i]) for i, n in enumerate(sizes)}
+    end = large.nbytes + few.nbytes
+    rows = {'x0': ('F32', [large.size], [0, large.nbytes]),
+            'x1': ('F32', [few.size], [large.nbytes, end])}  # fmt: skip
+    (folder / 'd').write_bytes(serialization.msgpack_serialize({'x0': large, 'x1': few}))
+    (folder / 'hub').mkdir()
+    data = b''.join(block.tobytes() for block in blocks)
+    write_safetensors(folder / 'hub/model.safetensors', header(**rows), data)
+    return [
+        write_zip(folder / 'a', tensors, blocks),
+        write_zip(folder / 'big-endian', tensors, [b.byteswap() for b in blocks], b'big'),
+        write_legacy(folder / 'b', tensors, blocks),
+        write_safetensors(folder / 'c', header(**rows), data),
+        folder / 'd',
+        folder / 'hub',
+    ]
+
+
+@pytest.mark.parametrize('index', range(6))
+def test_memory_stays_below_the_file_and_a_half(tmp_path, index):
+    path = big_files(tmp_path)[index]
+    tracemalloc.start()
+    tree = read(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (tree['x0'][-1], tree['x1'][-1]) == (2**20 - 1, 5)
+    assert peak < 1.5 * 2**22
+
+
 CHUNKS = {'__msgpack_chunked_array__': True, 'shape': {'0': 2**40}}
 MESSAGES = {
     'bomb': msgpack.ExtType(1, msgpack.packb(((2**40,), 'float32', b''))),
@@ -114,6 +151,12 @@ MESSAGES = {
     'negative': msgpack.ExtType(1, msgpack.packb(((-1, -1), 'float32', bytes(4)))),
     'scalar': msgpack.ExtType(3, msgpack.packb(((2,), 'float32', bytes(4)))),
     'code': msgpack.ExtType(9, b''),
+    'no array': msgpack.ExtType(1, msgpack.packb({'a': 1})),
+    'short': msgpack.ExtType(1, b'\x93\x91'),
+    'wide': msgpack.ExtType(1, b'\x93\xdd\xff\xff\xff\xff'),
+    'no bytes': msgpack.ExtType(1, msgpack.packb(((1,), 'float32'))),
+    'text for bytes': msgpack.ExtType(1, msgpack.packb(((1,), 'float32', 'abcd'))),
+    'more behind': msgpack.ExtType(1, msgpack.packb(((1,), 'float32', bytes(4))) + b'\x00'),
     'no chunks': CHUNKS | {'chunks': {}},
     'odd chunks': CHUNKS | {'chunks': {'0': 1}},
 }

@@ -3,17 +3,21 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 
 import jax
 import numpy as np
 import pytest
-from pictures import scene
+from pictures import scene, write_tfds
 from PIL import Image
 
-from emigm_jax.cli import main
+from emigm_jax.cli import main, prepare
+from emigm_jax.data.pictures import center_crop
+from emigm_jax.errors import UserError
 from emigm_jax.evaluation import inception, measure, metrics, npz, references, scores
 
 pytestmark = pytest.mark.slow  # Inception at full size, and many decompositions
@@ -120,23 +124,41 @@ def test_npz_and_other_references(network, reference, pictures, tmp_path, capsys
     assert references.read(tmp_path / 'mar.npz').fingerprint in shown
 
 
-# Stops itself as by kill -9 after its second part.
-KILLED = """
+# Stops itself as by kill -9 after so many parts of 8 images.
+DRIVER = """
 import os, signal, sys
-from emigm_jax.cli import main
-from emigm_jax.evaluation import measure, statistics
-save, parts = statistics.save, []
-def counted(path, totals):
-    save(path, totals)
-    parts.append(path)
-    if len(parts) == 2:
+from emigm_jax.cli import main, prepare
+from emigm_jax.evaluation import measure
+saved, made = measure._saved, []
+def counted(*arguments):
+    totals = saved(*arguments)
+    made.append(totals)
+    if len(made) == int(sys.argv[1]):
         os.kill(os.getpid(), signal.SIGKILL)
-statistics.save = counted
-measure.Plan.part = 8
+    return totals
+measure._saved = counted
 plan = measure.Plan
 measure.Plan = lambda *a, **k: plan(*a, **{**k, 'part': 8})
-main.main(sys.argv[1:])
+sys.exit(main.main(sys.argv[2:]))
 """
+
+
+def start(*command, parts=0, devices=8):
+    """A command in a process of its own."""
+    flags = os.environ['XLA_FLAGS'].replace('device_count=8', f'device_count={devices}')
+    return subprocess.Popen(
+        list(map(str, [sys.executable, '-c', DRIVER, parts, *command])), text=True,
+        env={**os.environ, 'XLA_FLAGS': flags}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def start_two(*command, parts=0):
+    """It as two processes of four devices each."""
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        place = f'127.0.0.1:{probe.getsockname()[1]}'
+    flags = ('--coordinator', place, '--num-processes', 2, '--process-id')
+    return [start(*command, *flags, i, parts=parts, devices=4) for i in range(2)]
 
 
 @pytest.fixture(scope='module')
@@ -146,31 +168,90 @@ def digits(tmp_path_factory):
     return workdir
 
 
-def test_a_killed_evaluation_ends_with_the_same_numbers(
-    network, reference, digits, tmp_path, monkeypatch, capsys
-):
-    flags = ('--checkpoint', digits, '--num-images', 30, '--steps', 2, '--solver-steps', 2)
+SCORES = ('fid', 'sfid', 'inception_score', 'precision', 'recall')
+
+
+def result(folder):
+    return json.loads((folder / 'result.json').read_text())
+
+
+@pytest.fixture
+def command(network, reference, digits):
+    """`emigm evaluate` of 26 images in batches of 8, so that the last one is a quarter full."""
+    return ('evaluate', '--inception', network, '--reference', reference, '--checkpoint', digits,
+            '--metrics', 'fid,sfid,inception_score,precision_recall', '--batch-size', 8,
+            '--num-images', 26, '--steps', 2, '--solver-steps', 2)  # fmt: skip
+
+
+@pytest.fixture
+def whole(command, tmp_path, monkeypatch):
+    """Its result by one process of eight devices that nobody interrupts."""
     plan = measure.Plan
     monkeypatch.setattr(measure, 'Plan', lambda *a, **k: plan(*a, **{**k, 'part': 8}))
-    evaluate(network, reference, *flags, '--out', tmp_path / 'whole')
-    command = [sys.executable, '-c', KILLED, 'evaluate', '--inception', network, '--reference',
-               reference, '--metrics', 'fid,sfid,inception_score,precision_recall',
-               '--batch-size', '8', *flags, '--out', tmp_path / 'killed']  # fmt: skip
-    killed = subprocess.run(list(map(str, command)), check=False, env=dict(os.environ))
+    run(*command, '--out', tmp_path / 'whole', '--save-npz', tmp_path / 'whole.npz')
+    return result(tmp_path / 'whole')
+
+
+def test_a_killed_evaluation_ends_with_the_same_numbers(command, whole, tmp_path, capsys):
+    command = (*command, '--save-npz', tmp_path / 'killed.npz', '--out', tmp_path / 'killed')
+    killed = start(*command, parts=2)
+    killed.communicate()
     assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / 'killed/result.json').exists()
-    evaluate(network, reference, *flags, '--out', tmp_path / 'killed')
-    whole, resumed = (
-        json.loads((tmp_path / f'{n}/result.json').read_text()) for n in ('whole', 'killed')
-    )
-    for name in ('fid', 'sfid', 'inception_score', 'precision', 'recall'):
-        assert whole[name] == resumed[name]
+    # What a kill between two writes leaves: features that the totals do not know of.
+    npz.write(tmp_path / 'killed/features/00000016.npz', {'arr_0': np.zeros((3, 2048))})
+    npz.write(tmp_path / 'killed/features/00000020.npz', {'arr_0': np.zeros((3, 2048))})
+    run(*command)
+    resumed = result(tmp_path / 'killed')
+    assert {name: resumed[name] for name in SCORES} == {name: whole[name] for name in SCORES}
+    for one, two in zip(*(np.load(tmp_path / f'{n}.npz')['arr_0'] for n in ('whole', 'killed')),
+                        strict=True):  # fmt: skip
+        np.testing.assert_array_equal(one, two)
     assert 'NFE 2x' in capsys.readouterr().out
+    # Asked once more, it makes nothing.
+    run(*command)
+    assert 'all made before' in capsys.readouterr().out
     # Other settings do not mix with what is there.
-    command = ['evaluate', '--inception', network, '--reference', reference, *flags[:-1], 3,
-               '--out', tmp_path / 'killed']  # fmt: skip
-    assert main.main(list(map(str, command))) == 2
+    assert main.main([*map(str, command), '--steps', '3']) == 2
     assert 'holds the measurement with' in capsys.readouterr().err
+
+
+def test_two_processes_give_the_numbers_of_one(command, whole, tmp_path):
+    """Two of four devices each, killed in the middle and started again."""
+    command = (*command, '--save-npz', tmp_path / 'two.npz', '--out', tmp_path / 'two')
+    first, second = start_two(*command, parts=2)
+    first.communicate(timeout=600)
+    second.kill()
+    second.communicate()
+    assert first.returncode == -signal.SIGKILL
+    assert not (tmp_path / 'two/result.json').exists()
+    told = [process.communicate(timeout=600) for process in start_two(*command)]
+    two = result(tmp_path / 'two')
+    alone = start(*command[:-4], '--out', tmp_path / 'one', devices=1)
+    alone.communicate(timeout=600)
+    assert alone.returncode == 0
+    one = result(tmp_path / 'one')
+    for name in SCORES:
+        np.testing.assert_allclose(two[name], whole[name], rtol=1e-6)
+        np.testing.assert_allclose(one[name], whole[name], rtol=1e-6)
+    for one, other in zip(*(np.load(tmp_path / f'{n}.npz')['arr_0'] for n in ('whole', 'two')),
+                          strict=True):  # fmt: skip
+        np.testing.assert_array_equal(one, other)
+    assert 'Inception Score' in told[0][0]
+    assert 'FID' not in told[1][0] and 'images' not in told[1][1]  # one of them speaks
+
+
+def test_what_one_process_cannot_read_ends_both(network, reference, pictures, tmp_path):
+    shutil.copytree(pictures[1], tmp_path / 'torn')
+    (tmp_path / 'torn/00013.png').write_bytes(b'no picture')  # in the share of the second
+    processes = start_two('evaluate', '--inception', network, '--reference', reference, '--metrics',
+                          'fid', '--batch-size', 8, '--images', tmp_path / 'torn', '--out',
+                          tmp_path / 'out')  # fmt: skip
+    told = [process.communicate(timeout=600)[1] for process in processes]
+    assert f'emigm: {tmp_path}/torn/00013.png: cannot be read' in told[0]
+    # The second one may be told that the first one has left before it says the same.
+    assert [process.returncode for process in processes] in ([2, 2], [2, 75])
+    assert not (tmp_path / 'out/result.json').exists()
 
 
 def test_save_npz_gives_the_images(network, reference, digits, tmp_path):
@@ -182,6 +263,19 @@ def test_save_npz_gives_the_images(network, reference, digits, tmp_path):
              metrics='fid')  # fmt: skip
     a, b = (json.loads((tmp_path / f'{n}/result.json').read_text()) for n in 'ab')
     np.testing.assert_allclose(a['fid'], b['fid'], rtol=1e-6)
+
+
+def test_reference_of_a_tfds_data_set(network, tmp_path):
+    written = write_tfds(tmp_path, 12, np.random.default_rng(0))
+    run('prepare', 'reference', tmp_path / 'real.npz', '--tfds', written.name, '--data-dir',
+        tmp_path, '--image-size', SIDE, '--inception', network, '--batch-size', 8)  # fmt: skip
+    found = references.read(tmp_path / 'real.npz')
+    crops = [center_crop(Image.fromarray(image), SIDE) for image in written.images]
+    pool = np.asarray(inception.load(network).features(np.stack(crops)).pool, np.float64)
+    for one, two in zip((found.mean, found.covariance), scores.mean_and_covariance(pool),
+                        strict=True):  # fmt: skip
+        np.testing.assert_allclose(one, two, atol=1e-5 * np.abs(two).max())
+    assert found.count == 12 and 'shapes train, centre crops of 40' in found.name
 
 
 def test_refusals(network, reference, pictures, tmp_path, capsys, monkeypatch):
@@ -217,6 +311,10 @@ def test_refusals(network, reference, pictures, tmp_path, capsys, monkeypatch):
         message = capsys.readouterr().err.strip().splitlines()[-1]
         assert message.startswith('emigm: ')
         assert says in message
+    with pytest.raises(UserError, match='one of --folder, --tfds and --npz'):
+        prepare.run(['reference', 'x.npz', '--folder', 'a', '--tfds', 'b'])
+    with pytest.raises(UserError, match='--split goes with --tfds'):
+        prepare.run(['reference', 'x.npz', '--folder', 'a', '--split', 'b'])
     assert main.main(['prepare', 'reference', str(reference), '--folder', str(pictures[0]),
                       '--inception', str(network)]) == 2  # fmt: skip
     assert 'exists already' in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import struct
 
 import checkpoint_files
@@ -102,6 +103,19 @@ def test_usual_preprocessing_would_fail(extractor):
         error = np.abs(run(extractor.params, x) - expected).max() / expected.std()
         assert error > 50 * TOLERANCE, (name, error)
     golden.close(run(extractor.params, right), expected, TOLERANCE)
+
+
+def test_every_product_is_exact(shapes):
+    """In the program itself: on TPU the default would be bfloat16, on GPU TF32."""
+    pictures = jax.ShapeDtypeStruct((2, 40, 40, 3), jnp.uint8)
+    text = jax.jit(inception.features).lower(shapes, pictures).as_text()
+    products = re.findall(r'stablehlo\.(convolution|dot_general)\b.*', text)
+    assert products.count('convolution') == len(inception_plan.network()) == 94
+    assert products.count('dot_general') == 3  # resize of rows, of columns; logits
+    for line in text.splitlines():
+        if re.search(r'stablehlo\.(convolution|dot_general)\b', line):
+            assert re.search(r'HIGHEST.*HIGHEST', line), line
+    assert not re.search(r'bf16|f16', text)
 
 
 @pytest.mark.parametrize('size', [(1, 5), (32, 48), (299, 256), (512, 300)])

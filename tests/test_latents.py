@@ -4,20 +4,15 @@ import errno
 import hashlib
 import os
 import pathlib
-import random
-import signal
-import subprocess
-import sys
 import threading
 import time
 
 import numpy as np
 import pytest
 
-from emigm_jax import config as configs
 from emigm_jax import files
 from emigm_jax.cli import main
-from emigm_jax.data import datasets, latents, pipeline, prepare, scale
+from emigm_jax.data import latents, prepare, scale
 from emigm_jax.data.prepare import Row, Skipped
 from emigm_jax.errors import UserError
 
@@ -156,38 +151,6 @@ def test_a_write_that_fails_loses_nothing(tmp_path, monkeypatch, fails_at):
     )  # finished shards are not made again
 
 
-# Rows with a pause, so that a kill finds the writing under way.
-SLOW = """
-import sys
-sys.path.insert(0, sys.argv[2])
-import test_latents
-test_latents.make(sys.argv[1], test_latents.Made(pause=0.01))
-"""
-
-
-@pytest.mark.slow
-def test_ten_kills(tmp_path):
-    make(tmp_path / 'undisturbed')
-    command = [
-        sys.executable,
-        '-c',
-        SLOW,
-        str(tmp_path / 'killed'),
-        str(pathlib.Path(__file__).parent),
-    ]
-    settings, random_ = tmp_path / 'killed/settings.json', random.Random(0)
-    for _ in range(10):
-        process = subprocess.Popen(command)
-        # From its first writing on, or, the second time on, from its start.
-        while not settings.exists() and process.poll() is None:
-            time.sleep(0.01)
-        time.sleep(random_.uniform(0.0, 5.0))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    subprocess.run(command, check=True)
-    assert contents(tmp_path / 'killed') == contents(tmp_path / 'undisturbed')
-
-
 def test_bad_caches(tmp_path):
     cache = tmp_path / 'cache'
     make(cache)
@@ -281,81 +244,3 @@ def test_scale(tmp_path, capsys):
     np.testing.assert_allclose(found.error, 0.5 * 6.25**-1.5 * variance_error, rtol=0.2)
     assert main.main(['prepare', 'stats', str(tmp_path / 'cache')]) == 0
     assert "tokenizer's scale   0.23250" in capsys.readouterr().out
-
-
-# --- Order over epochs, steps and hosts ----------------------------------------------------------
-
-
-class Numbered:
-    """Data whose rows are their own indices."""
-
-    flip = True
-
-    def __init__(self, examples):
-        self.examples = examples
-
-    def take(self, indices, mirrored):
-        return {'tokens': np.stack([indices, mirrored], 1)}
-
-
-def stream(hosts, start=0, stop=30, batch=20, examples=200):
-    """(rows, 2) of steps start to stop, as one host would see them."""
-    parts = [
-        [b['tokens'] for b in
-         pipeline.host_batches(Numbered(examples), batch, 5, start, stop, (host, hosts))]
-        for host in range(hosts)
-    ]  # fmt: skip
-    return np.concatenate([np.concatenate(step) for step in zip(*parts, strict=True)])
-
-
-def test_every_index_once_an_epoch_on_any_number_of_hosts():
-    one = stream(1)
-    for hosts in (1, 2, 4):
-        seen = stream(hosts)
-        np.testing.assert_array_equal(np.bincount(seen[:, 0]), 3)
-        np.testing.assert_array_equal(seen, one)
-    for epoch in range(3):
-        np.testing.assert_array_equal(np.sort(one[epoch * 200 : (epoch + 1) * 200, 0]), range(200))
-    assert 0.4 < one[:, 1].mean() < 0.6
-
-
-def test_resuming_continues_the_sequence():
-    one = stream(1)
-    for start in (1, 7, 10, 29):
-        np.testing.assert_array_equal(stream(2, start), one[start * 20 :])
-    # Epochs that end inside a batch.
-    whole = stream(1, examples=33)
-    np.testing.assert_array_equal(stream(4, 11, examples=33), whole[220:])
-    np.testing.assert_array_equal(np.bincount(whole[: 33 * 18, 0]), 18)
-
-
-def test_moments_are_drawn_afresh_and_scaled(tmp_path):
-    make(tmp_path / 'cache')
-    config = configs.DataConfig('latents', str(tmp_path / 'cache'), flip=False)
-    data = datasets.Latents(config)
-    steps = list(pipeline.batches(data, 40, 0, 0, 4))
-    again = list(pipeline.batches(data, 40, 0, 2, 4))
-    for a, b in zip(steps[2:], again, strict=True):
-        np.testing.assert_array_equal(a['tokens'], b['tokens'])
-    assert steps[0]['tokens'].shape == (40, 16, 3)
-    # The same row in two epochs: another draw around the same mean.
-    indices = [pipeline.indices(len(data.cache), 40, 0, step) for step in range(2)]
-    row = np.intersect1d(*indices)[0]
-    first, second = (steps[s]['tokens'][list(indices[s]).index(row)] for s in range(2))
-    assert float(np.abs(first - second).max()) > 1e-3
-    mean, log_variance = np.split(Made.views(GOOD[row])[0].reshape(16, 6), 2, axis=1)
-    noise = (np.asarray(first) / 0.2325 - mean) / np.exp(0.5 * log_variance)
-    assert 0.5 < noise.std() < 1.5
-
-
-def test_another_tokenizer_is_refused(tmp_path):
-    from test_convert import small
-
-    from emigm_jax.tokenizers import learned
-
-    tokenizer = small('kl16')
-    learned.save(tmp_path / 'kl16', 'kl16', tokenizer.config, tokenizer.params)
-    make(tmp_path / 'cache')
-    config = configs.DataConfig('latents', str(tmp_path / 'cache'), str(tmp_path / 'kl16'))
-    with pytest.raises(UserError, match='was made with another tokenizer'):
-        datasets.Latents(config)

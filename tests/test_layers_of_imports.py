@@ -8,12 +8,12 @@ PACKAGE = pathlib.Path(__file__).parents[1] / 'emigm_jax'
 # Lower numbers may not import higher ones; equal ones may import each other.
 LEVELS = {
     'errors': 0, 'buckets': 1, 'distributed': 1, 'preemption': 1, 'sharding': 1, 'spread': 1,
-    'paths': 1, 'storage': 1, 'files': 2,
+    'paths': 1, 'storage': 1, 'files': 2, 'copying': 2,
     'core': 1,
     'nn': 2,
     'models': 3, 'tokenizers': 3, 'images': 3, 'flops': 3,
     'sampling': 4,
-    'config': 5, 'training': 5, 'data': 5, 'recipes': 6,
+    'config': 5, 'training': 5, 'data': 5, 'recipes': 6, 'inspection': 6,
     'evaluation': 6, 'convert': 6,
     'aot': 6,
     'report': 7,

@@ -81,6 +81,8 @@ def test_results_of_evaluate(tmp_path):
     folder = synthetic.evaluated(tmp_path / 'evaluation', 3.25)
     run = only(folder)
     assert only(folder / 'result.json') == run
+    (folder / 'copy.json').write_text((folder / 'result.json').read_text())
+    assert len(only(folder).measurements) == 1
     assert (run.name, run.trained) == ('evaluation', False)
     (e,) = run.measurements
     assert (e.scores['fid'], e.nfe, e.nfe_label, e.seconds) == (3.25, 19.2, '16x1.2', 0.5)
@@ -99,6 +101,12 @@ def test_scores_of_digits(tmp_path):
     assert table.rows[1][:5] == (
         'one half of the real images against the other', '0.060', '0.980', '0.900', '0.910'
     )  # fmt: skip
+    # Beside results of another kind: what a row has no value of stays empty.
+    other = only(synthetic.evaluated(tmp_path / 'evaluation', 3.25))
+    both = tables.scores([run, other])
+    assert both.heads[:4] == ('images of', 'FID', 'Inception Score', 'Fréchet distance (pixels)')
+    assert both.rows[0][:4] == ('scores', tables.NONE, tables.NONE, '0.250')
+    assert both.rows[1][:4] == ('evaluation', '3.25 ± 0.05', '200.0 ± 2.5', tables.NONE)
 
 
 def test_folders_of_folders(tmp_path):
@@ -107,6 +115,7 @@ def test_folders_of_folders(tmp_path):
     synthetic.evaluated(a / 'evaluation', 9.0)
     (a / 'scores.json').write_text(json.dumps(synthetic.pixel_scores()))
     (a / 'other.json').write_text('not JSON')
+    (a / 'same.json').write_text((a / 'evaluation/result.json').read_text())  # as --json does
     # Two of the same weights, one of others, and something else with a config.json.
     for name, content in (('fast', 'w'), ('best', 'w'), ('other', 'v')):
         settings = {**synthetic.result(1.0)['settings'], 'content': content}
@@ -116,9 +125,15 @@ def test_folders_of_folders(tmp_path):
     runs = gather.gather([tmp_path / 'runs', a])
     assert [run.name for run in runs] == ['a', 'b', 'best', 'other']
     assert [len(run.measurements) for run in runs] == [2, 0, 2, 1]
-    assert {e.name for e in runs[0].measurements} == {'evaluation', 'scores'}
+    assert {e.name for e in runs[0].measurements} == {'same', 'scores'}
     assert [e.name for e in runs[2].measurements] == ['best', 'fast']
     assert 'left out' in runs[0].notes[0] and 'other.json: is no JSON' in runs[0].notes[0]
+
+
+def test_runs_come_in_the_order_of_their_numbers(tmp_path):
+    for name in ('run-10', 'run-9', 'a'):
+        synthetic.workdir(tmp_path / name)
+    assert [run.name for run in gather.gather([tmp_path])] == ['a', 'run-9', 'run-10']
 
 
 def test_names_differ(tmp_path):
@@ -239,6 +254,7 @@ def test_fid_against_nfe_and_seconds_beside_the_paper(tmp_path):
     points = {(round(x, 6), y) for xy in drawn for x, y in xy}
     # Table 2: eMIGM-L with 16x1.2 and 128x1.4, MAR-H with 256x2, REPA with 250x1.7, MaskGIT.
     assert {(19.2, 2.22), (179.2, 1.72), (512, 1.55), (425, 1.42), (8, 6.18)} <= points
+    assert (19.2, 2.19) not in points  # eMIGM-L at 512 pixels
     written = {text.get_text() for text in axes.texts}
     assert {f'eMIGM-{size}' for size in ('XS', 'S', 'B', 'L', 'H')} <= written
     assert (axes.get_xscale(), axes.get_yscale()) == ('log', 'log')
@@ -325,6 +341,7 @@ def test_many_runs_with_long_names(tmp_path):
     (axes,), (legend,) = figure.axes, figure.legends
     shown = [text.get_text() for text in legend.get_texts()]
     assert len(set(shown)) == 11
+    assert not any(text.get_parse_math() for text in legend.get_texts())  # $ is no formula
     assert all(len(name) <= plots.NAME_LENGTH for name in shown)
     assert not legend.get_window_extent().overlaps(axes.get_tightbbox())
     width, _ = figure.get_size_inches() * figure.dpi
@@ -385,7 +402,7 @@ def report(tmp_path_factory):
         root / 'runs' / AWKWARD, fids={1000: 50.0, 2000: 30.0}, grids=[1000, 2000]
     )
     (a / 'metrics.jsonl').write_text((a / 'metrics.jsonl').read_text() + '{"step": 9')
-    synthetic.workdir(root / 'runs/b', config={**synthetic.IMAGENET, 'seed': '<i>3</i>'})
+    synthetic.workdir(root / 'runs/<em>b', config={**synthetic.IMAGENET, 'seed': '<i>3</i>'})
     synthetic.evaluated(root / 'evaluation', 3.5)
     code = (
         'import sys; from emigm_jax.cli.main import main\n'
@@ -422,7 +439,7 @@ def test_the_page_is_one_file_and_escapes_names(report):
     assert read.addresses and all(a.startswith('data:image/') for a in read.addresses)
     outside = re.sub(r'base64,[^"]*', '', text)
     assert not re.search(r'https?:|//|url\(|@import', outside)
-    assert not {'script', 'link', 'i', 'iframe', 'a', 'object'} & set(read.tags)
+    assert not {'script', 'link', 'i', 'em', 'iframe', 'a', 'object'} & set(read.tags)
     shown = ''.join(read.text)
     assert AWKWARD in shown
     assert '<i>3</i>' in shown
@@ -458,6 +475,14 @@ def test_an_earlier_report_is_replaced_as_a_whole(report, tmp_path, capsys):
         'notes.txt', 'report.html', *(f'{name}.png' for name in panels.TRAINING)
     }  # fmt: skip
     assert 'Report of a' in (out / 'report.html').read_text()
+
+
+def test_reports_of_many_pictures_are_replaced_too(tmp_path):
+    names = [f'samples_{i}_a-name-of-a-run_{i:08}.png' for i in range(300)]
+    head = f'<meta name="{page.FILES}" content="{" ".join(names)}"><title>'
+    write.write(tmp_path / 'out', head, dict.fromkeys(names, b''))
+    write.write(tmp_path / 'out', head, dict.fromkeys(names[:7], b''))
+    assert len(list((tmp_path / 'out').iterdir())) == 8
 
 
 def test_refusals(tmp_path, capsys, monkeypatch):

@@ -105,10 +105,13 @@ def test_eight_devices_equal_one(some):
     assert statistics.score(eight) == pytest.approx(statistics.score(one), rel=1e-6)
 
 
-def test_a_step_needs_no_communication(some):
+def test_a_step_is_exact_and_needs_no_communication(some):
     mesh = mesh_of(8)
     rows = statistics.fill_up({k: x[:60] for k, x in some.items()}, BATCH)
     lowered = statistics.adder(mesh).lower(statistics.begin(mesh, SHIFTS), rows)
+    products = [line for line in lowered.as_text().splitlines() if 'dot_general' in line]
+    assert products
+    assert all(line.count('HIGHEST') == 2 for line in products)
     talk = r'all-(reduce|gather|to-all)|collective-permute|reduce-scatter'
     assert not re.search(talk, lowered.compile().as_text())
 

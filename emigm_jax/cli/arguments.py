@@ -89,6 +89,8 @@ def numbers(name, text):
             raise UserError(f"--{name} must look like '3', '1,5' or '0-15', not {text!r}")
         if dash and int(high) < int(low):
             raise UserError(f'--{name}: the range {part} is reversed')
+        if int(high or low) >= 2**32:  # what a key can be folded with
+            raise UserError(f'--{name}: numbers end at {2**32 - 1}, {part} does not')
         found += range(int(low), int(high) + 1) if dash else [int(low)]
     return found
 

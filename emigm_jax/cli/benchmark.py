@@ -1,7 +1,6 @@
 """`emigm benchmark`: speed, FLOPs, memory and compile time of training, sampling and data."""
 
 import json
-import pathlib
 import statistics
 import time
 
@@ -54,7 +53,9 @@ def run(argv):
     for key, value in result.items():
         print(f'{key:28} {value:.4g}' if isinstance(value, float) else f'{key:28} {value}')
     if arguments.json:
-        pathlib.Path(arguments.json).write_text(json.dumps(result, indent=2) + '\n')
+        from emigm_jax import files
+
+        files.write_text(arguments.json, json.dumps(result, indent=2) + '\n')
     return 0
 
 

@@ -22,8 +22,8 @@ def run(argv):
         '  emigm convert pt_inception-2015-12-05-6726825d.pth fid-inception\n'
         '  emigm convert emigm-l-256 emigm-l-256.safetensors --to safetensors',
     )
-    parser.add_argument('source', help='file or folder to read')
-    parser.add_argument('target', help='checkpoint to write, local or gs://; must not exist')
+    parser.add_argument('source', help='file or folder to read, local or gs://')
+    parser.add_argument('target', help='what to write, local or gs://; must not exist')
     parser.add_argument('--to', choices=('checkpoint', 'safetensors'), default='checkpoint')
     parser.add_argument('--kind', choices=KINDS, help='what the source is (default: recognised)')
     parser.add_argument('--weights', default='', metavar='NAME',
@@ -65,6 +65,8 @@ def _import(arguments):
 
     target = arguments.target
     storage.check_free(target)
+    if storage.is_checkpoint(arguments.source):
+        raise UserError(f'{arguments.source}: is converted already; `--to safetensors` exports it')
     save = _read(arguments)
     if arguments.dry_run:
         print('dry run: nothing written')
@@ -120,15 +122,15 @@ def _model(arguments, tree):
               'pixels are put in')  # fmt: skip
     presets = recipes.sampling(made.method, *size)
     source = {'file': pathlib.Path(arguments.source).name, 'weights': made.entry,
-              'method': made.method, 'notes': made.notes}  # fmt: skip
+              'method': made.method, 'notes': made.notes, 'unread': made.unread}  # fmt: skip
     return lambda target: checkpoint.export(target, config, made.params, presets, source)
 
 
 def _name_of_folder(source):
     """', which calls itself ...' of a Hugging Face folder whose config.json has a name, or ''."""
-    from emigm_jax.convert import torch_files
+    from emigm_jax.convert import local_files, torch_files
 
-    if not (pathlib.Path(source) / 'config.json').is_file():
+    if not local_files.exists(f'{source}/config.json'):
         return ''
     name = torch_files.read_config(source).get('model_name')
     return f', which calls itself {name!a}' if name else ''
@@ -188,19 +190,19 @@ def _inception(arguments, tree):
 
 def _export(arguments):
     import numpy as np
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
 
-    from emigm_jax import storage
-    from emigm_jax.convert import inception_tables, models, rules, tokenizer_tables
+    from emigm_jax import files, storage
+    from emigm_jax.convert import data_files, inception_tables, models, rules, tokenizer_tables
     from emigm_jax.evaluation import inception
     from emigm_jax.tokenizers import learned
     from emigm_jax.training import checkpoint
 
-    target = pathlib.Path(arguments.target)
-    if '://' in arguments.target or not target.absolute().parent.is_dir():
-        raise UserError(f'{target}: its folder does not exist (exports are local files)')
-    if target.exists():
+    target = storage.absolute(arguments.target)
+    if not files.remote(target) and not target.parent.is_dir():
+        raise UserError(f'{target}: its folder does not exist')
+    with files.reported(target):
+        taken = target.exists()
+    if taken:
         raise UserError(f'{target}: exists already; choose another target or delete it')
     _refuse(arguments, ('kind', 'heads', 'null'), 'an export')
     there = storage.is_checkpoint(arguments.source)
@@ -219,18 +221,15 @@ def _export(arguments):
     else:
         saved = checkpoint.require(arguments.source)
         params, name = checkpoint.load_params(saved, arguments.weights)
-        tensors = models.official(saved.config.model, params)
+        unread = saved.source.get('unread', {})
+        tensors = models.official(saved.config.model, params, unread)
+        if saved.config.model.shared_null:
+            print('fake_latent: as in the file that was converted' if unread else
+                  'mask_token, fake_latent: the one token of this checkpoint')  # fmt: skip
     print(f'{arguments.source}: {len(tensors)} tensors{f", weights {name}" * bool(name)}')
     if arguments.dry_run:
         print('dry run: nothing written')
         return 0
-    partial = target.with_name(f'.{target.name}.partial')
-    try:
-        save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, partial)
-        partial.rename(target)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f'{target}: cannot be written ({" ".join(str(error).split())})') from error
-    finally:
-        partial.unlink(missing_ok=True)
-    print(f'-> {target}')
+    data_files.write_safetensors(target, tensors)
+    print(f'-> {arguments.target}')
     return 0

@@ -44,38 +44,62 @@ def run(argv):
     parser.add_argument('--dtype', choices=('float32', 'bfloat16'), help='of matrix products')
     parser.add_argument('--json', metavar='FILE', help='write the scores there, too')
     shared.add_sampling(parser)
+    shared.add_processes(parser)
     arguments = parser.parse_args(argv)
     for name in ('json', 'save_npz'):
         file = getattr(arguments, name)
         if file and '://' not in file and not pathlib.Path(file).absolute().parent.is_dir():
             raise UserError(f'--{name.replace("_", "-")} {file}: its folder does not exist')
+    for file in (arguments.json, arguments.save_npz, arguments.out):
+        if file and '://' in file:
+            from emigm_jax import storage
+
+            storage.probe(file)
     if arguments.num_images is not None and not arguments.checkpoint:
         raise UserError('--num-images goes with --checkpoint')
+    if arguments.compare and not arguments.checkpoint:
+        raise UserError('--compare goes with --checkpoint')
     if arguments.batch_size < 1:
         raise UserError('--batch-size must be at least 1')
 
-    if arguments.checkpoint and not arguments.reference:
+    if arguments.reference or not arguments.checkpoint:
+        for name in ('reference', 'inception'):
+            if not getattr(arguments, name):
+                parser.error(f'--{name} is required')
+    with shared.join(arguments):
+        if arguments.reference:
+            return _measured(arguments)
         from emigm_jax.cli import evaluate_digits
 
         return evaluate_digits.run(arguments)
-    for name in ('reference', 'inception'):
-        if not getattr(arguments, name):
-            parser.error(f'--{name} is required')
-    return _measured(arguments)
 
 
 def _measured(arguments):
     import tqdm
 
     from emigm_jax import files
-    from emigm_jax.evaluation import inception, measure, metrics, references
+    from emigm_jax.evaluation import (
+        image_sets,
+        inception,
+        measure,
+        metrics,
+        npz,
+        references,
+        together,
+    )  # fmt: skip
     from emigm_jax.nn.functional import fingerprint
 
     names = tuple(arguments.metrics.split(','))
     metrics.check(names)
-    reference = references.read(arguments.reference)
-    extractor = inception.load(arguments.inception)
-    images, about = _images(arguments)
+    paper = _paper(arguments) if arguments.compare else {}
+    # What one process cannot read ends all of them.
+    reference, extractor, (images, about) = together.agreed(
+        lambda: (
+            references.read(arguments.reference),
+            inception.load(arguments.inception),
+            _images(arguments),
+        )
+    )
     folder = arguments.out or 'evaluation'
     plan = measure.Plan(names, arguments.batch_size, keep_images=bool(arguments.save_npz))
     settings = {
@@ -90,19 +114,30 @@ def _measured(arguments):
     shifts = {'pool': reference.mean}
     if 'sfid' in names and reference.spatial_mean is not None:
         shifts['spatial'] = reference.spatial_mean
-    network, start = measure.Network(extractor.params), time.perf_counter()
-    with tqdm.tqdm(total=len(images), unit=' images', disable=None) as bar:
-        totals, features = measure.totals(
-            images, folder, settings, network, shifts, plan, bar.update
-        )
-    seconds = (time.perf_counter() - start) / len(images)
+    network = measure.Network(extractor.params)
+    bar = lambda count: tqdm.tqdm(
+        total=count, unit=' images', disable=None if together.first() else True
+    )
+    start = time.perf_counter()
+    with bar(len(images)) as shown:
+        found = measure.totals(images, folder, settings, network, shifts, plan, shown.update)
+    seconds = (time.perf_counter() - start) / found.made if found.made else None
     real = None
     if plan.keep_features and reference.features is None and reference.images is not None:
-        print(f'features of the {len(reference.images):,} images in {arguments.reference}',
-              flush=True)  # fmt: skip
-        real = measure.features(reference.images, network, arguments.batch_size)
+        if together.first():
+            print(f'features of the {len(reference.images):,} images in {arguments.reference}',
+                  flush=True)  # fmt: skip
+        with bar(len(reference.images)) as shown:
+            real = measure.features(
+                image_sets.Stored(reference.images), network, arguments.batch_size, shown.update
+            )
+    first = together.first()
+    together.leave()
+    if not first:
+        return 0
     print('computing the metrics', flush=True)
-    values, missing = metrics.compute(metrics.Inputs(totals, reference, features, real), names)
+    inputs = metrics.Inputs(found.totals, reference, found.features, real)
+    values, missing = metrics.compute(inputs, names)
     result = {
         **values,
         'missing': missing,
@@ -111,16 +146,12 @@ def _measured(arguments):
         'settings': settings,
         'seconds_per_image': seconds,
     }
-    paper = _paper(arguments, about) if arguments.compare else {}
     _print(result, about, paper)
-    files.write_json(pathlib.Path(folder) / 'result.json' if '://' not in folder
-                     else f'{folder}/result.json', result)  # fmt: skip
+    files.write_json(f'{folder}/result.json', result)
     if arguments.json:
         files.write_json(arguments.json, result)
     if arguments.save_npz:
-        from emigm_jax.evaluation import npz
-
-        npz.write(arguments.save_npz, {'arr_0': measure.images_of(folder, len(images))})
+        npz.write_rows(arguments.save_npz, len(images), measure.stored(folder, 'images'))
     return 0
 
 
@@ -129,10 +160,10 @@ def _images(arguments):
     from emigm_jax.evaluation import image_sets
 
     if arguments.images:
-        made = image_sets.Folder(arguments.images)
+        made = image_sets.Pictures(image_sets.Below(arguments.images), arguments.images)
         return made, {'source': 'folder', 'content': made.fingerprint()}
     if arguments.npz:
-        made = image_sets.Npz(arguments.npz)
+        made = image_sets.stored(arguments.npz)
         return made, {'source': 'npz', 'content': made.fingerprint()}
     import dataclasses
 
@@ -173,14 +204,12 @@ def _images(arguments):
     return image_sets.Generated(make, count, saved.config.model.classes), facts
 
 
-def _paper(arguments, about):
+def _paper(arguments):
     """{preset: row} of the paper for the checkpoint's size."""
     from emigm_jax.evaluation import published
     from emigm_jax.models.emigm import preset_name
     from emigm_jax.training import checkpoint
 
-    if about['source'] != 'checkpoint':
-        raise UserError('--compare goes with --checkpoint')
     model = checkpoint.require(arguments.checkpoint).config.model
     found = published.rows(
         'emigm' if model.shared_null else 'mar', *(preset_name(model) or (0, ''))
@@ -211,8 +240,10 @@ def _print(result, about, paper):
     for name, reason in result['missing'].items():
         print(f'{name}: not computed, {reason}')
     reference = result['reference']
+    seconds = result['seconds_per_image']
+    rate = 'all made before' if seconds is None else f'{seconds:.4f} s per image'
     print(f'{result["images"]:,} images against {reference["name"]} ({reference["fingerprint"]}), '
-          f'{result["seconds_per_image"]:.4f} s per image')  # fmt: skip
+          f'{rate}')  # fmt: skip
     if about['source'] == 'checkpoint':
         print(
             f'step {about["step"]}, weights {about["weights"]}, NFE '

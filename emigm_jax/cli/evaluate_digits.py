@@ -1,7 +1,5 @@
 """Scores of models of the digits in pixel space, beside those of real digits against real ones."""
 
-import json
-import pathlib
 import time
 
 from emigm_jax.cli import arguments as shared
@@ -10,10 +8,11 @@ from emigm_jax.errors import UserError
 
 def run(arguments):
     """Runs `emigm evaluate --checkpoint` without a reference."""
-    import numpy as np
+    import tqdm
 
+    from emigm_jax import files
     from emigm_jax.data import sources
-    from emigm_jax.evaluation import generate, scores
+    from emigm_jax.evaluation import generate, image_sets, measure, scores, together
     from emigm_jax.training import checkpoint
 
     saved = checkpoint.require(arguments.checkpoint)
@@ -28,14 +27,19 @@ def run(arguments):
     make = generate.from_checkpoint(saved, config, arguments.weights, arguments.batch_size)
     source = sources.digits()
 
-    labels = np.arange(count) * classes // count  # sorted by class, image i from seed i
-    start = time.perf_counter()
-    pictures = make.images(labels, np.arange(count))
+    images = image_sets.Generated(make, count, classes)
+    start, off = time.perf_counter(), None if together.first() else True
+    with tqdm.tqdm(total=count, unit=' images', disable=off) as bar:
+        pictures = measure.pictures(images, arguments.batch_size, bar.update)
     seconds = (time.perf_counter() - start) / count
+    first = together.first()
+    together.leave()
+    if not first:
+        return 0
     flat = lambda images: images.reshape(len(images), -1) / 255.0
     real = flat(source.images)
     result = {
-        **scores.compare(real, source.labels, flat(pictures), labels),
+        **scores.compare(real, source.labels, flat(pictures[..., :1]), images.labels),
         'real_halves': scores.halves(real, source.labels),
         'images': count,
         'step': saved.step,
@@ -45,7 +49,7 @@ def run(arguments):
     }
     _print(result)
     if arguments.json:
-        pathlib.Path(arguments.json).write_text(json.dumps(result, indent=2) + '\n')
+        files.write_json(arguments.json, result)
     return 0
 
 

@@ -14,6 +14,7 @@ COMMANDS = {
     'report': ('emigm_jax.cli.report', 'show runs and evaluations on one page'),
     'prepare': ('emigm_jax.cli.prepare', 'make latent caches, measure their scale'),
     'convert': ('emigm_jax.cli.convert', 'convert official weights, or export ours'),
+    'checkpoint': ('emigm_jax.cli.checkpoint', 'list, inspect, copy and export checkpoints'),
     'benchmark': ('emigm_jax.cli.benchmark', 'measure speed and memory'),
     'compile': ('emigm_jax.cli.compile', 'memory and speed on TPUs that are not there'),
 }

@@ -2,6 +2,7 @@
 
 import re
 
+from emigm_jax.cli import arguments as shared
 from emigm_jax.cli.main import Parser
 from emigm_jax.errors import UserError
 
@@ -24,7 +25,9 @@ def run(argv):
     parser.add_argument('target', help='the cache, or the reference (.npz), local or gs://')
     group = parser.add_argument_group('reference')
     group.add_argument('--inception', help='its checkpoint, from `emigm convert`')
-    group.add_argument('--npz', metavar='FILE', help='pictures in arr_0 (else: --folder)')
+    group.add_argument(
+        '--npz', metavar='FILE', help='pictures in arr_0, in place of --folder or --tfds'
+    )
     group.add_argument('--keep-features', action='store_true',
                        help='for precision, recall and KID (8 kB per picture)')  # fmt: skip
     group = parser.add_argument_group('latents')
@@ -42,10 +45,11 @@ def run(argv):
     group.add_argument('--shard-rows', type=int, help='pictures per shard (4096)')
     group.add_argument('--max-unreadable', type=float, help='share that may be damaged (0.001)')
     group.add_argument('--worker', metavar='I/N', help='make only every N-th shard, from the I-th, '
-                       'counted from 0 (default: as the processes of JAX)')  # fmt: skip
+                       'counted from 0 (default: as the processes below)')  # fmt: skip
     group.add_argument('--dry-run', action='store_true', help='print what would be made and stop')
+    shared.add_processes(parser)
     arguments = parser.parse_args(argv)
-    _check_flags(arguments)
+    _check_flags(parser, arguments)
     if arguments.what == 'stats':
         return _stats(arguments.target)
     if arguments.what == 'reference':
@@ -60,7 +64,12 @@ def run(argv):
     for name in ('split', 'data_dir'):
         if getattr(arguments, name) is not None and chosen != ['tfds']:
             parser.error(f'--{name.replace("_", "-")} goes with --tfds')
-    return _latents(arguments, _Defaults(arguments))
+    if arguments.worker is not None:
+        if arguments.coordinator is not None:
+            parser.error('--worker is for machines that do not know of each other')
+        return _latents(arguments, _Defaults(arguments))
+    with shared.join(arguments):
+        return _latents(arguments, _Defaults(arguments))
 
 
 _DEFAULTS = {'split': 'train', 'dtype': 'float16', 'batch_size': 16, 'shard_rows': 4096,
@@ -75,9 +84,6 @@ class _Defaults:
         for name, value in _DEFAULTS.items():
             given = getattr(arguments, name)
             setattr(self, name, value if given is None else given)
-        for name in ('batch_size', 'shard_rows'):
-            if getattr(self, name) < 1:
-                raise UserError(f'--{name.replace("_", "-")} must be at least 1')
         if not 0.0 <= self.max_unreadable <= 1.0:
             raise UserError('--max-unreadable is a share, from 0 to 1')
 
@@ -85,16 +91,21 @@ class _Defaults:
 # What each kind takes.
 _FLAGS = {
     'stats': (),
-    'reference': ('inception', 'npz', 'folder', 'image_size', 'batch_size', 'keep_features'),
+    'reference': ('inception', 'npz', 'folder', 'tfds', 'split', 'data_dir', 'image_size',
+                  'batch_size', 'keep_features'),
     'latents': ('folder', 'tfds', 'from_npz', 'split', 'data_dir', 'tokenizer', 'image_size',
                 'dtype', 'compute_dtype', 'batch_size', 'shard_rows', 'max_unreadable', 'worker',
-                'dry_run'),
+                'coordinator', 'num_processes', 'process_id', 'join_timeout', 'dry_run'),
 }  # fmt: skip
 
 
-def _check_flags(arguments):
+def _check_flags(parser, arguments):
+    for name in ('batch_size', 'shard_rows', 'image_size'):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise UserError(f'--{name.replace("_", "-")} must be at least 1')
     for name, value in vars(arguments).items():
-        if name in ('what', 'target') or value in (None, False):
+        if name in ('what', 'target') or value == parser.get_default(name):
             continue
         if name not in _FLAGS[arguments.what]:
             raise UserError(f'--{name.replace("_", "-")} does not apply to {arguments.what}')
@@ -116,10 +127,13 @@ def _latents(arguments, flags):
 
     import tqdm
 
+    from emigm_jax import storage
     from emigm_jax.data import prepare
     from emigm_jax.tokenizers import learned
 
     worker = _worker(arguments.worker)
+    if not arguments.dry_run:
+        storage.probe(arguments.target)
     tokenizer = learned.load(arguments.tokenizer, arguments.compute_dtype, flags.batch_size)
     source, rows, image_size = _rows(arguments, flags, tokenizer)
     settings = {

@@ -1,6 +1,6 @@
 """`emigm sample`: images of given classes and seeds from a checkpoint."""
 
-import pathlib
+import concurrent.futures
 
 from emigm_jax.cli import arguments as shared
 from emigm_jax.cli.main import Parser
@@ -24,7 +24,9 @@ def run(argv):
         help="'3', '1,5', '0-9', all, or none (null); default: all, or eight of many",
     )
     parser.add_argument('--seeds', default='0-7', help="image numbers, '0-15' (default 0-7)")
-    parser.add_argument('--out', default='samples', help='folder to write to (samples)')
+    parser.add_argument(
+        '--out', default='samples', help='folder to write to, local or gs:// (samples)'
+    )
     parser.add_argument('--tokenizer', help="checkpoint of the latents' tokenizer (KL-16, DC-AE)")
     parser.add_argument('--preset', help='published sampling settings of a model: fast or best')
     parser.add_argument('--dtype', choices=('float32', 'bfloat16'), help='of matrix products')
@@ -35,8 +37,8 @@ def run(argv):
 
     import numpy as np
 
-    from emigm_jax import images
-    from emigm_jax.evaluation import class_names, generate
+    from emigm_jax import images, storage
+    from emigm_jax.evaluation import class_names, generate, npz
     from emigm_jax.tokenizers import learned
     from emigm_jax.training import checkpoint
 
@@ -49,25 +51,22 @@ def run(argv):
     tokenizer = None
     if arguments.tokenizer:
         tokenizer = learned.load(arguments.tokenizer, arguments.dtype)
+    out = storage.absolute(arguments.out)
+    storage.probe(out)
     make = generate.from_checkpoint(
         saved, config, arguments.weights, arguments.batch_size, tokenizer, arguments.dtype
     )
-    out = pathlib.Path(arguments.out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f'--out {out}: cannot write there ({error.strerror})') from error
-
     labels, numbers = np.repeat(classes, len(seeds)), np.tile(seeds, len(classes))
     pictures = make.images(labels, numbers)
-    for picture, label, seed in zip(pictures, labels, numbers, strict=True):
-        name = 'null' if label < 0 else f'{label:04}'
-        images.save(out / f'class_{name}_seed_{seed:06}.png', picture)
+    names = ['null' if label < 0 else f'{label:04}' for label in labels]
+    files = [out / f'class_{n}_seed_{s:06}.png' for n, s in zip(names, numbers, strict=True)]
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:  # a bucket takes its time
+        list(pool.map(images.save, files, pictures))
     # One class per row, one seed per column.
     grid = images.grid(images.upscaled(pictures), len(seeds))
     titles = class_names.titles(classes, saved.config.model.classes)
     images.save(out / 'grid.png', images.labelled(grid, titles))
-    np.savez(out / 'samples.npz', images=pictures, labels=labels, seeds=numbers)
+    npz.write(out / 'samples.npz', dict(images=pictures, labels=labels, seeds=numbers))
     print(f'{len(labels)} images, weights {make.weights}, NFE {make.nfe} -> {out}')
     return 0
 

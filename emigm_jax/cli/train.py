@@ -1,5 +1,6 @@
 """`emigm train`: trains a config in a workdir, or goes on where it stopped."""
 
+import functools
 import sys
 
 from emigm_jax.cli import arguments as shared
@@ -32,8 +33,13 @@ def _train(config, workdir):
     from emigm_jax import distributed
     from emigm_jax.training import loop
 
+    evaluator = None
+    if config.evaluates:
+        from emigm_jax.evaluation import online
+
+        evaluator = functools.partial(online.evaluator, config)
     try:
-        loop.train(config, workdir)
+        loop.train(config, workdir, evaluator)
     except loop.NonFinite as error:
         print(f'emigm: {error}', file=sys.stderr)
         return 1

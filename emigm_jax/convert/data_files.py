@@ -4,11 +4,15 @@ Readers take the bytes of a whole file, best a memory map, as arrays are views o
 """
 
 import json
+import os
+import tempfile
 
 import msgpack
 import numpy as np
 
+from emigm_jax import files
 from emigm_jax.convert import arrays
+from emigm_jax.errors import UserError
 
 _SAFETENSORS = {
     'F64': 'float64',
@@ -30,6 +34,7 @@ _SAFETENSORS = {
     'F8_E8M0': 'float8_e8m0fnu',
 }
 _CHUNKED = '__msgpack_chunked_array__'  # in Flax
+_HEAD = 1024  # bytes; more than shape and dtype of an array take
 
 
 def read_safetensors(mapping):
@@ -48,6 +53,30 @@ def read_safetensors(mapping):
     return {name: tensor(**row) for name, row in header.items() if name != '__metadata__'}
 
 
+def write_safetensors(path, tensors):
+    """Writes {name: array} to `path`, local or gs://, whole or not at all.
+
+    Raises:
+      UserError: the place cannot be written.
+    """
+    import safetensors
+    from safetensors import numpy
+
+    tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    folder = None if files.remote(path) else os.path.dirname(path)
+    try:
+        with tempfile.TemporaryDirectory(prefix='.partial-', dir=folder) as folder:
+            whole = os.path.join(folder, 'whole')
+            numpy.save_file(tensors, whole)
+            if files.remote(path):
+                with open(whole, 'rb') as f:
+                    files.write(path, iter(lambda: f.read(2**24), b''))
+            else:
+                os.replace(whole, path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f'{path}: cannot be written ({" ".join(str(error).split())})') from error
+
+
 def read_msgpack(mapping):
     """flax.serialization.to_bytes: msgpack with arrays and scalars as extension types."""
     # Lists are as long as the rank of an array: a header may not make room for millions.
@@ -60,10 +89,27 @@ def _extension(code, data):
         return complex(*msgpack.unpackb(data))
     if code not in (1, 3):
         raise ValueError(f'unknown extension type {code}')
-    shape, name, raw = msgpack.unpackb(data, raw=True)
-    dtype = arrays.DTYPES[name.decode('ascii')]
-    value = arrays.array(raw, dtype, shape)
+    shape, name, raw = _parts(data)
+    value = arrays.array(raw, arrays.DTYPES[name], shape)
     return value if code == 1 else value[()]
+
+
+def _parts(data):
+    """(shape, dtype name, bytes) of an array, the bytes as a view: they may be gigabytes."""
+    head = msgpack.Unpacker(max_buffer_size=_HEAD)
+    head.feed(data[:_HEAD])
+    try:
+        if head.read_array_header() != 3:
+            raise ValueError('an array has no shape, dtype and bytes')
+        shape, name, start = head.unpack(), head.unpack(), head.tell()
+    except msgpack.OutOfData as error:
+        raise ValueError('an array ends before its shape and dtype do') from error
+    width = {0xC4: 1, 0xC5: 2, 0xC6: 4}[data[start]]  # of the length of bytes, big-endian
+    begin = start + 1 + width
+    length = int.from_bytes(data[start + 1 : begin], 'big')
+    if begin + length != len(data):
+        raise ValueError('an array does not end where its bytes do')
+    return shape, name, memoryview(data)[begin:]
 
 
 def _joined(tree):
@@ -73,8 +119,11 @@ def _joined(tree):
     tree = {key: _joined(value) for key, value in tree.items()}
     if _CHUNKED not in tree:
         return tree
-    shape, chunks = (
-        [tree[part][str(i)] for i in range(len(tree[part]))] for part in ('shape', 'chunks')
-    )
-    whole = np.concatenate(chunks)
+    parts, shape = (tree[part] for part in ('chunks', 'shape'))
+    shape = [shape[str(i)] for i in range(len(shape))]
+    sizes = [parts[str(i)].size for i in range(len(parts))]
+    whole, start = np.empty(sum(sizes), parts['0'].dtype), 0
+    for i, size in enumerate(sizes):
+        whole[start : start + size] = parts.pop(str(i))  # let go of, so that memory holds it once
+        start += size
     return arrays.array(memoryview(whole.view(np.uint8)), whole.dtype, shape)

@@ -1,9 +1,15 @@
-"""Where checkpoints lie: files, which are memory-mapped, and folders in Hugging Face's style."""
+"""Where checkpoints lie: files, which are memory-mapped, and folders in Hugging Face's style.
 
+A file on gs:// is first copied to an unnamed temporary file, so there must be room for it.
+"""
+
+import contextlib
 import json
 import mmap
 import os
+import tempfile
 
+from emigm_jax import files, storage
 from emigm_jax.errors import UserError
 
 _WEIGHTS = ('model', 'diffusion_pytorch_model')  # transformers and hub mixins; diffusers
@@ -12,7 +18,7 @@ _WEIGHTS = ('model', 'diffusion_pytorch_model')  # transformers and hub mixins; 
 def map_file(path):
     """A read-only memory map of a file; arrays that are made from it keep it alive."""
     try:
-        with open(path, 'rb') as file:
+        with _fetched(path) if files.remote(path) else open(path, 'rb') as file:
             if os.fstat(file.fileno()).st_size == 0:
                 raise UserError(f'{path}: the file is empty, fetch it again')
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -20,6 +26,42 @@ def map_file(path):
         raise UserError(f'{path}: no such file or folder') from error
     except OSError as error:
         raise UserError(f'{path}: cannot be read: {error.strerror or error}') from error
+
+
+@contextlib.contextmanager
+def _fetched(path):
+    """A local copy of a file in a bucket; a memory map of it outlives it."""
+    with tempfile.TemporaryFile() as copy:
+        try:
+            _fetch(storage.absolute(path), copy)
+        except (UserError, OSError):
+            raise
+        except Exception as error:  # a bucket's library has many
+            reason = f'{type(error).__name__}: {" ".join(str(error).split())[:160]}'
+            raise UserError(f'{path}: cannot be reached ({reason})') from error
+        yield copy
+
+
+def _fetch(source, copy):
+    import tqdm
+
+    size = source.stat().length
+    bar = tqdm.tqdm(total=size, unit='B', unit_scale=True, disable=None)
+    with bar, source.open('rb') as file:
+        while piece := file.read(2**24):
+            copy.write(piece)
+            bar.update(len(piece))
+    copy.flush()
+
+
+def is_folder(path):
+    """Whether `path`, local or gs://, is a folder."""
+    return storage.absolute(path).is_dir() if files.remote(path) else os.path.isdir(path)
+
+
+def exists(path):
+    """Whether there is anything at `path`, local or gs://."""
+    return storage.absolute(path).exists() if files.remote(path) else os.path.exists(path)
 
 
 def read_json(path):
@@ -45,9 +87,9 @@ def read_folder(folder, read):
     """
     for stem in _WEIGHTS:
         single = os.path.join(folder, f'{stem}.safetensors')
-        if os.path.exists(single):
+        if exists(single):
             return read(single)
-        if os.path.exists(f'{single}.index.json'):
+        if exists(f'{single}.index.json'):
             return _read_shards(folder, f'{single}.index.json', read)
     raise UserError(
         f'{folder}: the folder holds no {_WEIGHTS[0]}.safetensors; name the file itself'

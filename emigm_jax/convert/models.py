@@ -1,5 +1,6 @@
 """Official eMIGM and MAR files -> our checkpoints, and our checkpoints -> official names."""
 
+import base64
 import dataclasses
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ class Converted(NamedTuple):
     params: dict
     entry: str  # of the file, '' for the file itself
     notes: list  # what the user should know
+    unread: dict  # {official name: text} of tensors that only the way back needs, see `official`
 
 
 def read(tree, origin, method='', weights='', null='', heads=0):
@@ -42,18 +44,22 @@ def read(tree, origin, method='', weights='', null='', heads=0):
     """
     tensors, entry = recognise.state_dict(tree, weights, origin)
     model = recognise.model_config(tensors, origin, heads)
-    notes = []
+    notes, unread = [], {}
     if model.shared_null:
-        tensors, notes = _one_token(tensors, null or NULLS[0], origin)
+        tensors, notes, unread = _one_token(tensors, null or NULLS[0], origin)
     elif null:
         raise UserError(f'{origin}: has a separate null token, so --null does not apply')
     params = rules.to_params(tables.emigm(model), tensors, emigm.network(model).shapes(), origin)
     method = method or ('emigm' if model.shared_null else 'mar')
-    return Converted(method, emigm.preset_name(model), model, params, entry, notes)
+    return Converted(method, emigm.preset_name(model), model, params, entry, notes, unread)
 
 
 def _one_token(tensors, null, origin):
-    """State dict with one token in both roles, and what to say about it."""
+    """State dict with one token in both roles, what to say about it, and the other token.
+
+    The other one is kept where the official loader would overwrite it anyhow. Beside the averaged
+    token it is not: that loader would put it in the place of the one that was asked for.
+    """
     missing = [name for name in NULLS if name not in tensors]
     if missing:
         raise rules.Misfit(origin, [('missing', name, '') for name in missing])
@@ -67,24 +73,38 @@ def _one_token(tensors, null, origin):
     if null == 'fake_latent':
         tensors['mask_token'] = averaged
     if not apart:
-        return tensors, []
+        return tensors, [], {}
     other = next(name for name in NULLS if name != null)
     why = {
         'mask_token': 'as the official loader ends up with it',
         'fake_latent': 'the averaged one',
     }
-    return tensors, [
-        f'mask and null token: {null} ({why[null]}); {other} differs by {apart:.2%} of its norm, '
-        f'--null {other} takes it'
-    ]
+    note = (f'mask and null token: {null} ({why[null]}); {other} differs by {apart:.2%} of its '
+            f'norm, --null {other} takes it')  # fmt: skip
+    return tensors, [note], {other: _text(averaged)} if other == 'fake_latent' else {}
 
 
-def official(model, params):
-    """State dict of our parameters under official names: {name: float32 array}, bit for bit."""
+def official(model, params, unread=None):
+    """State dict of our parameters under official names: {name: float32 array}, bit for bit.
+
+    Args:
+      unread: of the `Converted` that the parameters were, so that a file comes back as it was;
+        without it, a shared token has the same value under both of its names.
+    """
     tensors = rules.to_official(tables.emigm(model), params)
     if model.shared_null:
-        tensors['fake_latent'] = tensors['mask_token']
+        kept = {name: _row(text) for name, text in (unread or {}).items()}
+        tensors |= {'fake_latent': tensors['mask_token']} | kept
     return tensors
+
+
+def _text(row):
+    """A float32 row (1, D) as text for a checkpoint's description, exactly."""
+    return base64.b64encode(row.astype('<f4').tobytes()).decode('ascii')
+
+
+def _row(text):
+    return np.frombuffer(base64.b64decode(text), '<f4')[None].astype(np.float32)
 
 
 def float32(model):

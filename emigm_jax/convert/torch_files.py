@@ -38,7 +38,7 @@ def read(path):
     """The content of a checkpoint file, or of a folder in the style of Hugging Face.
 
     Args:
-      path: a local path (str or os.PathLike).
+      path: local or gs:// (str or os.PathLike).
     Returns:
       nested dicts, lists, tuples and scalars, as the file holds them, with read-only numpy arrays
       in place of tensors (bfloat16 and float8 in the dtypes of ml_dtypes). An argparse.Namespace
@@ -48,7 +48,7 @@ def read(path):
         but data; in one line that starts with the path.
     """
     path = os.fspath(path)
-    if os.path.isdir(path):
+    if local_files.is_folder(path):
         return local_files.read_folder(path, read)
     mapping = local_files.map_file(path)
     kind, reader = next((row[::2] for row in _FORMATS if row[1](mapping)), (None, None))

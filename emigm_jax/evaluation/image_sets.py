@@ -1,4 +1,8 @@
-"""Sets of images to be measured: made by a checkpoint, in a folder, or in an npz file."""
+"""Sets of images to be measured: made by a checkpoint, pictures in files, or in an npz file.
+
+Each has a length and `batches(pieces, size)`, which yields uint8 (B, H, W, 3) of every piece: a
+slice of at most `size` images, in rising order, with B = its length.
+"""
 
 import dataclasses
 
@@ -8,7 +12,7 @@ from emigm_jax import files, spread, storage
 from emigm_jax.data import folder as folders
 from emigm_jax.data import rows as readers
 from emigm_jax.data.pictures import center_crop, decode
-from emigm_jax.data.sources import Unreadable
+from emigm_jax.data.sources import Example, Unreadable
 from emigm_jax.errors import UserError
 from emigm_jax.evaluation import npz
 
@@ -29,80 +33,107 @@ class Generated:
     def __len__(self):
         return self.count
 
-    def batches(self, size, start=0):
-        """Yields uint8 (B, H, W, 3) from image `start` on, B = `size` but for the last."""
+    def batches(self, pieces, size):
+        """See the top of this file; images in grey come in three equal colours."""
         labels = self.labels
-        for at in range(start, self.count, size):
-            stop = min(at + size, self.count)
-            # The last batch is filled up, so that every batch has the shape that was compiled.
-            fill = lambda a: spread.fill(a, size)
-            made = self.generator.batch(fill(labels[at:stop]), fill(np.arange(at, stop)))
-            made = np.repeat(made, 3, axis=-1) if made.shape[-1] == 1 else made  # grey
-            yield made[: stop - at]
+        for piece in pieces:
+            # Every batch is filled up to the shape that was compiled.
+            numbers = spread.fill(np.arange(self.count)[piece], size)
+            made = self.generator.batch(labels[numbers], numbers)
+            made = np.repeat(made, 3, axis=-1) if made.shape[-1] == 1 else made
+            yield made[: piece.stop - piece.start]
 
 
-class Folder:
-    """The pictures below a folder in order of their names, all of one size.
-
-    Args:
-      path: local or gs://.
-      image_size: pixels per side of an ADM centre crop; None: pictures as they are.
+class Below:
+    """All pictures below a folder, local or gs://, in order of their names; a `sources.Source`
+    without labels.
 
     Raises:
-      UserError: no such folder, or no pictures in it; while reading, a picture that cannot be read
-        or has another size than the first.
+      UserError: no such folder, or no pictures in it.
     """
 
-    def __init__(self, path, image_size=None):
-        self._root, self._size = storage.absolute(path), image_size
+    class_names = ()
+
+    def __init__(self, path):
+        self._root = storage.absolute(path)
         self._names, self._bytes = zip(*folders.below(self._root), strict=True)
-        self._shape = None
 
     def __len__(self):
         return len(self._names)
 
+    def name(self, i):
+        """Path of picture i below the folder."""
+        return self._names[i]
+
+    def example(self, i):
+        """`Example` i; raises `sources.Unreadable`."""
+        name = self._names[i]
+        try:
+            data = (self._root / name).read_bytes()
+        except OSError as error:
+            raise Unreadable(name, error.strerror or str(error)) from error
+        return Example(decode(data, name), -1, name)
+
     def fingerprint(self):
         """Digest of names and sizes of the files."""
         pairs = zip(self._names, self._bytes, strict=True)
-        return files.text_hash(f'{name} {size} {self._size}' for name, size in pairs)
+        return files.text_hash(f'{name} {size}' for name, size in pairs)
+
+
+class Pictures:
+    """The pictures of a `sources.Source`, all of one size.
+
+    Args:
+      source: where they are.
+      place: what messages call it.
+      image_size: pixels per side of an ADM centre crop; None: pictures as they are.
+
+    Raises:
+      UserError: while reading, a picture that cannot be read or has another size than the first.
+    """
+
+    def __init__(self, source, place, image_size=None):
+        self._source, self._place, self._size = source, place, image_size
+
+    def __len__(self):
+        return len(self._source)
+
+    def fingerprint(self):
+        """Digest of what decides the images."""
+        return files.text_hash([f'{self._source.fingerprint()} {self._size}'])
 
     def _read(self, i):
-        name = self._names[i]
         try:
-            image = decode((self._root / name).read_bytes(), name)
-        except (OSError, Unreadable) as error:
-            reason = getattr(error, 'reason', error)
-            raise UserError(f'{self._root}/{name}: cannot be read ({reason})') from error
+            image = self._source.example(i).image
+        except Unreadable as error:
+            raise UserError(
+                f'{self._place}/{error.name}: cannot be read ({error.reason}); mend or remove it'
+            ) from error
         return np.asarray(image) if self._size is None else center_crop(image, self._size)
 
-    def batches(self, size, start=0):
-        """As `Generated.batches`."""
-        held = []
-        for i, image in enumerate(readers.read_all(self._read, start, len(self)), start):
-            self._shape = self._shape or image.shape
-            if image.shape != self._shape:
-                shapes = ' and '.join(f'{s[1]}x{s[0]}' for s in (self._shape, image.shape))
-                raise UserError(
-                    f'{self._root}/{self._names[i]}: the folder holds pictures of several sizes '
-                    f'({shapes}); measure one size at a time, or say --image-size'
-                )
-            held.append(image)
-            if len(held) == size or i == len(self) - 1:
-                yield np.stack(held)
-                held = []
+    def batches(self, pieces, size):
+        """See the top of this file."""
+        # Whoever begins in the middle must not take the sizes there for those of all.
+        shape, numbers = self._read(0).shape, [i for p in pieces for i in range(p.start, p.stop)]
+        images = readers.read_all(lambda at: self._read(numbers[at]), 0, len(numbers))
+        for piece in pieces:
+            held = []
+            for i, image in zip(range(piece.start, piece.stop), images, strict=False):
+                if image.shape != shape:
+                    shapes = ' and '.join(f'{s[1]}x{s[0]}' for s in (shape, image.shape))
+                    raise UserError(
+                        f'{self._place}/{self._source.name(i)}: the pictures have several sizes '
+                        f'({shapes}); measure one size at a time, or crop them with --image-size'
+                    )
+                held.append(image)
+            yield np.stack(held)
 
 
-class Npz:
-    """The images of an npz file in ADM's layout: arr_0 uint8 (N, H, W, 3)."""
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """The images (N, H, W, 3) of an `npz.Rows`."""
 
-    def __init__(self, path):
-        found = npz.members(path)
-        if 'arr_0' not in found:
-            raise UserError(f'{path}: has no arr_0 (uint8 images), but {", ".join(found)}')
-        self.rows = found['arr_0']
-        if self.rows.dtype != np.uint8 or len(self.rows.shape) != 4 or self.rows.shape[-1] != 3:
-            raise UserError(f'{path}: arr_0 is {self.rows.dtype} {self.rows.shape}, not uint8 '
-                            '(N, H, W, 3)')  # fmt: skip
+    rows: npz.Rows
 
     def __len__(self):
         return len(self.rows)
@@ -111,8 +142,21 @@ class Npz:
         """Digest of the file."""
         return files.sha256(self.rows.path)[:16]
 
-    def batches(self, size, start=0):
-        """As `Generated.batches`; `start` is a multiple of `size`."""
-        for number, block in enumerate(self.rows.blocks(size)):
-            if number * size >= start:
-                yield block
+    def batches(self, pieces, size):
+        """See the top of this file."""
+        return self.rows.slices(pieces)
+
+
+def stored(path):
+    """The `Stored` of an npz file in ADM's layout: arr_0 uint8 (N, H, W, 3).
+
+    Raises:
+      UserError: the file is missing, damaged, or holds something else.
+    """
+    found = npz.members(path)
+    if 'arr_0' not in found:
+        raise UserError(f'{path}: has no arr_0 (uint8 images), but {", ".join(found)}')
+    rows = found['arr_0']
+    if rows.dtype != np.uint8 or len(rows.shape) != 4 or rows.shape[-1] != 3 or not len(rows):
+        raise UserError(f'{path}: arr_0 is {rows.dtype} {rows.shape}, not uint8 (N, H, W, 3)')
+    return Stored(rows)

@@ -18,14 +18,19 @@ CLASSES = 1008  # outputs of the Inception network of 2015, all of them used
 _SEED = 2020
 
 
+def check_count(count):
+    """Raises UserError for fewer images than splits."""
+    if count < SPLITS:
+        raise UserError(f'the Inception Score needs at least {SPLITS} images, not {count}')
+
+
 def split_of_images(count):
     """The split (count,) int32 of every image: torch-fidelity's shuffle, cut in ten.
 
     Raises:
       UserError: fewer images than splits.
     """
-    if count < SPLITS:
-        raise UserError(f'the Inception Score needs at least {SPLITS} images, not {count}')
+    check_count(count)
     order = np.random.RandomState(_SEED).permutation(count)
     splits = np.empty(count, np.int32)
     for i in range(SPLITS):

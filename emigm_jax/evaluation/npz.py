@@ -46,23 +46,54 @@ def write(path, arrays):
     Raises:
       UserError: the place cannot be written.
     """
+    with _replacing(path) as file:
+        np.savez(file, **arrays)
+
+
+def write_rows(path, count, parts):
+    """Writes arr_0 of `count` rows, which come in parts and never are in memory together.
+
+    Raises:
+      UserError: the place cannot be written, or the parts hold more or fewer rows.
+    """
+    written = 0
+    with (
+        _replacing(path) as file,
+        zipfile.ZipFile(file, 'w') as archive,
+        archive.open('arr_0.npy', 'w', force_zip64=True) as member,
+    ):
+        for part in parts:
+            if not written:
+                shape = (count, *part.shape[1:])
+                facts = dict(descr=part.dtype.str, fortran_order=False, shape=shape)
+                np.lib.format.write_array_header_1_0(member, facts)
+            member.write(np.ascontiguousarray(part).data)
+            written += len(part)
+        if written != count:
+            raise UserError(f'{path}: cannot be written, only {written} of {count} rows are there')
+
+
+@contextlib.contextmanager
+def _replacing(path):
+    """A file whose content appears at `path` when it is complete."""
     path = storage.absolute(path)
     remote = '://' in str(path)  # such objects appear when they are complete
     target = path if remote else path.with_name(f'{path.name}.{os.getpid()}.tmp')
     try:
         with target.open('wb') as file:
-            np.savez(file, **arrays)
+            yield file
         if not remote:
             target.replace(path)
-    except OSError as error:
-        if not remote:
-            target.unlink(missing_ok=True)
-        raise UserError(f'{path}: cannot be written ({error.strerror or error})') from error
+    except BaseException as error:
+        target.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise UserError(f'{path}: cannot be written ({error.strerror or error})') from error
+        raise
 
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """An array in an npz file that is read only when asked for, in whole or in blocks of rows."""
+    """An array in an npz file that is read only when asked for, in whole or some rows at a time."""
 
     path: str
     name: str
@@ -72,12 +103,13 @@ class Rows:
     def __len__(self):
         return self.shape[0]
 
-    def blocks(self, size):
-        """Yields the rows in order, at most `size` at a time, as arrays (size, ...)."""
-        width = math.prod(self.shape[1:]) * self.dtype.itemsize
+    def slices(self, pieces):
+        """Yields the rows of slices, in rising order, as arrays."""
+        width, at = math.prod(self.shape[1:]) * self.dtype.itemsize, 0
         with self._content() as file:
-            for start in range(0, len(self), size):
-                rows = min(size, len(self) - start)
+            for piece in pieces:
+                file.seek((piece.start - at) * width, os.SEEK_CUR)
+                at, rows = piece.stop, piece.stop - piece.start
                 yield self._array(file.read(rows * width), (rows, *self.shape[1:]))
 
     def read(self):

@@ -49,13 +49,14 @@ def begin(mesh, shifts, with_scores=True):
         splits, classes = inception_score.SPLITS, inception_score.CLASSES
         sizes = ((n, splits), (n, splits, classes), (n, splits))
         shapes |= dict(zip(_SPLIT_KEYS, sizes, strict=True))
-    sharded, whole = _shardings(mesh)
-    zeros = jax.jit(
-        lambda: {key: jnp.zeros(shape, jnp.float32) for key, shape in shapes.items()},
-        out_shardings=sharded,
-    )
     fixed = {f'{name}{_SHIFT}': np.asarray(shift, np.float32) for name, shift in shifts.items()}
-    return {**zeros(), **jax.device_put(fixed, whole)}
+    return {**_zeros(mesh, tuple(shapes.items()))(), **jax.device_put(fixed, _shardings(mesh)[1])}
+
+
+@functools.cache  # there is a new state for every part of a run
+def _zeros(mesh, shapes):
+    make = lambda: {key: jnp.zeros(shape, jnp.float32) for key, shape in shapes}
+    return jax.jit(make, out_shardings=_shardings(mesh)[0])
 
 
 def add(state, rows):
@@ -221,5 +222,6 @@ def moments(totals, name='pool'):
 def score(totals):
     """(mean, standard deviation) of the Inception Score; UserError as `inception_score`."""
     if 'split_p' not in totals:
+        inception_score.check_count(count(totals))
         raise UserError('the Inception Score was not summed')
     return inception_score.from_sums(*(totals[key] for key in _SPLIT_KEYS))

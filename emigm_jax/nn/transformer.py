@@ -66,7 +66,7 @@ class Attention(nnx.Module):
         )
         bias = self.qkv.bias[...].reshape(3, width)[which].astype(dtype)
         projected = (x.astype(dtype) @ kernel).reshape(*x.shape[:-1], -1, width) + bias
-        parts = jnp.moveaxis(projected, -2, 0)
+        parts = (projected[..., i, :] for i in range(projected.shape[-2]))
         return [sharding.constrain(part, 'batch', None, 'tensor') for part in parts]
 
 

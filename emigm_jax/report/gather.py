@@ -1,6 +1,7 @@
 """Finds the runs in folders, local or gs://: workdirs of training and results of evaluation."""
 
 import dataclasses
+import re
 
 from emigm_jax import files
 from emigm_jax.errors import UserError
@@ -82,7 +83,9 @@ def _object(path):
 
 
 def _children(folder):
-    return sorted((p for p in folder.iterdir() if not p.name.startswith('.')), key=lambda p: p.name)
+    """What lies in a folder, run-2 before run-10."""
+    rank = lambda path: re.sub(r'\d+', lambda digits: digits[0].zfill(20), path.name)
+    return sorted((p for p in folder.iterdir() if not p.name.startswith('.')), key=rank)
 
 
 def _trained(folder, config):
@@ -98,7 +101,7 @@ def _trained(folder, config):
     for child in _children(folder):
         if child.is_dir() and (child / RESULT).exists():
             found, also = _measurements(child)
-            measured, more = _unlike(measured + found), more + also
+            measured, more = measured + found, more + also
     sized = lambda e: dataclasses.replace(e, image_size=size or e.image_size)
     grids, count, unreadable = _grids(folder / SAMPLES)
     return Run(
@@ -107,7 +110,7 @@ def _trained(folder, config):
         settings=settings,
         lines=tuple(lines),
         evaluations=tuple(map(sized, evaluations)),
-        measurements=tuple(map(sized, measured)),
+        measurements=tuple(map(sized, _unlike(measured))),
         grids=tuple(grids),
         grid_count=count,
         notes=(*notes, *more, *unreadable),
@@ -129,7 +132,7 @@ def _measurements(folder):
             continue
         if found is not None:
             measured.append(found)
-    return _unlike(measured), notes
+    return measured, notes
 
 
 def _unlike(measured):
@@ -150,7 +153,7 @@ def _evaluated(folder, measured, notes=()):
         name=folder.name,
         path=str(folder),
         trained=False,
-        measurements=tuple(measured),
+        measurements=tuple(_unlike(measured)),
         notes=tuple(notes),
     )
 

@@ -118,7 +118,11 @@ def _score_panel(runs, name, pixels):
     score = SCORES[name]
     of_pixels = pixels and name != 'frechet_distance'
     caption = f'{"Less" if score.less else "More"} is better.'
-    if any(curve.kind == 'measured' for curve in curves):
+    kinds = {curve.kind for curve in curves}
+    if 'line' in kinds:
+        few = ' (FID of few images lies above that of many)' if name == 'fid' else ''
+        caption += f' Lines: while training{few}.'
+    if 'measured' in kinds:
         caption += ' Diamonds: emigm evaluate.'
     if levels:
         caption += ' Dashed: one half of the real images against the other.'

@@ -75,8 +75,8 @@ def _earlier(place):
     page = place / PAGE
     if not page.exists():
         return set()
-    text = page.read_bytes().decode('utf-8', 'replace')
-    found = re.search(f'<meta name="{FILES}" content="(.*?)">', text[:4000])
+    head = page.read_bytes().decode('utf-8', 'replace').partition('<title>')[0]
+    found = re.search(f'<meta name="{FILES}" content="(.*?)">', head)
     if not found:
         raise UserError(f'{page}: is not of emigm report; choose another --out')
     names = html.unescape(found[1]).split()

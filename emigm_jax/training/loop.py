@@ -45,6 +45,7 @@ def train(config, workdir, evaluator=None):
       Preempted: SIGTERM or a maintenance notice came.
     """
     workdir, first = storage.absolute(workdir), distributed.is_first()
+    storage.probe(workdir)
     say = functools.partial(print, flush=True) if first else lambda *_: None
     mesh = sharding.make_mesh(config.mesh)
     data = datasets.dataset(config)
@@ -169,13 +170,9 @@ def check_resumable(saved, config, data, workdir, total):
 def prepare(workdir, config, net):
     """Creates the workdir and writes the config and a table of parameters for people to read."""
     table = parameter_overview.get_parameter_overview(net.shapes(), include_stats=False)
-    try:
-        files.write_text(
-            workdir / 'config.json', json.dumps(configs.as_dict(config), indent=2) + '\n'
-        )
-        files.write_text(workdir / 'parameters.txt', table + '\n')
-    except UserError as error:
-        raise UserError(f'--workdir: cannot write there ({error})') from error
+    text = json.dumps(configs.as_dict(config), indent=2)
+    files.write_text(workdir / 'config.json', text + '\n')
+    files.write_text(workdir / 'parameters.txt', table + '\n')
 
 
 def stop_non_finite(writer, current, values):

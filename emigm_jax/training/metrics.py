@@ -44,7 +44,7 @@ class Metrics:
         self._sink = (_Bucket if files.remote(workdir) else _Disk)(workdir, _kept(workdir, start))
         # purge_step tells TensorBoard to forget later events of a run that was cut off.
         self._events = tensorboardX.SummaryWriter(
-            self._sink.events, purge_step=start + 1, write_to_disk=True
+            self._sink.events, purge_step=start + 1, filename_suffix=f'.from-{start}'
         )
 
     def write(self, step, values, images_per_step, waited):
@@ -91,6 +91,7 @@ class Metrics:
     def close(self):
         """Flushes, and ends what was begun; may be called twice."""
         if self._writes:
+            self._writes = False
             self._events.close()
             self._sink.flush()
             self._sink.close()

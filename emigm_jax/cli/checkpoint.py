@@ -1,0 +1,162 @@
+"""`emigm checkpoint`: list, look into, copy and export checkpoints, local or gs://."""
+
+from emigm_jax.cli import arguments as shared
+from emigm_jax.cli.main import Parser
+from emigm_jax.errors import UserError
+
+
+def run(argv):
+    """Runs the command."""
+    parser = Parser(
+        'checkpoint',
+        'ls       the checkpoints of a workdir or of a folder: step, size, date, finished or not\n'
+        'inspect  what one holds: sizes, parameters, config, EMA decays, where it comes from\n'
+        'copy     a checkpoint to a new folder, or the newest step of a workdir into a workdir,\n'
+        '         every file compared with its source; killed, the same command goes on\n'
+        'export   the EMA weights alone, as a checkpoint that `emigm sample` takes',
+        'emigm checkpoint ls gs://bucket/run\n'
+        '  emigm checkpoint inspect runs/digits --against configs/digits.py:best\n'
+        '  emigm checkpoint copy runs/digits gs://bucket/digits --step 900\n'
+        '  emigm checkpoint export gs://bucket/run emigm-b --weights 0.9999',
+    )
+    parser.add_argument('what', choices=tuple(_ACTIONS), metavar='|'.join(_ACTIONS))
+    parser.add_argument('source', help='workdir or checkpoint, local or gs://')
+    parser.add_argument('target', nargs='?', help='of copy and export; must not exist')
+    parser.add_argument('--step', type=int, help='of a workdir (default: the newest)')
+    parser.add_argument('--weights', metavar='DECAY', help='EMA to export (default: the first)')
+    parser.add_argument('--against', metavar='FILE.py[:VARIANT]',
+                        help='inspect: print how the config differs from this one')  # fmt: skip
+    parser.add_argument('--json', metavar='FILE', help="write the facts there, too ('-': print "
+                        'them as JSON in place of the table)')  # fmt: skip
+    arguments = parser.parse_args(argv)
+    action, flags, needs_target = _ACTIONS[arguments.what]
+    for name in ('step', 'weights', 'against', 'json'):
+        if getattr(arguments, name) is not None and name not in flags:
+            raise UserError(f'--{name} does not apply to {arguments.what}')
+    if bool(arguments.target) != needs_target:
+        parser.error(f'{arguments.what} takes a source' + ' and a target' * needs_target)
+    return action(arguments)
+
+
+def _told(arguments, value, table):
+    """Prints `table` or JSON, and writes the file of --json."""
+    import json
+
+    from emigm_jax import files
+
+    if arguments.json == '-':
+        print(json.dumps(value, indent=2))
+        return
+    print('\n'.join(table))
+    if arguments.json:
+        files.write_text(arguments.json, json.dumps(value, indent=2) + '\n')
+
+
+def _ls(arguments):
+    import dataclasses
+
+    from emigm_jax import inspection
+
+    found = inspection.entries(arguments.source)
+    width = max(len(e.name) for e in found)
+    table = [f'{"checkpoint":<{max(10, width)}}  {"size":>9}  files  written               state']
+    table += [
+        f'{e.name:<{max(10, width)}}  {_size(e.size):>9}  {e.files:>5}  {e.changed}  '
+        f'{"finished" if e.finished else "not finished"}'
+        for e in found
+    ]
+    _told(arguments, [dataclasses.asdict(e) for e in found], table)
+    return 0
+
+
+def _inspect(arguments):
+    from emigm_jax import inspection
+
+    path = inspection.located(arguments.source, arguments.step)
+    facts = inspection.facts(path)
+    rows = [
+        ('checkpoint', facts['path']),
+        ('kind', facts['kind']),
+        ('step', facts['step']),
+        ('written', facts['changed']),
+        ('size', f'{_size(facts["size"])} in {facts["files"]} files'),
+        ('parameters', facts['parameters'] and f'{facts["parameters"]:,}'),
+        *((f'  {name}', f'{part["numbers"]:,} numbers, {_size(part["bytes"])}, '
+           f'{" ".join(part["dtypes"])}') for name, part in facts['arrays'].items()),
+        ('EMA decays', ', '.join(facts['ema_decays'])),
+        ('sizes of', facts['recipe'] and '{0} {2} at {1} pixels'.format(*facts['recipe'])),
+        ('presets', ', '.join(facts['presets'])),
+        *((f'source: {name}', value) for name, value in facts['source'].items()),
+        ('data', facts['data'] and f'fingerprint {facts["data"]}'),
+        ('written by', ', '.join(f'{n} {v}' for n, v in facts['versions'].items())),
+    ]  # fmt: skip
+    width = max(len(title) for title, _ in rows) + 2
+    shown = [f'{title:<{width}}{value}' for title, value in rows if value not in (None, '', [])]
+    _told(arguments, facts | _differences(arguments, facts, shown), shown)
+    return 0
+
+
+def _differences(arguments, facts, shown):
+    """Adds lines on the config to `shown`; returns {'differences': ...} or {}."""
+    import json
+
+    from emigm_jax import config as configs
+    from emigm_jax import inspection, recipes
+
+    if facts['config'] is None:
+        if arguments.against:
+            raise UserError(f'{facts["path"]}: has no config to compare, it is a {facts["kind"]}')
+        return {}
+    if arguments.against:
+        other, name = shared.load_config(arguments.against), arguments.against
+    elif facts['recipe']:
+        other, name = recipes.published(*facts['recipe']), 'the published recipe'
+    else:
+        shown += ['config', *json.dumps(facts['config'], indent=2).splitlines()]
+        return {}
+    found = inspection.compared(facts['config'], configs.as_dict(other))
+    shown.append(f'config: {name}' + (', but for' if found else ''))
+    shown += [f'  {key} = {here!r} (there {there!r})' for key, (here, there) in found.items()]
+    return {'differences': found}
+
+
+def _copy(arguments):
+    import tqdm
+
+    from emigm_jax import copying, inspection, storage
+    from emigm_jax.training import checkpoint
+
+    path, target = inspection.located(arguments.source, arguments.step), arguments.target
+    if path != storage.absolute(arguments.source):  # from a workdir into a workdir
+        target = f'{target.rstrip("/")}/{checkpoint.FOLDER}/{path.name}'
+    total = sum(file.size for file in copying.listing(path).values())
+    with tqdm.tqdm(total=total, unit='B', unit_scale=True, disable=None) as bar:
+        count, size, kept = copying.copy(path, target, bar.update)
+    again = f', {_size(kept)} of them there already' if kept else ''
+    print(f'{path} -> {target}: {count} files, {_size(size)}{again}, checksums compared')
+    return 0
+
+
+def _export(arguments):
+    from emigm_jax import inspection
+
+    path = inspection.located(arguments.source, arguments.step)
+    name = inspection.export(path, arguments.target, arguments.weights or '')
+    print(f'{path}: weights {name} -> {arguments.target}')
+    return 0
+
+
+def _size(count):
+    for unit in ('B', 'kB', 'MB', 'GB', 'TB'):
+        if count < 1000 or unit == 'TB':
+            return f'{count:.0f} {unit}' if unit == 'B' else f'{count:.1f} {unit}'
+        count /= 1000
+
+
+# what: (function, flags that apply, whether there is a target)
+_ACTIONS = {
+    'ls': (_ls, ('json',), False),
+    'inspect': (_inspect, ('step', 'against', 'json'), False),
+    'copy': (_copy, ('step',), True),
+    'export': (_export, ('step', 'weights'), True),
+}
