@@ -35,9 +35,11 @@ class Sampler:
     Args:
       model: ModelConfig.
       config: SamplingConfig.
+      mesh: with the one axis 'data', to `lower` for devices that need not be there; default: this
+        process's devices.
     """
 
-    def __init__(self, model, config):
+    def __init__(self, model, config, mesh=None):
         self.model, self.config = model, config
         self.table = solvers.table(config.solver)
         # Static shapes come from the settings alone, never from the seeds of a batch.
@@ -45,7 +47,7 @@ class Sampler:
         self._cost = functools.partial(flops.sample_step, model, len(self.table.t))
         self.segments = reveal.segments(shape_plan, self._cost)
         self._run = spread.over_devices(
-            functools.partial(_generate, model, self.table, self.segments)
+            functools.partial(_generate, model, self.table, self.segments), mesh
         )
 
     @property
@@ -73,6 +75,15 @@ class Sampler:
         run, arguments = self.prepared(params, labels, seeds)
         made = run(*arguments)
         return made if len(made) == len(labels) else made[: len(labels)]
+
+    def lower(self, batch):
+        """The program lowered for `batch` images, a multiple of the devices."""
+        params = emigm.network(self.model).shapes()
+        steps = jax.ShapeDtypeStruct((batch, self.config.reveal.steps), jnp.int32)
+        scales = jax.ShapeDtypeStruct(steps.shape, jnp.float32)
+        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))
+        labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
+        return self._run.lower(params, labels, keys, steps, scales)
 
     def prepared(self, params, labels, seeds):
         """The jitted program and its arguments for these images; see `__call__`.

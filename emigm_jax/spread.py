@@ -21,18 +21,20 @@ def place(params):
     return jax.device_put(params, NamedSharding(mesh(), PartitionSpec()))
 
 
-def over_devices(function):
+def over_devices(function, on=None):
     """Jits `function(params, *rows)`, whose rows are computed independently of one another.
 
     Args:
       function: pure; takes params and arrays (R, ...), returns arrays (R, ...).
+      on: a mesh with the one axis 'data'; default: this process's devices.
 
     Returns:
       The jitted program. It wants params as `place` leaves them and R a multiple of the devices;
       its results lie spread over the devices.
     """
-    if jax.local_device_count() == 1:
+    if on is None and jax.local_device_count() == 1:
         return jax.jit(function)
+    on = on or mesh()
     whole, split = PartitionSpec(), PartitionSpec('data')
 
     # Inside a shard nothing is known of the others, so no collective can creep in.
@@ -40,7 +42,7 @@ def over_devices(function):
         return function(params, *rows)
 
     program = jax.shard_map(
-        shard, mesh=mesh(), in_specs=(whole, split), out_specs=split, check_vma=False
+        shard, mesh=on, in_specs=(whole, split), out_specs=split, check_vma=False
     )
     return jax.jit(lambda params, *rows: program(params, rows))
 

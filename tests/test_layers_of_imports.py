@@ -15,6 +15,7 @@ LEVELS = {
     'sampling': 4,
     'config': 5, 'training': 5, 'data': 5, 'recipes': 6, 'inspection': 6,
     'evaluation': 6, 'convert': 6,
+    'aot': 6,
     'report': 7,
     'cli': 8,
 }  # fmt: skip

@@ -16,6 +16,7 @@ COMMANDS = {
     'convert': ('emigm_jax.cli.convert', 'convert official weights, or export ours'),
     'checkpoint': ('emigm_jax.cli.checkpoint', 'list, inspect, copy and export checkpoints'),
     'benchmark': ('emigm_jax.cli.benchmark', 'measure speed and memory'),
+    'compile': ('emigm_jax.cli.compile', 'memory and speed on TPUs that are not there'),
 }
 
 

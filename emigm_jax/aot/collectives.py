@@ -1,0 +1,104 @@
+"""Collectives of a compiled program by kind: how often, how many bytes, over how many devices."""
+
+import math
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+from emigm_jax.aot import hlo
+
+# kind: bytes that each of g devices sends per byte of `payload`, by the usual ring algorithms.
+SENT = {
+    'all-gather': lambda g: (g - 1) / g,
+    'reduce-scatter': lambda g: (g - 1) / g,
+    'all-reduce': lambda g: 2 * (g - 1) / g,
+    'all-to-all': lambda g: (g - 1) / g,
+    'collective-permute': lambda g: 1.0,
+}
+
+
+class Collective(NamedTuple):
+    """Collectives of one kind over groups of one size."""
+
+    kind: str  # a key of SENT
+    devices: int  # of a group
+    between_slices: bool  # over the data-centre network
+    count: int  # per step
+    payload: float  # bytes per step of the whole arrays: before a scatter, after a gather
+
+    @property
+    def sent(self):
+        """Bytes that each device sends per step."""
+        return self.payload * SENT[self.kind](self.devices)
+
+
+def collectives(module, slices=1):
+    """The `Collective`s of an `hlo.Module`, largest first; a -start and its -done count once.
+
+    Args:
+      module: from `hlo.parse`.
+      slices: the devices, in order, are cut into so many slices.
+    """
+    found = {}
+    for step in hlo.executed(module):
+        kind = step.instruction.opcode.removesuffix('-start')
+        if kind not in SENT:
+            continue
+        members = group(step.instruction.attributes, module.devices)
+        size = 2 if kind == 'collective-permute' else len(members)
+        if size == 1:
+            continue
+        moved = sum(
+            shape.bytes
+            for name in step.instruction.operands
+            if name in step.computation
+            for shape in step.computation[name].shapes
+        )
+        if kind == 'all-gather':
+            moved *= size
+        elif kind == 'all-reduce' and _scatters(step):
+            kind = 'reduce-scatter'
+        per_slice = module.devices // slices
+        between = len({m // per_slice for m in members}) > 1
+        key = kind, size, between
+        count, total = found.get(key, (0, 0.0))
+        found[key] = count + step.times, total + step.times * moved
+    rows = [Collective(*key, *value) for key, value in found.items()]
+    return sorted(rows, key=lambda row: -row.sent)
+
+
+def _scatters(step):
+    # TPU programs write a reduce-scatter as an all-reduce and a slice fused into one.
+    return step.fusion != '' and 'all-reduce-scatter' in step.fusion
+
+
+def group(attributes, devices):
+    """The first group of devices that work together: a list of their numbers."""
+    pairs = re.search(r'source_target_pairs=\{(.*?)\}\}', attributes)
+    if pairs:
+        return max(_pairs(pairs[1]), key=lambda pair: abs(pair[0] - pair[1]))
+    listed = re.search(r'replica_groups=\{\{([\d,]+)\}', attributes)
+    if listed:
+        return [int(d) for d in listed[1].split(',')]
+    iota = re.search(r'replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', attributes)
+    if iota:
+        shape, source, order = (_ints(text) for text in iota.groups())
+        numbers = np.arange(math.prod(source)).reshape(source)
+        numbers = numbers.transpose(order) if order else numbers
+        return numbers.reshape(shape)[0].tolist()
+    mesh = re.search(r'replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}', attributes)
+    if mesh:
+        sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh[1])}
+        axes = re.findall(r"'([^']+)'(?::\(\d+\)\d+)?", mesh[2])
+        numbers = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
+        return numbers[tuple(slice(None) if a in axes else 0 for a in sizes)].reshape(-1).tolist()
+    return list(range(devices))
+
+
+def _ints(text):
+    return [int(d) for d in text.split(',')] if text else []
+
+
+def _pairs(text):
+    return [tuple(map(int, pair)) for pair in re.findall(r'(\d+),(\d+)', text)]

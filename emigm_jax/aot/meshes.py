@@ -1,0 +1,114 @@
+"""Which meshes to try, fastest first, before anything is compiled.
+
+For a batch and a number of devices activations take the same memory on every mesh (`tensor` cuts
+them, but of as many times more images); what differs is the state a device keeps, the update it
+computes and what travels:
+
+    data   8 P bytes of float32 gradients are summed, every device updates the whole state
+    fsdp   2 x 2 P bytes of bfloat16 kernels are gathered, 4 P of gradients scattered, 1/f updated
+    tensor activations travel twice per layer and pass; for batches that do not go round otherwise
+"""
+
+import math
+from typing import NamedTuple
+
+from emigm_jax.aot import roofline
+from emigm_jax.sharding import MeshConfig
+
+STATE_PASSES = 9  # reads and writes of float32 per parameter in an update: p, m, v, EMA, gradient
+TENSOR = (1, 2, 4, 8)
+ROOM = 0.6  # of HBM that the state may take: something must be left for activations
+
+
+class Candidate(NamedTuple):
+    """A mesh, what its state takes on a device, and what it costs per step beyond products."""
+
+    mesh: MeshConfig
+    state: float  # bytes
+    seconds: float
+
+
+def candidates(topology, parameters, averages, model, batch, accumulate, groups):
+    """`Candidate`s that the batch and the devices allow, fastest first.
+
+    Args:
+      topology: chips.Topology.
+      parameters: how many the network has; `averages` copies of them are kept beside AdamW's two.
+      model: ModelConfig.
+      batch, accumulate, groups: as `sharding.check_batch` wants them.
+    """
+    per_slice = topology.chips // topology.slices
+    found = []
+    for tensor in TENSOR:
+        if per_slice % tensor or model.heads % tensor or model.tokens % tensor:
+            continue
+        shards = per_slice // tensor
+        if batch % (shards * topology.slices * accumulate * groups):
+            continue
+        for fsdp in (d for d in range(1, shards + 1) if shards % d == 0):
+            mesh = MeshConfig(topology.slices, shards // fsdp, fsdp, tensor)
+            state = 4.0 * parameters * (3 + averages) / (fsdp * tensor)
+            seconds = _seconds(topology, mesh, parameters, model, batch, accumulate)
+            found.append(Candidate(mesh, state, seconds))
+    # If no mesh leaves room, that with the least state is worth one compilation.
+    least = min((c.state for c in found), default=0.0)
+    roomy = [c for c in found if c.state <= max(least, ROOM * topology.chip.hbm)]
+    return sorted(roomy, key=lambda c: (c.seconds, c.state))
+
+
+def _seconds(topology, mesh, parameters, model, batch, accumulate):
+    chip, kept = topology.chip, parameters / (mesh.fsdp * mesh.tensor)
+    update = 4 * STATE_PASSES * kept / chip.bandwidth
+    used = parameters / mesh.tensor
+    ring = lambda n: (n - 1) / n / roofline.bandwidth(topology, n) if n > 1 else 0.0
+    # Gathered in every microbatch, forward and backward; gradients are scattered likewise.
+    weights = accumulate * (2 * 2 + 4) * used * ring(mesh.fsdp) + 8 * kept * ring(mesh.data)
+    images = batch / (mesh.slices * mesh.data * mesh.fsdp)
+    layers = model.encoder_depth + model.decoder_depth
+    # Two sums per layer, forward and backward, of float32 activations.
+    rows = images * (model.tokens + model.buffer) * model.width
+    activations = 2 * 2 * layers * 2 * 4 * rows * ring(mesh.tensor)
+    return update + weights + activations
+
+
+def smaller(candidates, failed, needed, hbm):
+    """Those `candidates` that may fit into `hbm` bytes where `failed` needs `needed`.
+
+    Beside the state nothing depends on the mesh: `tensor` cuts activations, but of as many times
+    more images.
+    """
+    rest = max(0.0, needed - failed.state)
+    return [c for c in candidates if c.state + rest <= hbm]
+
+
+# What a config can give up for memory, in the order in which it costs time.
+_SAVINGS = (('dots', 1), ('full', 1), ('full', 2), ('full', 4), ('full', 8), ('full', 16))
+_ORDER = ('none', 'dots', 'full')
+
+
+def savings(remat, accumulate):
+    """[(remat, accumulate)]: first as the config says, then what takes less memory."""
+    less = [
+        (name, accumulate * factor)
+        for name, factor in _SAVINGS
+        if (_ORDER.index(name), factor) > (_ORDER.index(remat), 1)
+    ]
+    return [(remat, accumulate), *less]
+
+
+def flags(mesh, remat, accumulate, config):
+    """The settings that differ from a config's, as flags."""
+    said = [
+        (f'mesh.{axis}', getattr(mesh, axis), getattr(config.mesh, axis))
+        for axis in ('slices', 'data', 'fsdp', 'tensor')
+    ]
+    said.append(('model.remat', remat, config.model.remat))
+    said.append(('training.accumulate', accumulate, config.training.accumulate))
+    return [f'--config.{name}={new}' for name, new, old in said if new != old]
+
+
+def shape(mesh, devices):
+    """(slices, data, fsdp, tensor) of a MeshConfig with -1 filled in."""
+    sizes = [mesh.slices, mesh.data, mesh.fsdp, mesh.tensor]
+    known = math.prod(s for s in sizes if s != -1)
+    return tuple(devices // known if s == -1 else s for s in sizes)
