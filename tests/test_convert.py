@@ -296,7 +296,7 @@ def test_mar_is_recognised_by_its_official_shapes(size):
 def test_storage_writes_whole_or_not(tmp_path, monkeypatch):
     storage.save(tmp_path / 'a', {'x': np.arange(3.0)}, {'what': 'a test'})
     description, _ = storage.describe(tmp_path / 'a')
-    assert description == {'what': 'a test'}
+    assert description == {'what': 'a test', 'versions': storage.versions()}
     assert [p.name for p in pathlib.Path(tmp_path).iterdir()] == ['a']
     with pytest.raises(UserError, match='exists already'):
         storage.save(tmp_path / 'a', {'x': np.arange(3.0)}, {})

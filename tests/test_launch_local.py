@@ -31,8 +31,9 @@ count.write_text(str(n + 1))
 words = json.loads(os.environ['SCRIPT'])[mine]
 word = words[min(n, len(words) - 1)]
 def end(number, _):
-    print(signal.Signals(number).name, flush=True)
-    sys.exit(75 if number == signal.SIGTERM else 130)
+    # Not by print, which the signal may have come in the middle of.
+    os.write(1, (signal.Signals(number).name + '\\n').encode())
+    os._exit(75 if number == signal.SIGTERM else 130)
 signal.signal(signal.SIGTERM, signal.SIG_IGN if word == 'deaf' else end)
 signal.signal(signal.SIGINT, end)
 print('start', n, *sys.argv[1:], flush=True)
