@@ -104,7 +104,7 @@ def recipe(method, image_size, variant):
                                  head_width=32, head_depth=1, dtype='float32'))  # fmt: skip
         config.loss.masking.groups = 2
         config.data.examples = 64
-        config.training.batch_size = 8
+        config.training.batch_size = 16
         config.training.total, config.training.warmup = '4 steps', '2 steps'
         config.training.log_every = config.training.checkpoint_every = '2 steps'
         config.sampling.solver.steps = 3

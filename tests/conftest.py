@@ -8,12 +8,12 @@ import tempfile
 pytest_plugins = ('gcs',)  # the fixture `bucket`
 
 # Most of the suite's time is compilation of small programs that run once or twice, so the compiler
-# is told not to polish them. `pytest -m slow` runs full-size models as users do.
+# is told not to polish them. `pytest -m full` runs full-size networks as users do.
 QUICK_COMPILATION = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
 
 
 def pytest_configure(config):
-    quick = QUICK_COMPILATION if config.option.markexpr != 'slow' else ''
+    quick = QUICK_COMPILATION if config.option.markexpr != 'full' else ''
     # Many tests compile the same programs: one cache for all, commands that tests start included.
     # It lives as long as the run, so nothing stale is ever found.
     cache = tempfile.mkdtemp(prefix='emigm-tests-')

@@ -61,6 +61,22 @@ def prepare(cache, *flags):
     run('prepare', 'latents', cache, *ALL_FLAGS, '--shard-rows', '64', *flags)
 
 
+def train_and_sample(cache, kl16, classes, workdir):
+    """Trains on a cache and draws pictures; returns the flags it trained with."""
+    tiny = ('--config', CONFIG, *SHORT, '--config.data.name=latents', f'--config.data.path={cache}',
+            f'--config.data.tokenizer={kl16}', '--config.model.grid=8',
+            f'--config.model.classes={classes}')  # fmt: skip
+    run('train', *tiny, '--workdir', workdir)
+    rows = metrics.read(workdir)
+    assert all(0.0 <= row['data_wait'] <= 1.0 for row in rows)
+    assert list((workdir / 'samples').glob('*.png'))
+    out = workdir.with_name('out')
+    run('sample', '--checkpoint', workdir, '--classes', '0,1', '--seeds', '0-1', '--out', out)
+    with Image.open(out / 'class_0001_seed_000000.png') as picture:
+        assert picture.size == (16, 16)
+    return tiny
+
+
 def test_pictures_to_cache_to_model_to_pictures(folder, kl16, tmp_path, capsys):
     cache, workdir = tmp_path / 'cache', tmp_path / 'run'
     prepare(cache, '--folder', folder.path, '--tokenizer', kl16)
@@ -86,17 +102,7 @@ def test_pictures_to_cache_to_model_to_pictures(folder, kl16, tmp_path, capsys):
         names[r].split('/')[0] for r in chosen
     ]
 
-    tiny = ('--config', CONFIG, *SHORT, '--config.data.name=latents', f'--config.data.path={cache}',
-            f'--config.data.tokenizer={kl16}', '--config.model.grid=8',
-            f'--config.model.classes={len(source.class_names)}')  # fmt: skip
-    run('train', *tiny, '--workdir', workdir)
-    rows = metrics.read(workdir)
-    assert all(0.0 <= row['data_wait'] <= 1.0 for row in rows)
-    assert list((workdir / 'samples').glob('*.png'))
-    run('sample', '--checkpoint', workdir, '--classes', '0,1', '--seeds', '0-1', '--out',
-        tmp_path / 'out')  # fmt: skip
-    picture = Image.open(tmp_path / 'out/class_0001_seed_000000.png')
-    assert picture.size == (16, 16)
+    tiny = train_and_sample(cache, kl16, len(source.class_names), workdir)
 
     # The same run goes on from a copy of its cache elsewhere, but from no other cache.
     more = ('--config.training.total=14 steps', '--workdir', workdir)
@@ -204,6 +210,14 @@ def test_tfds(kl16, tmp_path):
     prepare(tmp_path / 'cache', *flags)
     assert latents.read_manifest(tmp_path / 'cache')['count'] == 24
     np.testing.assert_array_equal(latents.Cache(tmp_path / 'cache').labels, data.labels)
+
+
+@pytest.mark.slow
+def test_tfds_to_cache_to_model_to_pictures(kl16, tmp_path):
+    data = write_tfds(tmp_path / 'tfds', 24, np.random.default_rng(1))
+    flags = ('--tfds', data.name, '--data-dir', tmp_path / 'tfds', '--tokenizer', kl16)
+    prepare(tmp_path / 'cache', *flags)
+    train_and_sample(tmp_path / 'cache', kl16, 3, tmp_path / 'run')
 
 
 def test_official_files(tmp_path, kl16):

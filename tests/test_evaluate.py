@@ -20,7 +20,7 @@ from emigm_jax.data.pictures import center_crop
 from emigm_jax.errors import UserError
 from emigm_jax.evaluation import inception, measure, metrics, npz, references, scores
 
-pytestmark = pytest.mark.slow  # Inception at full size, and many decompositions
+pytestmark = pytest.mark.full  # Inception at full size, and many decompositions
 
 SMOKE = f'--config={pathlib.Path(__file__).parents[1]}/configs/digits.py:smoke'
 COUNT, SIDE = 22, 40

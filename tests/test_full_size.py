@@ -1,4 +1,4 @@
-"""XS at 256 pixels and KL-16, full size: minutes, run by `pytest -m slow`."""
+"""XS at 256 pixels and KL-16, full size: minutes, run by `pytest -m full`."""
 
 import functools
 
@@ -19,7 +19,7 @@ from emigm_jax.training import checkpoint, loss, state, step
 MODEL = emigm.preset(256, 'xs')
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_sampler_compiles_once_and_batches_change_no_image():
     config = SamplingConfig(reveal=RevealConfig(steps=16), solver=SolverConfig(steps=8))
     sampler = Sampler(MODEL, config)
@@ -34,7 +34,7 @@ def test_sampler_compiles_once_and_batches_change_no_image():
     np.testing.assert_allclose(alone[0], tokens[0], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_train_step_compiles_once_over_steps():
     optimizer = state.OptimizerConfig()
     net = emigm.network(MODEL)
@@ -58,7 +58,7 @@ def test_train_step_compiles_once_over_steps():
     assert run._cache_size() == 1
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_official_files_to_pictures(tmp_path):
     """The two files a user downloads, here with formula weights, to PNG files of 256 x 256."""
     formula = golden.formula()

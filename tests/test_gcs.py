@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 
 import gcs
 import numpy as np
@@ -68,9 +69,17 @@ def test_checkpoint(bucket):
     np.testing.assert_array_equal(storage.load_part(path, ('b',))['c'], TREE['b']['c'])
     with pytest.raises(UserError, match='exists already'):
         storage.save(path, TREE, {})
-    # TensorStore and other hosts write what gcsfs must see: it remembers no listing.
-    storage.save(f'{bucket}/two', TREE, {})
-    assert sorted(p.name for p in storage.absolute(bucket).iterdir()) == ['one', 'two']
+
+
+def test_what_another_host_writes_is_seen(bucket):
+    files.write_text(f'{bucket}/one', 'x')
+    seen = lambda: sorted(p.name for p in storage.absolute(bucket).iterdir())
+    assert seen() == ['one']
+    place, folder = os.environ['STORAGE_EMULATOR_HOST'], bucket.removeprefix('gs://emulated/')
+    url = f'{place}/upload/storage/v1/b/emulated/o?uploadType=media&name={folder}/two'
+    with urllib.request.urlopen(urllib.request.Request(url, b'y', method='POST')):
+        assert seen() == ['one', 'two']
+    assert storage.absolute(f'{bucket}/two').exists()
 
 
 def values(loss=1.0):

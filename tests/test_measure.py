@@ -170,6 +170,23 @@ def test_shares_of_processes(monkeypatch, processes, start, count):
     assert made == list(range(start, count))
 
 
+def test_processes_fail_together(monkeypatch):
+    """What one of two says to the other, which is played here."""
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    other = b''
+    told = lambda rows: np.concatenate([rows, together._padded(other)])
+    monkeypatch.setattr(together, 'gather', told)
+    assert together.agreed(lambda: 3) == 3
+    together.check_same('the images', [1, 2])
+    assert together.from_first({'fid': 7.25}) == {'fid': 7.25}
+    other = b'torn.png: cannot be read'
+    with pytest.raises(UserError, match=r'^torn\.png: cannot be read$'):
+        together.agreed(lambda: 3)
+    monkeypatch.setattr(together, 'gather', lambda rows: np.repeat(together._padded(b'"x"'), 2, 0))
+    with pytest.raises(UserError):
+        together.check_same('the images', [1, 2])
+
+
 # --- Pictures ------------------------------------------------------------------------------------
 
 

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from emigm_jax import config as configs
-from emigm_jax import sampling
+from emigm_jax import sampling, spread
 from emigm_jax.cli import main
 from emigm_jax.cli.arguments import load_config
 from emigm_jax.data import datasets
 from emigm_jax.errors import UserError
-from emigm_jax.evaluation import inception, online, references
+from emigm_jax.evaluation import inception, online, references, scores
+from emigm_jax.models import emigm
 from emigm_jax.training import loop, metrics
 
 SMOKE = f'{pathlib.Path(__file__).parents[1]}/configs/digits.py:smoke'
@@ -39,6 +40,30 @@ def counted(monkeypatch, module, name):
     return traces
 
 
+def test_digits_are_compared_in_pixels(monkeypatch):
+    """One compilation for all calls, and the scores of the images that the sampler makes."""
+    traces = counted(monkeypatch, sampling, '_generate')
+    config = smoke(every='2 steps', num_images=20, batch_size=16)
+    data = datasets.dataset(config)
+    evaluate = online.evaluator(config, data)
+    shapes, rng = emigm.network(config.model).shapes(), np.random.default_rng(0)
+    drawn = lambda s: np.float32(0.1) * rng.standard_normal(s.shape, np.float32)
+    params, others = (spread.place(jax.tree.map(drawn, shapes)) for _ in range(2))
+    results = [evaluate(weights, step=i) for i, weights in enumerate((params, others, params))]
+    assert len(traces) == 1
+    assert results[0] == results[2] != results[1]
+    tokens = sampling.Sampler(config.model, config.sampling)(
+        params, np.arange(20) // 2, np.arange(20)
+    )
+    flat = lambda images: np.asarray(images).reshape(len(images), -1) / 255.0
+    exact = scores.compare(
+        flat(data.source.images), data.source.labels, flat(data.tokenizer.decode(tokens)),
+        np.arange(20) // 2,
+    )  # fmt: skip
+    assert results[0] == pytest.approx(exact, rel=1e-9)
+
+
+@pytest.mark.slow
 def test_digits_while_training(tmp_path, monkeypatch, capsys):
     traces = counted(monkeypatch, sampling, '_generate')
     config = smoke(every='2 steps', num_images=30, batch_size=16)
@@ -92,9 +117,10 @@ def test_mistakes_show_before_the_training(tmp_path, capsys):
         online.evaluator(latents, datasets.dataset(latents))
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_inception_while_training(tmp_path, monkeypatch, capsys):
-    """As `emigm evaluate` of the same weights; and compiled once."""
+    """As `emigm evaluate` of the same weights; and compiled once. The batches are of one size, as a
+    digit's pixel may round to another of the 17 grey levels in a program of another shape."""
     shapes = inception.network().shapes()
     rng = np.random.default_rng(3)
     normal = lambda s: (
@@ -115,7 +141,7 @@ def test_inception_while_training(tmp_path, monkeypatch, capsys):
     lines = [line for line in metrics.read(tmp_path / 'run') if 'fid' in line]
     assert [line['step'] for line in lines] == [2, 4]
     assert main.main(['evaluate', '--checkpoint', str(tmp_path / 'run'), '--num-images', '21',
-                      '--batch-size', '16', '--inception', str(tmp_path / 'fid'), '--reference',
+                      '--batch-size', '8', '--inception', str(tmp_path / 'fid'), '--reference',
                       str(tmp_path / 'real.npz'), '--metrics', 'fid,inception_score', '--out',
                       str(tmp_path / 'out')]) == 0  # fmt: skip
     result = json.loads((tmp_path / 'out/result.json').read_text())

@@ -72,7 +72,7 @@ def test_fid_of_streamed_moments(rng):
     check_fid(rng, 6001, 512, compared=1024)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_fid_of_fifty_thousand(rng):
     check_fid(rng, 50_000, 256, compared=2048)
 
@@ -240,7 +240,7 @@ print('agrees')
 """
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_two_processes_with_two_devices_each():
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))

@@ -14,7 +14,7 @@ from emigm_jax.convert import inception_tables, torch_files
 from emigm_jax.evaluation import image_sets, kid, measure, metrics, references
 from emigm_jax.evaluation import statistics as sums
 
-pytestmark = pytest.mark.slow  # Inception twice over 400 images
+pytestmark = pytest.mark.full  # Inception twice over 400 images
 
 COUNT, SIDE, BATCH = 200, 48, 40
 GAIN = 2.0  # of the formula's weights

@@ -86,7 +86,7 @@ def _measured(arguments):
         npz,
         references,
         together,
-    )  # fmt: skip
+    )
     from emigm_jax.nn.functional import fingerprint
 
     names = tuple(arguments.metrics.split(','))

@@ -82,6 +82,7 @@ def totals(images, folder, settings, network, shifts, plan, progress=lambda coun
         processes.
     """
     folder, count, size = storage.absolute(folder), len(images), together.padded(plan.batch)
+    together.check_same('the images and settings', [settings, count])
     saved = together.by_first(lambda: _opened(folder, settings))
     start = done = together.from_first(statistics.count(saved) if saved else 0)
     progress(done)
@@ -99,7 +100,7 @@ def totals(images, folder, settings, network, shifts, plan, progress=lambda coun
                 found = network(made)
                 rows = dict(pool=found.pool, spatial=found.spatial, logits=found.logits)
                 rows |= _weights(piece, len(made), splits)
-                state = network.add(state, {k: v for k, v in rows.items() if _read(state, k)})
+                state = network.add(state, {name: rows[name] for name in _wanted(state)})
                 if plan.keep_features:
                     kept['features'].append(np.asarray(found.pool))
                 if plan.keep_images:
@@ -144,10 +145,10 @@ def _weights(piece, size, splits):
     return {'weight': counts.astype(np.float32), **split}
 
 
-def _read(state, key):
-    """Whether `statistics.add` reads the rows `key` into this state."""
-    return key == 'weight' or f'{key}_sum' in state or ('split_p' in state and key in
-                                                        ('logits', 'split'))  # fmt: skip
+def _wanted(state):
+    """Names of the rows that `statistics.add` reads into this state."""
+    scores = ('logits', 'split') if 'split_p' in state else ()
+    return {'weight', *scores, *(k.removesuffix('_sum') for k in state if k.endswith('_sum'))}
 
 
 def _together(part, arrays):

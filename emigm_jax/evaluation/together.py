@@ -11,11 +11,10 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from emigm_jax import distributed
+from emigm_jax import distributed, files
 from emigm_jax.errors import UserError
 
 _LINE = 4096  # bytes of a message on its way to the other processes
-
 
 first = distributed.is_first  # whether this process writes the files and speaks to the user
 
@@ -101,6 +100,19 @@ def _padded(text):
 def by_first(function):
     """function() on the first process, None on the others; all fail if it does (`agreed`)."""
     return agreed(lambda: function() if first() else None)
+
+
+def check_same(what, value):
+    """Raises UserError, on all processes, unless they all have the same JSON-like `value`."""
+    mine = files.text_hash([json.dumps(value, sort_keys=True)])
+    theirs = from_first(mine)
+
+    def check():
+        if mine != theirs:
+            raise UserError(f'{what} of process {jax.process_index()} are not those of process 0: '
+                            'all need the same flags and the same files')  # fmt: skip
+
+    agreed(check)
 
 
 def leave():

@@ -82,9 +82,9 @@ def scan(module, x, body, loop=Loop(), xs=None):
     return x
 
 
-# They compute nothing, so what goes in can be kept in place of what comes out. Whole parameters are
-# then not kept either: they come out of a constraint.
-_FREE = ('sharding_constraint', 'name', 'reshape', 'slice', 'squeeze')
+# They compute nothing, so what goes in can be kept in place of what comes out. The first is how
+# `sharding.at_use` makes whole parameters, which are then not kept either.
+_FREE = ('custom_vjp_call', 'sharding_constraint', 'name', 'reshape', 'slice', 'squeeze')
 
 # Checkpoint policies by name: none recomputes nothing (but gathers sharded parameters again), full
 # recomputes everything, dots keeps the results of matmuls.

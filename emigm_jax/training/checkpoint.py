@@ -26,7 +26,9 @@ class Writer:
     """
 
     def __init__(self, workdir, config, keep_every=0, data=''):
-        self._description = {'config': configs.as_dict(config), 'data': data}
+        self._description = {
+            'config': configs.as_dict(config), 'data': data, 'versions': storage.versions(),
+        }  # fmt: skip
         policies = ocp_training.preservation_policies
         kept = [policies.LatestN(config.training.keep)]
         if keep_every:
