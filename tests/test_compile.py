@@ -107,6 +107,21 @@ def test_collectives_between_slices():
     }  # fmt: skip
 
 
+def test_a_collective_in_a_chain_of_fusions_counts_once():
+    gather = (
+        '  ROOT %g = f32[8,16]{1,0} all-gather(%p), channel_id=5, replica_groups=[1,8]<=[8], '
+        'dimensions={0}, frontend_attributes={chain_id="2"}'
+    )
+    part = '%part.N (p: f32[1,16]) -> f32[8,16] {\n  %p = f32[1,16]{1,0} parameter(0)\n' + gather
+    calls = '  %f.N = f32[8,16]{1,0} fusion(%x), kind=kCustom, calls=%part.N\n'
+    text = 'HloModule m, num_partitions=8\n\n'
+    text += ''.join(part.replace('.N', f'.{n}') + '\n}\n\n' for n in range(3))
+    text += 'ENTRY %main (x: f32[1,16]) -> f32[8,16] {\n  %x = f32[1,16]{1,0} parameter(0)\n'
+    text += ''.join(calls.replace('.N', f'.{n}') for n in range(3)) + '}\n'
+    ((row),) = collectives.collectives(hlo.parse(text))
+    assert (row.kind, row.count, row.payload) == ('all-gather', 1, 8 * 16 * 4)
+
+
 @pytest.mark.parametrize(
     ('text', 'members'),
     [
@@ -115,6 +130,7 @@ def test_collectives_between_slices():
         ('replica_groups=[4,2]<=[2,4]T(1,0)', [0, 4]),
         ("replica_groups=mesh['a'=2,'b'=4] {'a'}", [0, 4]),
         ("replica_groups=mesh['a'=2,'b'=4] {'a','b'}", list(range(8))),
+        ("replica_groups=mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}", [0, 2, 4, 6]),
         ('replica_groups={}', list(range(8))),
         ('source_target_pairs={{0,1},{1,5}}', [1, 5]),
     ],

@@ -40,10 +40,10 @@ def collectives(module, slices=1):
       module: from `hlo.parse`.
       slices: the devices, in order, are cut into so many slices.
     """
-    found = {}
+    found, chains = {}, set()
     for step in hlo.executed(module):
         kind = step.instruction.opcode.removesuffix('-start')
-        if kind not in SENT:
+        if kind not in SENT or _continues(step, chains):
             continue
         members = group(step.instruction.attributes, module.devices)
         size = 2 if kind == 'collective-permute' else len(members)
@@ -68,6 +68,18 @@ def collectives(module, slices=1):
     return sorted(rows, key=lambda row: -row.sent)
 
 
+def _continues(step, chains):
+    """Whether this is a later part of a collective that is spread over a chain of fusions."""
+    chain = re.search(r'chain_id="(\d+)"', step.instruction.attributes)
+    channel = re.search(r'channel_id=(\d+)', step.instruction.attributes)
+    if not (step.fusion and chain and channel):
+        return False
+    key = chain[1], channel[1], step.times
+    known = key in chains
+    chains.add(key)
+    return known
+
+
 def _scatters(step):
     # TPU programs write a reduce-scatter as an all-reduce and a slice fused into one.
     return step.fusion != '' and 'all-reduce-scatter' in step.fusion
@@ -87,11 +99,19 @@ def group(attributes, devices):
         numbers = np.arange(math.prod(source)).reshape(source)
         numbers = numbers.transpose(order) if order else numbers
         return numbers.reshape(shape)[0].tolist()
-    mesh = re.search(r'replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}', attributes)
+    mesh = re.search(
+        r'replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?'
+        r'\s*\{([^}]*)\}',
+        attributes,
+    )
     if mesh:
         sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh[1])}
-        axes = re.findall(r"'([^']+)'(?::\(\d+\)\d+)?", mesh[2])
-        numbers = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
+        axes = re.findall(r"'([^']+)'", mesh[4])
+        numbers = np.arange(math.prod(sizes.values()))
+        if mesh[2]:
+            numbers = numbers.reshape(_ints(mesh[2]))
+            numbers = numbers.transpose(_ints(mesh[3])) if mesh[3] else numbers
+        numbers = numbers.reshape(tuple(sizes.values()))
         return numbers[tuple(slice(None) if a in axes else 0 for a in sizes)].reshape(-1).tolist()
     return list(range(devices))
 

@@ -4,8 +4,10 @@ For a batch and a number of devices activations take the same memory on every me
 them, but of as many times more images); what differs is the state a device keeps, the update it
 computes and what travels:
 
-    data   8 P bytes of float32 gradients are summed, every device updates the whole state
-    fsdp   2 x 2 P bytes of bfloat16 kernels are gathered, 4 P of gradients scattered, 1/f updated
+    data   2 x 2 P bytes of bfloat16 gradients are summed, every device updates the whole state
+    fsdp   2 x 2 P bytes of bfloat16 kernels are gathered, 2 P of gradients scattered, 1/f updated;
+           twice that where a shard has fewer rows than a tile, since the TPU's compiler then sums
+           arrays that are zero outside the shard
     tensor activations travel twice per layer and pass; for batches that do not go round otherwise
 """
 
@@ -17,6 +19,7 @@ from emigm_jax.sharding import MeshConfig
 
 STATE_PASSES = 9  # reads and writes of float32 per parameter in an update: p, m, v, EMA, gradient
 TENSOR = (1, 2, 4, 8)
+TILE_ROWS = 16  # of bfloat16
 ROOM = 0.6  # of HBM that the state may take: something must be left for activations
 
 
@@ -61,8 +64,11 @@ def _seconds(topology, mesh, parameters, model, batch, accumulate):
     update = 4 * STATE_PASSES * kept / chip.bandwidth
     used = parameters / mesh.tensor
     ring = lambda n: (n - 1) / n / roofline.bandwidth(topology, n) if n > 1 else 0.0
-    # Gathered in every microbatch, forward and backward; gradients are scattered likewise.
-    weights = accumulate * (2 * 2 + 4) * used * ring(mesh.fsdp) + 8 * kept * ring(mesh.data)
+    # Gathered in every microbatch, forward and backward; gradients are scattered likewise, and then
+    # summed over the copies.
+    split = 1 if model.width % (mesh.fsdp * TILE_ROWS) == 0 else 2
+    weights = accumulate * split * (2 * 2 + 2) * used * ring(mesh.fsdp)
+    weights += accumulate * 2 * 2 * kept * ring(mesh.data)
     images = batch / (mesh.slices * mesh.data * mesh.fsdp)
     layers = model.encoder_depth + model.decoder_depth
     # Two sums per layer, forward and backward, of float32 activations.
