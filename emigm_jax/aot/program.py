@@ -134,7 +134,9 @@ def _compiled(lowered, state, model_flops, mesh):
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        raise TooLarge(needed(str(error))) from error
+        # Where temporaries alone are too much, the compiler does not say what the state adds.
+        more = sum(map(held, state.values())) if 'temporaries' in str(error) else 0.0
+        raise TooLarge(needed(str(error)) + more) from error
     seconds = time.perf_counter() - start
     memory = compiled.memory_analysis()
     module = hlo.parse(compiled.as_text())
@@ -157,7 +159,7 @@ def _compiled(lowered, state, model_flops, mesh):
 
 
 def needed(message):
-    """Bytes that a program takes, as the compiler's refusal says; raises it if it says none."""
+    """Bytes that the compiler's refusal names; raises RuntimeError if it names none."""
     units = {'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
     found = re.search(r'(?:Used |\()([\d.]+)([KMGT])(?: of |\) exceeds)', message)
     if 'RESOURCE_EXHAUSTED' not in message or not found:
