@@ -18,6 +18,7 @@ from emigm_jax.core.masking import random_order
 from emigm_jax.core.reveal import RevealConfig
 from emigm_jax.core.solvers import SolverConfig
 from emigm_jax.models import emigm
+from emigm_jax.models.mae import Visible
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,12 +159,13 @@ def _conditions(net, segment, positions, conditions, x, visible):
     prefix = segment.visible if config.mae else config.tokens
     double = lambda a: jnp.concatenate([a] * guides)
     visible_rows = double(visible)
-    encoded = net.mae.encode(
+    given = Visible(
         double(x[:, :prefix]),
         double(positions.encoder[:, :prefix]),
         jnp.concatenate(conditions[:guides]),
         visible_rows,
     )
+    (encoded,) = net.mae.encode([given])
     h = net.mae.decode(net.mae.decoder_input(encoded, double(positions.decoder), visible_rows))
     slots = jnp.arange(segment.reveal) + visible[:, None]
     slots = jnp.minimum(slots, config.tokens - 1)[..., None]

@@ -8,6 +8,7 @@ import pytest
 from emigm_jax import sampling
 from emigm_jax.core import gaussian, reveal, solvers
 from emigm_jax.models import emigm
+from emigm_jax.models.mae import Visible
 
 NETWORK, LOSS, SOLVER, SAMPLE = 1e-4, 1e-4, 1e-4, 1e-3
 
@@ -31,9 +32,10 @@ def conditions(net, tokens, order, visible, labels, null=None):
     ordered = jnp.take_along_axis(jnp.asarray(tokens), order[..., None], axis=1)
     position = mae.positions(order)
     prefix = cap if config.mae else config.tokens
-    encoded = mae.encode(
+    given = Visible(
         ordered[:, :prefix], position.encoder[:, :prefix], mae.condition(labels, null), visible
     )
+    (encoded,) = mae.encode([given])
     h = mae.decode(mae.decoder_input(encoded, position.decoder, visible))
     z = mae.read_out(h, h[:, config.buffer :], position.output)
     return jnp.take_along_axis(z, jnp.argsort(order, axis=1)[..., None], axis=1), encoded

@@ -12,6 +12,7 @@ from emigm_jax import flops
 from emigm_jax.core import masking
 from emigm_jax.errors import UserError
 from emigm_jax.models import emigm
+from emigm_jax.models.mae import Visible
 from emigm_jax.nn import attention, functional, layers
 from emigm_jax.training import state
 
@@ -53,7 +54,8 @@ def conditions(config, params, tokens, visible, prefix, key=None):
     position = mae.positions(order)
     condition = mae.condition(jnp.zeros(batch, jnp.int32))
     visible = jnp.full(batch, visible, jnp.int32)
-    encoded = mae.encode(tokens[:, :prefix], position.encoder[:, :prefix], condition, visible, key)
+    given = Visible(tokens[:, :prefix], position.encoder[:, :prefix], condition, visible)
+    (encoded,) = mae.encode([given], key)
     h = mae.decode(mae.decoder_input(encoded, position.decoder, visible))
     return mae.read_out(h, h[:, config.buffer :], position.output)
 

@@ -24,6 +24,15 @@ class Positions(NamedTuple):
     output: jax.Array  # added to z ("diffusion position embedding")
 
 
+class Visible(NamedTuple):
+    """What the encoder is given of a group of B images: their visible prefixes, of length V."""
+
+    tokens: jax.Array  # (B, V, C), the first V tokens in generation order
+    position: jax.Array  # (B, V, D) encoder position embeddings of these tokens
+    condition: jax.Array  # (B, D) class embeddings
+    count: jax.Array  # (B,) int32, how many of the V tokens each image really sees
+
+
 class MaskedAutoencoder(nnx.Module):
     """Maps visible tokens and a class to conditions z of masked tokens."""
 
@@ -74,33 +83,34 @@ class MaskedAutoencoder(nnx.Module):
             self.output_position[...][order],
         ))  # fmt: skip
 
-    def encode(self, tokens, position, condition, visible, key=None):
-        """Encodes the visible prefix.
+    def encode(self, groups, key=None):
+        """Encodes the visible prefixes of groups of images.
 
         Args:
-          tokens: (B, V, C), the first V tokens in generation order.
-          position: (B, V, D) encoder position embeddings of these tokens.
-          condition: (B, D) class embeddings.
-          visible: (B,) int32, how many of the V tokens each image really sees.
+          groups: list of `Visible`, whose prefixes may have different lengths V.
           key: dropout key or None.
 
         Returns:
-          (B, buffer + V, D) float32; rows beyond an image's count are meaningless.
+          Per group (B, buffer + V, D) float32; rows beyond an image's count are meaningless.
         """
-        config = self.config
-        buffer = config.buffer
-        x = self.token_embed(tokens).astype(jnp.float32) + position
-        head = condition[:, None] + self.encoder_position[...][:buffer]
+        lengths = None
+        if self.config.mae:
+            lengths = [self.config.buffer + group.count for group in groups]
+        encoded = self.encoder([self._embedded(group) for group in groups], lengths, key)
+        return [self.encoder_norm(x) for x in encoded]
+
+    def _embedded(self, group):
+        """Encoder input (B, buffer + V, D) float32 of a `Visible`."""
+        buffer = self.config.buffer
+        x = self.token_embed(group.tokens).astype(jnp.float32) + group.position
+        head = group.condition[:, None] + self.encoder_position[...][:buffer]
         # The position is added before the LayerNorm, for buffer tokens as well.
         x = self.token_norm(sharding.constrain_batch(jnp.concatenate([head, x], axis=1)))
-        lengths = None
-        if config.mae:
-            lengths = buffer + visible
-        else:
-            # "Single encoder": masked positions enter as bare mask tokens, position and all gone.
-            seen = jnp.arange(x.shape[1]) < (buffer + visible)[:, None]
-            x = jnp.where(seen[..., None], x, self.mask_token[...])
-        return self.encoder_norm(self.encoder(x, lengths, key))
+        if self.config.mae:
+            return x
+        # "Single encoder": masked positions enter as bare mask tokens, position and all gone.
+        seen = jnp.arange(x.shape[1]) < (buffer + group.count)[:, None]
+        return jnp.where(seen[..., None], x, self.mask_token[...])
 
     def decoder_input(self, encoded, position, visible):
         """Decoder tokens before the first block, (B, buffer + N, D) float32.
@@ -123,7 +133,7 @@ class MaskedAutoencoder(nnx.Module):
 
     def decode(self, x, key=None):
         """All decoder blocks but the last: (B, L, D) -> (B, L, D) float32."""
-        return self.decoder(x, key=key)
+        return self.decoder([x], key=key)[0]
 
     def read_out(self, x, rows, position, key=None):
         """The last block and norm for some rows only.

@@ -39,7 +39,7 @@ def embedding(shape, rngs):
 def dropout(x, rate, key):
     """Inverted dropout of `x`; key None or rate 0 leaves it as it is.
 
-    Draws 16 bits per entry: half the random words, and the rate is off by less than 2^-17.
+    Draws 16 bits per entry, so the rate is off by less than 2^-17.
     """
     if key is None or rate == 0.0:
         return x

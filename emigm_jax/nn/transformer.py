@@ -116,11 +116,29 @@ class Stack(nnx.Module):
         self.depth, self.loop = depth, loop
         self.blocks = functional.stack(lambda rngs: Block(config, rngs), depth, rngs)
 
-    def __call__(self, x, lengths=None, key=None):
-        """x (B, L, D) float32 through all blocks."""
+    def __call__(self, xs, lengths=None, key=None):
+        """Several batches of activations through all blocks.
+
+        A layer's weights are read, and gathered where they are sharded, once for all batches.
+
+        Args:
+          xs: tuple of activations (B, L, D) float32, each with its own B and L.
+          lengths: as in `Attention`, for each of them; None: all keys are seen.
+          key: dropout key or None.
+
+        Returns:
+          A tuple like `xs`.
+        """
+        lengths = (None,) * len(xs) if lengths is None else lengths
         keys = None if key is None else jax.random.split(key, self.depth)
-        body = lambda block, x, key: block(x, lengths=lengths, key=key)
-        return functional.scan(self.blocks, x, body, self.loop, keys)
+
+        def body(block, xs, key):
+            return tuple(
+                block(x, lengths=seen, key=_fold(key, i))
+                for i, (x, seen) in enumerate(zip(xs, lengths, strict=True))
+            )
+
+        return functional.scan(self.blocks, tuple(xs), body, self.loop, keys)
 
 
 def _fold(key, i):

@@ -15,6 +15,7 @@ from emigm_jax import sharding
 from emigm_jax.core import gaussian, masking
 from emigm_jax.core.masking import MaskingConfig
 from emigm_jax.errors import check_choice, check_range
+from emigm_jax.models.mae import Visible
 
 NORMALIZATIONS = ('image', 'batch')
 
@@ -93,7 +94,7 @@ def loss(net, copies, budgets, tokens, labels, draws, key=None):
     """
     config = net.mae.config
     groups, total = len(budgets), config.tokens
-    keys = [None] * (2 * groups + 1) if key is None else jax.random.split(key, 2 * groups + 1)
+    keys = [None] * (2 + groups) if key is None else jax.random.split(key, 2 + groups)
     split = lambda a: a.reshape(-1, groups, *a.shape[1:])
     member = lambda a, g: split(a)[:, g]
 
@@ -101,20 +102,23 @@ def loss(net, copies, budgets, tokens, labels, draws, key=None):
     condition = net.mae.condition(labels, draws.null)
     positions = net.mae.positions(draws.order)
 
-    inputs = []
+    visible = []
     for g, budget in enumerate(budgets):
-        prefix = budget.visible if config.mae else total
-        visible = member(draws.visible, g)
-        encoded = net.mae.encode(
-            member(tokens, g)[:, :prefix],
-            member(positions.encoder, g)[:, :prefix],
-            member(condition, g),
-            visible,
-            keys[g],
+        prefix = slice(budget.visible if config.mae else total)
+        visible.append(
+            Visible(
+                member(tokens, g)[:, prefix],
+                member(positions.encoder, g)[:, prefix],
+                member(condition, g),
+                member(draws.visible, g),
+            )
         )
-        inputs.append(net.mae.decoder_input(encoded, member(positions.decoder, g), visible))
+    inputs = [
+        net.mae.decoder_input(encoded, member(positions.decoder, g), visible[g].count)
+        for g, encoded in enumerate(net.mae.encode(visible, keys[0]))
+    ]
     h = jnp.stack(inputs, axis=1).reshape(-1, *inputs[0].shape[1:])
-    h = net.mae.decode(h, keys[-1])
+    h = net.mae.decode(h, keys[1])
 
     # Masked tokens are the suffix, so every group reads a static slice of it.
     z, clean, noise, times, weight = [], [], [], [], []
@@ -122,7 +126,7 @@ def loss(net, copies, budgets, tokens, labels, draws, key=None):
         suffix = slice(total - budget.masked, total)
         h_g = member(h, g)
         rows, output = h_g[:, config.buffer :][:, suffix], member(positions.output, g)[:, suffix]
-        z.append(net.mae.read_out(h_g, rows, output, keys[groups + g]))
+        z.append(net.mae.read_out(h_g, rows, output, keys[2 + g]))
         clean.append(member(tokens, g)[:, suffix])
         t_g, noise_g = _diffusion_draws(member(draws.key, g), copies, total, config.channels)
         times.append(t_g[..., suffix])
