@@ -59,7 +59,7 @@ setup(
         'cuda': ['jax[cuda12]'],
         'gcs': ['etils[epath-gcs]'],
         'report': ['matplotlib'],
-        'aot': ['libtpu'],
+        'aot': ['jax[tpu]'],  # for its libtpu: compiles for TPUs that are not there
         'tfds': ['tensorflow-datasets', 'array_record'],
     },
     entry_points={'console_scripts': ['emigm = emigm_jax.cli.main:main']},
