@@ -18,6 +18,14 @@ def desk(tmp_path):
     return Desk(tmp_path)
 
 
+@pytest.fixture
+def heeded():
+    """SIGINT is ignored where the tests run in the background, and would be in all they start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 # What process I does at its n-th start: SCRIPT is a table of I -> words, the last one stays.
 #   CODE: ends with it    wait: ends with 75 at SIGTERM, with 130 at SIGINT
 #   deaf: takes no notice of SIGTERM    lost: ends with 75 a little later
@@ -126,7 +134,7 @@ def test_restarts_are_counted(local):
 
 
 @pytest.mark.parametrize(('number', 'code'), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
-def test_signals_reach_all_once_and_nothing_is_restarted(local, desk, number, code):
+def test_signals_reach_all_once_and_nothing_is_restarted(local, desk, heeded, number, code):
     process = subprocess.Popen(
         [str(LAUNCH / 'local.sh'), '2', '--', *local.command],
         env={**desk.environment, 'SCRIPT': '{"0": ["wait"], "1": ["wait"]}'},
