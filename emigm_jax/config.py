@@ -205,7 +205,7 @@ _FREE = ('training.total', 'training.log_every', 'training.sample_every', 'train
 
 def differences(saved, asked):
     """Settings that differ between two configs and must not on resuming: ['name: a -> b', ...]."""
-    flat = lambda c: dict(_flatten(as_dict(c)))
+    flat = lambda c: dict(flatten(as_dict(c)))
     saved, asked = flat(saved), flat(asked)
     return [
         f'{name} {saved[name]!r} -> {value!r}'
@@ -214,9 +214,10 @@ def differences(saved, asked):
     ]
 
 
-def _flatten(tree, prefix=''):
+def flatten(tree, prefix=''):
+    """Nested dict -> pairs ('group.name', value)."""
     for name, value in tree.items():
         if isinstance(value, dict):
-            yield from _flatten(value, f'{prefix}{name}.')
+            yield from flatten(value, f'{prefix}{name}.')
         else:
             yield f'{prefix}{name}', value

@@ -150,18 +150,10 @@ def _recipe(model):
 
 def compared(config, other):
     """Settings of two nested dicts that differ: {name: (in config, in other)}."""
-    config, other = dict(_leaves(config)), dict(_leaves(other))
+    config, other = dict(configs.flatten(config)), dict(configs.flatten(other))
     plain = lambda v: list(v) if isinstance(v, tuple) else v
     names = [name for name in {**config, **other} if config.get(name) != other.get(name)]
     return {n: (plain(config.get(n)), plain(other.get(n))) for n in names}
-
-
-def _leaves(tree, prefix=''):
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f'{prefix}{name}.')
-        else:
-            yield f'{prefix}{name}', value
 
 
 def export(path, target, weights=''):

@@ -12,6 +12,15 @@ from emigm_jax.errors import UserError
 ENDINGS = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.ppm', '.pgm', '.tif', '.tiff', '.gif')
 
 
+def read(root, name, label):
+    """The `Example` in file `name` below `root`; raises `Unreadable`."""
+    try:
+        data = (root / name).read_bytes()
+    except OSError as error:
+        raise Unreadable(name, error.strerror or str(error)) from error
+    return Example(decode(data, name), label, name)
+
+
 class ImageFolder:
     """See `sources.Source`. Files below a class folder, however deep, in order of their names.
 
@@ -52,12 +61,7 @@ class ImageFolder:
 
     def example(self, i):
         """`Example` i; raises `Unreadable`."""
-        name = self._names[i]
-        try:
-            data = (self._root / name).read_bytes()
-        except OSError as error:
-            raise Unreadable(name, error.strerror or str(error)) from error
-        return Example(decode(data, name), int(self._labels[i]), name)
+        return read(self._root, self._names[i], int(self._labels[i]))
 
     def fingerprint(self):
         """Digest of the names and sizes of all files, in order."""

@@ -11,8 +11,8 @@ import numpy as np
 from emigm_jax import files, spread, storage
 from emigm_jax.data import folder as folders
 from emigm_jax.data import rows as readers
-from emigm_jax.data.pictures import center_crop, decode
-from emigm_jax.data.sources import Example, Unreadable
+from emigm_jax.data.pictures import center_crop
+from emigm_jax.data.sources import Unreadable
 from emigm_jax.errors import UserError
 from emigm_jax.evaluation import npz
 
@@ -67,12 +67,7 @@ class Below:
 
     def example(self, i):
         """`Example` i; raises `sources.Unreadable`."""
-        name = self._names[i]
-        try:
-            data = (self._root / name).read_bytes()
-        except OSError as error:
-            raise Unreadable(name, error.strerror or str(error)) from error
-        return Example(decode(data, name), -1, name)
+        return folders.read(self._root, self._names[i], -1)
 
     def fingerprint(self):
         """Digest of names and sizes of the files."""
