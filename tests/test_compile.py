@@ -257,8 +257,8 @@ def huge(**training):
 
 def test_meshes_in_order():
     levels = search.plan(huge(), chips.topology('v5e:16x16'))
-    assert [level[:2] for level in levels[:4]] == [
-        ('none', 1), ('dots', 1), ('full', 1), ('full', 2)
+    assert [level[:2] for level in levels[:5]] == [
+        ('none', 1), ('dots', 1), ('dots', 2), ('full', 1), ('full', 2)
     ]  # fmt: skip
     for _, accumulate, found in levels:
         assert found == sorted(found, key=lambda c: c.seconds)
@@ -298,6 +298,7 @@ class Fake:
     [
         ({'none': 10, 'dots': 5, 'full': 2}, ('none', 1, 1)),
         ({'none': 62, 'dots': 12, 'full': 9}, ('dots', 1, 1)),
+        ({'none': 62, 'dots': 30, 'full': 15}, ('dots', 2, 1)),
         ({'none': 90, 'dots': 60, 'full': 30}, ('full', 2, 1)),
         ({'none': 900, 'dots': 600, 'full': 500}, None),
     ],
@@ -365,6 +366,18 @@ def test_libtpu_is_named_where_it_is_missing(capsys, monkeypatch):
     monkeypatch.setattr(program.importlib.util, 'find_spec', lambda name: None)
     assert main.main(command(TINY, '--topology', 'v5e:2x2')) == 2
     assert 'emigm_jax[aot]' in capsys.readouterr().err
+
+
+def test_flags_of_stacks_are_those_that_the_library_knows(tmp_path):
+    library = tmp_path / 'libtpu.so'
+    library.write_bytes(b'\x7fELF\0FLAGS_fibers_default_thread_stack_size\0more')
+    assert program.deep_stacks('', library) == ['--fibers_default_thread_stack_size=4194304']
+    library.write_bytes(library.read_bytes() + b'\0FLAGS_default_thread_stack_size\0')
+    assert len(program.deep_stacks('', library)) == 2
+    # What the user asks for holds.
+    assert program.deep_stacks('--default_thread_stack_size=9', library) == [
+        '--fibers_default_thread_stack_size=4194304'
+    ]
 
 
 def test_dry_run(capsys):

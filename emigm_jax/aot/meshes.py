@@ -88,7 +88,10 @@ def smaller(candidates, failed, needed, hbm):
 
 
 # What a config can give up for memory, in the order in which it costs time.
-_SAVINGS = (('dots', 1), ('full', 1), ('full', 2), ('full', 4), ('full', 8), ('full', 16))
+# Another microbatch gathers the weights once more; `full` adds a third to all products.
+_SAVINGS = (
+    ('dots', 1), ('dots', 2), ('full', 1), ('full', 2), ('full', 4), ('full', 8), ('full', 16)
+)  # fmt: skip
 _ORDER = ('none', 'dots', 'full')
 
 

@@ -4,7 +4,9 @@ import contextlib
 import dataclasses
 import importlib.util
 import math
+import mmap
 import os
+import pathlib
 import re
 import time
 
@@ -56,8 +58,12 @@ def devices(topology):
     Raises:
       UserError: libtpu is not installed, or knows no such topology.
     """
-    if importlib.util.find_spec('libtpu') is None:
+    library = importlib.util.find_spec('libtpu')
+    if library is None:
         raise UserError("compiling for TPUs needs libtpu: pip install 'emigm_jax[aot]'")
+    given = os.environ.get('LIBTPU_INIT_ARGS', '')
+    file = pathlib.Path(library.origin).with_name('libtpu.so')
+    os.environ['LIBTPU_INIT_ARGS'] = ' '.join([given, *deep_stacks(given, file)]).strip()
     # Nothing here touches a TPU, so several processes may load the library, and it need not ask
     # a metadata server which TPU it is on.
     os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
@@ -77,6 +83,24 @@ def devices(topology):
         reason = ' '.join(str(error).split())
         raise UserError(f'--topology {topology.name}: {reason}') from error
     return found.devices
+
+
+# The compiler recurses through products that are fused with one another, in threads of 128 KiB: the
+# train step of L at 512 pixels in two microbatches overflows them on v6e.
+_STACKS = ('default_thread_stack_size', 'fibers_default_thread_stack_size')
+
+
+def deep_stacks(given, file):
+    """Flags for libtpu that give its threads 4 MiB, but for those that are given already.
+
+    A flag that a library does not know ends the process, so they are looked for in `file`.
+    """
+    with open(file, 'rb') as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as library:
+        return [
+            f'--{name}={2**22}'
+            for name in _STACKS
+            if f'--{name}=' not in given and library.find(f'FLAGS_{name}\0'.encode()) >= 0
+        ]
 
 
 @contextlib.contextmanager
