@@ -5,7 +5,7 @@ import json
 import pathlib
 
 from emigm_jax.cli.main import Parser
-from emigm_jax.errors import UserError
+from emigm_jax.errors import UserError, near
 
 
 def add_config(parser: Parser):
@@ -48,8 +48,22 @@ def load_config(name, overrides=()):
     except UserError:
         raise
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, SyntaxError) as error:
+        if overrides:
+            _check_names(load_config(name), overrides)
         reason = ' '.join(str(error).split())
         raise UserError(f'--config {name}: {reason}') from error
+
+
+def _check_names(config, overrides):
+    """Raises UserError where an override names a setting that a `Config` does not have."""
+    from emigm_jax import config as configs
+
+    known = dict(configs.flatten(configs.as_dict(config)))
+    for flag in overrides:
+        name = flag.partition('=')[0].removeprefix('--config.')
+        if name not in known:
+            raise UserError(f'--config.{name}: no such setting{near(name, known)}; --dry-run '
+                            'prints them all')  # fmt: skip
 
 
 def print_config(config):
