@@ -13,7 +13,7 @@ from emigm_jax.core import masking
 from emigm_jax.errors import UserError
 from emigm_jax.models import emigm
 from emigm_jax.models.mae import Visible
-from emigm_jax.nn import attention, functional, layers
+from emigm_jax.nn import attention, functional
 from emigm_jax.training import state
 
 TINY = emigm.ModelConfig(
@@ -105,15 +105,6 @@ def test_bfloat16_stays_near_float32(params):
     half = conditions(dataclasses.replace(TINY, dtype='bfloat16'), params, tokens, 6, 8)
     assert half.dtype == jnp.float32
     assert 0.0 < float(jnp.abs(half - exact).max() / exact.std()) < 0.1
-
-
-def test_dropout():
-    x = jnp.ones((400, 500))
-    y = layers.dropout(x, 0.1, jax.random.key(0))
-    kept = np.asarray(y) != 0
-    assert abs(kept.mean() - 0.9) < 3e-3
-    np.testing.assert_allclose(np.asarray(y)[kept], 1 / 0.9, rtol=1e-4)
-    np.testing.assert_array_equal(layers.dropout(x, 0.1, None), x)
 
 
 @pytest.mark.parametrize('hidden', [False, True])

@@ -9,7 +9,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from emigm_jax.nn.layers import dropout
+from emigm_jax.nn.dropout import dropout
 
 CACHE_BYTES = 2**22  # logits beyond this are worked on head by head on a CPU
 

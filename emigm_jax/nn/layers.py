@@ -2,7 +2,6 @@
 
 import math
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -34,19 +33,6 @@ def layer_norm(width, rngs, affine=True):
 def embedding(shape, rngs):
     """Learned table, N(0, 0.02)."""
     return nnx.Param(normal(rngs.params(), shape, jnp.float32))
-
-
-def dropout(x, rate, key):
-    """Inverted dropout of `x`; key None or rate 0 leaves it as it is.
-
-    Draws 16 bits per entry, so the rate is off by less than 2^-17.
-    """
-    if key is None or rate == 0.0:
-        return x
-    threshold = round(rate * 2**16)
-    keep = jax.random.bits(key, x.shape, jnp.uint16) >= threshold
-    scale = jnp.asarray(2**16 / (2**16 - threshold), x.dtype)
-    return jnp.where(keep, x * scale, jnp.zeros_like(x))
 
 
 def time_features(t, width=256, max_period=10000.0):

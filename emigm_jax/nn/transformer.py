@@ -12,7 +12,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from emigm_jax import sharding
 from emigm_jax.nn import attention, functional
-from emigm_jax.nn.layers import dropout, layer_norm, linear
+from emigm_jax.nn.dropout import dropout
+from emigm_jax.nn.layers import layer_norm, linear
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +84,9 @@ class Mlp(nnx.Module):
         rate, shape = self.config.projection_dropout, x.shape
         x = x.reshape(-1, shape[-1])  # XLA's CPU products of matrices are faster than of stacks
         hidden = sharding.constrain(self.expand(x), 'batch', 'tensor')
-        x = dropout(jax.nn.gelu(hidden, approximate=False), rate, _fold(key, 0))
-        return dropout(self.contract(x), rate, _fold(key, 1)).reshape(shape)
+        inner = *shape[:-1], hidden.shape[-1]
+        x = dropout(jax.nn.gelu(hidden, approximate=False), rate, _fold(key, 0), inner)
+        return dropout(self.contract(x).reshape(shape), rate, _fold(key, 1))
 
 
 class Block(nnx.Module):
