@@ -91,17 +91,24 @@ def make_mesh(config, devices=None):
             f'{named} do not make up {len(devices)} device(s); their product must, or say '
             'mesh.data=-1 for what is left'
         )
-    types = (AxisType.Auto,) * len(AXES)
-    if config.slices == 1 or not hasattr(devices[0], 'slice_index'):
-        # Devices that know no slices are cut in their order, which keeps a host's together.
-        return jax.make_mesh(tuple(sizes), AXES, types, devices=devices)
+    # Others than TPUs are cut in their order, which keeps a host's together.
+    found = len({getattr(d, 'slice_index', 0) for d in devices if d.platform == 'tpu'}) or 1
+    if found not in (1, config.slices):
+        raise UserError(f'the devices form {found} slices: say mesh.slices={found}')
     try:
-        grid = mesh_utils.create_hybrid_device_mesh(
-            (1, *sizes[1:]), (sizes[0], 1, 1, 1), devices=devices
-        )
-    except ValueError as error:
-        raise UserError(f'mesh.slices = {config.slices}: {" ".join(str(error).split())}') from error
-    return Mesh(grid, AXES, axis_types=types)
+        # Axes of a torus may be split: 4 x 16 lies on 8 x 8.
+        if found > 1:
+            grid = mesh_utils.create_hybrid_device_mesh(
+                (1, *sizes[1:]), (found, 1, 1, 1), devices, allow_split_physical_axes=True
+            )
+        else:
+            grid = mesh_utils.create_device_mesh(
+                tuple(sizes), devices, allow_split_physical_axes=True
+            )
+    except (ValueError, NotImplementedError) as error:
+        named = ' x '.join(f'{n} {s}' for n, s in zip(AXES, sizes, strict=True))
+        raise UserError(f'no mesh {named}: {" ".join(str(error).split())}') from error
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def batch_shards(mesh):

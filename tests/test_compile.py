@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from emigm_jax import config as configs
-from emigm_jax import recipes
+from emigm_jax import recipes, sharding
 from emigm_jax.aot import chips, collectives, costs, hlo, program, report, roofline, search
 from emigm_jax.cli import main
 from emigm_jax.errors import UserError
@@ -416,10 +416,37 @@ def test_report_of_a_real_program(tmp_path, capsys, monkeypatch):
     assert values['products'] * 4 >= 0.95 * values['model_flops_of_all_devices']
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
+needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec('libtpu') is None, reason='libtpu is not here: emigm_jax[aot]'
 )
+
+
+@pytest.mark.slow
+@needs_libtpu
+@pytest.mark.parametrize(
+    ('name', 'slices', 'sizes'),
+    [('v6e:8x8', 1, (4, 16, 1)), ('v5e:8x8', 1, (4, 16, 1)), ('v4:2x2x4', 1, (2, 4, 2)),
+     ('v5e:4x4', 2, (1, 16, 1)), ('v6e:4x4', 2, (4, 2, 2))],
+)  # fmt: skip
+def test_meshes_of_tpus(name, slices, sizes):
+    """Axes of the torus may be split; slices stay apart."""
+    topology = chips.topology(name, slices)
+    mesh = sharding.make_mesh(MeshConfig(slices, *sizes), program.devices(topology))
+    assert mesh.devices.shape == (slices, *sizes)
+    indices = [{getattr(d, 'slice_index', 0) for d in part.flat} for part in mesh.devices]
+    assert indices == [{i} for i in range(slices)]
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_slices_that_are_there_must_be_named():
+    devices = program.devices(chips.topology('v5e:2x2', 2))
+    with pytest.raises(UserError, match='mesh.slices=2'):
+        sharding.make_mesh(MeshConfig(), devices)
+
+
+@pytest.mark.slow
+@needs_libtpu
 def test_compiling_for_a_tpu():
     topology = chips.topology('v5e:2x2')
     config = dataclasses.replace(tiny(), mesh=MeshConfig(data=1, fsdp=4))
