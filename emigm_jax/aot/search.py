@@ -31,8 +31,8 @@ def plan(config, topology):
     named = config.mesh.tensor > 1 or config.mesh.fsdp != 1 or config.mesh.data != -1
     parameters = parameter_count(emigm.network(config.model).shapes())
     levels = []
-    options = meshes.savings(config.model.remat, config.training.accumulate)
-    for remat, accumulate in options[:1] if named else options:
+    own = config.model.remat, config.training.accumulate
+    for remat, accumulate in [own] if named else meshes.savings(*own):
         batch = config.training.batch_size
         groups = step.layout(config.loss, batch, accumulate) if batch % accumulate == 0 else 1
         found = meshes.candidates(

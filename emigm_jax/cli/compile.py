@@ -15,8 +15,8 @@ def run(argv):
         'Compiles the train step or the sampler of a config for a TPU topology, without a TPU, and '
         'prints memory,\nFLOPs, collectives and a roofline estimate. Needs the extra '
         'emigm_jax[aot]. A mesh that the config names\n(--config.mesh.fsdp=64) is compiled as it '
-        'is; without one, meshes are tried, fastest first, then\nrematerialisation and '
-        'accumulation, until the train step fits.',
+        'is; without one, meshes are tried, fastest first, with\nremat=dots, then accumulation and '
+        'remat=full, until the train step fits.',
         'emigm compile --config configs/imagenet256.py:size=h --topology v5e:16x16\n'
         '  emigm compile sample --config configs/imagenet256.py:size=h --topology v5e:4x4 '
         '--batch-size 128',
