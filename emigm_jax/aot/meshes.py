@@ -19,9 +19,8 @@ from emigm_jax.sharding import MeshConfig
 
 STATE_PASSES = 9  # reads and writes of float32 per parameter in an update: p, m, v, EMA, gradient
 TENSOR = (1, 2, 4, 8)
-SUMMED = (
-    64  # devices from which on libtpu 0.0.42 gathers 6 to 13 MB by sums (not over 32, nor 33 MB)
-)
+# Devices from which on libtpu 0.0.42 gathers 6 to 13 MB by sums (over 32 it does not, nor 33 MB).
+SUMMED = 64
 ROOM = 0.6  # of HBM that the state may take: something must be left for activations
 
 

@@ -85,8 +85,8 @@ def devices(topology):
     return found.devices
 
 
-# The compiler recurses through products that are fused with one another, in threads of 128 KiB: the
-# train step of L at 512 pixels in two microbatches overflows them on v6e.
+# The compiler recurses through products that are fused with one another, in threads of 128 KiB,
+# which a train step of L at 512 pixels for v6e has overflowed.
 _STACKS = ('default_thread_stack_size', 'fibers_default_thread_stack_size')
 
 
