@@ -72,7 +72,8 @@ def lines(values):
     of = values['total_bytes'] / values['hbm_bytes']
     room = size(values['hbm_bytes']).strip()
     yield f'  {"in all":<22}{size(values["total_bytes"])}   {of:.0%} of {room}'
-    yield f'  state of a device x devices / state: {values["state_times_devices"]:.3f}'
+    parts = values['devices'] / values['state_times_devices']
+    yield f'  a device holds {"all" if parts < 1.01 else f"1 / {parts:.4g}"} of the state'
     yield '  largest arrays that the program makes:'
     for row in values['largest']:
         times = f' ({row["count"]} of them)' if row['count'] > 1 else ''
