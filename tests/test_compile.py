@@ -107,6 +107,30 @@ def test_collectives_between_slices():
     }  # fmt: skip
 
 
+# As libtpu writes a program of two slices: four devices of one, and transfers to the other.
+SLICES = """HloModule jit_step, is_scheduled=true, replica_count=1, num_partitions=4
+
+ENTRY %main (g: f32[8,16]) -> f32[8,16] {
+  %g = f32[8,16]{1,0:T(8,128)} parameter(0)
+  %within = f32[8,16]{1,0:T(8,128)} all-reduce(%g), channel_id=1, replica_groups={{0,1,2,3}}, to_apply=%add
+  %token = token[] after-all(), frontend_attributes={MegascaleRendezvousKeyName="all-reduce.5_0"}
+  %out = (f32[8,16]{1,0:T(8,128)}, u32[], token[]) send(%within, %token), channel_id=2, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_reduce_operation="SUM",_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %in = (f32[8,16]{1,0:T(8,128)}, u32[], token[]) recv(%token), channel_id=3, is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+  %sent = token[] send-done(%out), channel_id=2, is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+  %received = (f32[8,16]{1,0:T(8,128)}, token[]) recv-done(%in), channel_id=3, is_host_transfer=true
+  ROOT %sum = f32[8,16]{1,0:T(8,128)} get-tuple-element(%received), index=0
+}
+"""  # noqa: E501
+
+
+def test_transfers_between_slices():
+    found = collectives.collectives(hlo.parse(SLICES), slices=2)
+    within = collectives.Collective('all-reduce', 4, False, 1, 512.0)
+    between = collectives.Collective('all-reduce', 2, True, 1, 512.0)
+    assert found == [within, between]
+    assert (within.sent, between.sent) == (2 * 512 * 3 / 4, 512)
+
+
 def test_a_collective_in_a_chain_of_fusions_counts_once():
     gather = (
         '  ROOT %g = f32[8,16]{1,0} all-gather(%p), channel_id=5, replica_groups=[1,8]<=[8], '

@@ -41,12 +41,20 @@ def collectives(module, slices=1):
       slices: the devices, in order, are cut into so many slices.
     """
     found, chains = {}, set()
-    for step in hlo.executed(module):
-        kind = step.instruction.opcode.removesuffix('-start')
+    steps = list(hlo.executed(module))
+    # A program of several TPU slices is that of one of them, and what goes to the others is sent.
+    apart = any(_between(step.instruction) for step in steps)
+    for step in steps:
+        kind = _between(step.instruction) or step.instruction.opcode.removesuffix('-start')
         if kind not in SENT or _continues(step, chains):
             continue
-        members = group(step.instruction.attributes, module.devices)
-        size = 2 if kind == 'collective-permute' else len(members)
+        if between := bool(_between(step.instruction)):
+            size = 2 if kind == 'collective-permute' else slices
+        else:
+            members = group(step.instruction.attributes, module.devices)
+            size = 2 if kind == 'collective-permute' else len(members)
+            per_slice = module.devices // (1 if apart else slices)
+            between = len({m // per_slice for m in members}) > 1
         if size == 1:
             continue
         moved = sum(
@@ -59,13 +67,20 @@ def collectives(module, slices=1):
             moved *= size
         elif kind == 'all-reduce' and _scatters(step):
             kind = 'reduce-scatter'
-        per_slice = module.devices // slices
-        between = len({m // per_slice for m in members}) > 1
         key = kind, size, between
         count, total = found.get(key, (0, 0.0))
         found[key] = count + step.times, total + step.times * moved
     rows = [Collective(*key, *value) for key, value in found.items()]
     return sorted(rows, key=lambda row: -row.sent)
+
+
+def _between(made):
+    """Kind of the collective between TPU slices that a `send` is; None for all else."""
+    sent = re.search(r'_xla_megascale_transfer_type="(\w+)"', made.attributes)
+    if made.opcode != 'send' or not sent:
+        return None
+    kind = sent[1].lower().replace('_', '-')
+    return kind if kind in SENT else 'collective-permute'
 
 
 def _continues(step, chains):
