@@ -483,6 +483,50 @@ def test_compiling_for_a_tpu():
     assert '\n'.join(report.lines(values))
 
 
+@pytest.mark.slow
+@needs_libtpu
+def test_two_slices_of_a_tpu():
+    """Weights are gathered within a slice; only sums of gradients go between them."""
+    topology = chips.topology('v5e:2x2', 2)
+    config = dataclasses.replace(tiny(), mesh=MeshConfig(slices=2, data=1, fsdp=4))
+    (attempt,) = search.search(config, topology, program.devices(topology), lambda text: None)
+    rows = attempt.compiled.collectives
+    gathered = {row.between_slices: row.payload for row in rows if row.kind == 'all-gather'}
+    summed = sum(row.payload for row in rows if row.kind == 'all-reduce' and row.between_slices)
+    assert all(row.devices == (2 if row.between_slices else 4) for row in rows
+               if row.kind in ('all-gather', 'reduce-scatter'))  # fmt: skip
+    assert gathered.get(True, 0.0) < 0.01 * gathered[False]
+    parameters, whole = attempt.compiled.state['parameters']
+    assert parameters == pytest.approx(whole / 4, rel=0.05)
+    # At least a device's quarter of the gradients, but not all; those of embeddings go whole.
+    assert parameters <= summed < whole
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_memory_is_what_the_compiler_counts():
+    """Arguments, results and temporaries of a program whose sizes are known; and its refusal."""
+    (device,) = program.devices(chips.topology('v5e:1x1'))
+    mesh = jax.sharding.Mesh([device], ('x',))
+
+    def work(x):
+        y = jax.lax.optimization_barrier(jnp.sin(x))
+        z = jax.lax.optimization_barrier(jnp.roll(y, 5, 0))
+        return jnp.sum(z * y[::-1])
+
+    def compiled(gib):
+        x = jax.ShapeDtypeStruct((gib * 2**18, 1024), jnp.float32,
+                                 sharding=NamedSharding(mesh, P()))  # fmt: skip
+        return program._compiled(jax.jit(work).lower(x), {}, 1.0, mesh)
+
+    made = compiled(1)
+    assert made.arguments == pytest.approx(chips.GIB, rel=1e-3)
+    assert made.temporary == pytest.approx(3 * chips.GIB, rel=1e-2)
+    with pytest.raises(program.TooLarge) as refused:
+        compiled(4)
+    assert refused.value.needed == pytest.approx(16 * chips.GIB, rel=1e-2)
+
+
 def test_sampler_lowers_for_a_mesh():
     """What is lowered has the shapes of what runs."""
     config = tiny()

@@ -44,19 +44,17 @@ def collectives(module, slices=1):
     steps = list(hlo.executed(module))
     # A program of several TPU slices is that of one of them, and what goes to the others is sent.
     apart = any(_between(step.instruction) for step in steps)
+    per_slice = module.devices if apart else module.devices // slices
     for step in steps:
-        kind = _between(step.instruction) or step.instruction.opcode.removesuffix('-start')
+        sent = _between(step.instruction)
+        kind = sent or step.instruction.opcode.removesuffix('-start')
         if kind not in SENT or _continues(step, chains):
             continue
-        if between := bool(_between(step.instruction)):
-            size = 2 if kind == 'collective-permute' else slices
-        else:
-            members = group(step.instruction.attributes, module.devices)
-            size = 2 if kind == 'collective-permute' else len(members)
-            per_slice = module.devices // (1 if apart else slices)
-            between = len({m // per_slice for m in members}) > 1
+        members = group(step.instruction.attributes, module.devices)
+        size = 2 if kind == 'collective-permute' else slices if sent else len(members)
         if size == 1:
             continue
+        between = bool(sent) or len({m // per_slice for m in members}) > 1
         moved = sum(
             shape.bytes
             for name in step.instruction.operands
