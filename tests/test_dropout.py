@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from emigm_jax import sharding
+from emigm_jax.aot import collectives, hlo
+from emigm_jax.nn import functional, transformer
 from emigm_jax.nn.dropout import dropout
 
 
@@ -94,3 +96,19 @@ def test_one_hash_for_four_entries():
         for v in equation.outvars
     ]
     assert made == [x.size // 4] * 2
+
+
+def test_a_layer_moves_no_mask_between_devices():
+    """An MLP merges the rows of several images; what it drops is drawn image by image."""
+    block = transformer.BlockConfig(16, 4, 4.0, 0.3, 0.3, jnp.float32)
+    net = functional.functional(lambda rngs: transformer.Mlp(block, rngs))
+    run = lambda params, x, key: net.bind(params)(x, key)
+    params, key = net.init(jax.random.key(1)), jax.random.key(0)
+    x = jax.random.normal(jax.random.key(2), (16, 10, 16))
+    mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices())
+    place = sharding.batch_sharding(mesh), sharding.whole(mesh)
+    with jax.set_mesh(mesh):
+        jitted = jax.jit(run, in_shardings=(place[1], place[0], place[1]), out_shardings=place[0])
+        compiled = jitted.lower(params, x, key).compile()
+    assert not collectives.collectives(hlo.parse(compiled.as_text()))
+    np.testing.assert_allclose(compiled(params, x, key), run(params, x, key), rtol=1e-5, atol=1e-6)
