@@ -9,6 +9,7 @@ import errno
 import logging
 import os
 import sys
+import tempfile
 from importlib import metadata
 
 import jax
@@ -48,11 +49,11 @@ def probe(path, write=True):
             buckets.probe(path, write)
         if buckets.remote(path) or not write:
             return
-        made = [p for p in (path, *path.parents) if not p.exists()]
-        if made:
-            path.mkdir(parents=True)
-            for folder in made:
-                folder.rmdir()
+        there = next(p for p in (path, *path.parents) if p.exists())
+        if there != path:
+            # Apart, since the other processes of a run try the same path at this moment.
+            with tempfile.TemporaryDirectory(prefix='.probe-', dir=there) as apart:
+                os.makedirs(os.path.join(apart, path.relative_to(there)))
         elif not os.access(path, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
