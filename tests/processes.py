@@ -38,11 +38,14 @@ class Run:
         return self.logs[i].read_text()
 
     def await_text(self, text, i=0, seconds=240):
-        """Waits until process i has printed `text`."""
+        """Waits until process i has printed `text`; if it does not, ends all and shows their ends."""
         end = time.monotonic() + seconds
         while text not in self.output(i):
-            assert self.processes[i].poll() is None, self.output(i)[-2000:]
-            assert time.monotonic() < end, self.output(i)[-2000:]
+            if self.processes[i].poll() is not None or time.monotonic() > end:
+                self.kill()
+                raise AssertionError(
+                    '\n'.join(self.output(j)[-2000:] for j in range(len(self.logs)))
+                )
             time.sleep(0.1)
 
     def codes(self, seconds=300):
