@@ -38,7 +38,7 @@ class Run:
         return self.logs[i].read_text()
 
     def await_text(self, text, i=0, seconds=240):
-        """Waits until process i has printed `text`; if it does not, ends all and shows their ends."""
+        """Waits until process i has printed `text`; if not, ends all and shows their ends."""
         end = time.monotonic() + seconds
         while text not in self.output(i):
             if self.processes[i].poll() is not None or time.monotonic() > end:
