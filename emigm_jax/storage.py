@@ -156,8 +156,9 @@ def load_part(path, keys):
 class readable:
     """Turns the many exceptions of a damaged checkpoint into one line.
 
-    TensorStore has hundreds of reads under way when the first one fails; they end after the load
-    has closed its event loop, and Python would print a traceback for each beside our line.
+    TensorStore has hundreds of reads under way when the first one fails; they fail too, or end
+    after the load has closed its event loop, and Python would print a traceback for each beside our
+    line, at any time until they are collected.
     """
 
     def __init__(self, path):
@@ -169,7 +170,9 @@ class readable:
         sys.unraisablehook = self._filtered
 
     def _filtered(self, unraisable):
-        if str(unraisable.exc_value) != 'Event loop is closed':
+        code = getattr(unraisable.object, 'cr_code', None)
+        read = code is not None and 'orbax' in code.co_filename
+        if not read and str(unraisable.exc_value) != 'Event loop is closed':
             self._report(unraisable)
 
     def __exit__(self, _, error, __):
@@ -179,9 +182,12 @@ class readable:
         logging.getLogger('asyncio').setLevel(logging.CRITICAL)
         if isinstance(error, (OSError, MemoryError)) and not isinstance(error, FileNotFoundError):
             raise UserError(f'{self._path}: cannot be read ({buckets.brief(error)})') from error
+        cause = error
+        while cause.__cause__ is not None:  # Orbax tells which slice, TensorStore which array
+            cause = cause.__cause__
         raise Damaged(
             f'{self._path}: the checkpoint is damaged or of another kind '
-            f'({buckets.brief(error)}); if it is a step of a run, delete this folder to go on '
+            f'({buckets.brief(cause)}); if it is a step of a run, delete this folder to go on '
             'from an earlier one'
         ) from error
 
