@@ -2,7 +2,10 @@
 
 import dataclasses
 import functools
+import gc
 import pathlib
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +13,11 @@ import numpy as np
 import pytest
 
 from emigm_jax import config as configs
+from emigm_jax import storage
 from emigm_jax.cli.arguments import load_config
 from emigm_jax.core import masking
 from emigm_jax.data import datasets, pipeline
-from emigm_jax.errors import UserError
+from emigm_jax.errors import Damaged, UserError
 from emigm_jax.models import emigm
 from emigm_jax.training import checkpoint, loop, loss, metrics, state, step
 
@@ -84,6 +88,31 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
         checkpoint.load_params(checkpoint.require(tmp_path))
     assert str(folder) in str(error.value)
     assert '\n' not in str(error.value)
+
+
+# As Orbax does: a read that is collected while it waits turns that into an error of its own.
+READ = """
+async def read(wait):
+    try:
+        await wait
+    except BaseException as error:
+        raise Exception('cannot be read') from error
+"""
+
+
+@pytest.mark.parametrize(('file', 'count'), [('site-packages/orbax/read.py', 0), ('own.py', 1)])
+def test_reads_that_end_after_a_damaged_checkpoint_say_nothing(file, count, monkeypatch):
+    told = []
+    monkeypatch.setattr(sys, 'unraisablehook', lambda failure: told.append(failure.exc_type))
+    with pytest.raises(Damaged, match=r'here.*\(KeyError: .inner.\)'), storage.readable('here'):
+        raise ValueError('outer') from KeyError('inner')
+    names = {}
+    exec(compile(READ, file, 'exec'), names)
+    reading = names['read'](types.coroutine(lambda: (yield))())
+    reading.send(None)
+    del reading
+    gc.collect()
+    assert told == [Exception] * count
 
 
 def test_non_finite_loss_stops_with_the_last_good_state(tmp_path, monkeypatch):
