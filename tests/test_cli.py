@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -187,3 +188,15 @@ def test_help_starts_fast_and_imports_nothing_heavy(command):
     assert out.stdout.strip().endswith('[]')
     assert 'example' in out.stdout
     assert 'emigm' in out.stdout
+
+
+@pytest.mark.parametrize('unbuffered', ['', '1'])
+def test_output_that_nobody_reads(unbuffered, run):
+    """As after `| head`: met at the print, or when what Python buffers is written."""
+    read, write = os.pipe()
+    os.close(read)
+    argv = [sys.executable, '-m', 'emigm_jax.cli.main', 'checkpoint', 'ls', str(run)]
+    environment = {**os.environ, 'PYTHONUNBUFFERED': unbuffered}
+    done = subprocess.run(argv, stdout=write, stderr=subprocess.PIPE, text=True, env=environment)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, '')

@@ -2,6 +2,9 @@
 
 import argparse
 import importlib
+import os
+import select
+import signal
 import sys
 
 from emigm_jax.errors import UserError, near
@@ -34,13 +37,27 @@ def main(argv=None):
             raise UserError(f'no command {name!r}{near(name, COMMANDS)}; there are '
                             f'{", ".join(COMMANDS)}')  # fmt: skip
         command = importlib.import_module(COMMANDS[name][0])
-        return command.run(rest) or 0
+        code = command.run(rest) or 0
+        sys.stdout.flush()  # a reader who has gone is met here, not at exit
+        return code
     except UserError as error:
         print(f'emigm: {error}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print('emigm: interrupted', file=sys.stderr)
-        return 130
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        if not _unread():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        return 128 + signal.SIGPIPE
+
+
+def _unread():
+    """Whether nobody reads standard output any more, as after `| head`."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 class Parser(argparse.ArgumentParser):
