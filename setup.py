@@ -16,7 +16,7 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['emigm_jax', 'emigm_jax.*']),
-    package_data={'emigm_jax': ['imagenet_classes.txt']},
+    package_data={'emigm_jax.data': ['imagenet_classes.txt']},
     python_requires='>=3.11',
     install_requires=[
         'absl-py',
@@ -42,6 +42,7 @@ setup(
     extras_require={
         'test': [
             'pytest',
+            'pytest-xdist',
             'ruff',
             'tensorboard',
             'tensorflow-datasets',

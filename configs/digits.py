@@ -10,7 +10,7 @@ Variants (configs/digits.py:NAME), on 2 CPU cores:
 The README lists the scores they reach.
 """
 
-from emigm_jax import config as configs
+from emigm_jax.config import nested
 
 IMAGE_SIZE, CLASSES = 8, 10
 
@@ -28,7 +28,7 @@ def get_config(variant='default'):
         raise ValueError(f'no variant {variant!r}; there are {", ".join(VARIANTS)}')
     width, depth, head_width, head_depth, steps, warmup, rate, decays = VARIANTS[variant]
     smoke = variant == 'smoke'
-    config = configs.defaults()
+    config = nested.defaults()
 
     config.data.name = 'digits'
     config.data.patch = 4

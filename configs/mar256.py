@@ -8,7 +8,7 @@ Training reads a latent cache with --config.data.name=latents --config.data.path
 'size=b,tiny' shrinks it to a run of seconds.
 """
 
-from emigm_jax import recipes
+from emigm_jax.config import recipes
 
 
 def get_config(variant='size=b'):

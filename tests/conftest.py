@@ -5,14 +5,23 @@ import os
 import shutil
 import tempfile
 
-pytest_plugins = ('gcs',)  # the fixture `bucket`
+pytest_plugins = ('support.gcs',)  # the fixture `bucket`
 
 # Most of the suite's time is compilation of small programs that run once or twice, so the compiler
 # is told not to polish them. `pytest -m full` runs full-size networks as users do.
 QUICK_COMPILATION = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
 
 
+MOST_WORKERS = 4  # each may take 5 GB
+
+
+def pytest_xdist_auto_num_workers(config):
+    return min(MOST_WORKERS, os.cpu_count() or 1)
+
+
 def pytest_configure(config):
+    if 'PYTEST_XDIST_WORKER' in os.environ:
+        return  # the environment is that of the process that started this one
     quick = QUICK_COMPILATION if config.option.markexpr != 'full' else ''
     # Many tests compile the same programs: one cache for all, commands that tests start included.
     # It lives as long as the run, so nothing stale is ever found.

@@ -15,7 +15,7 @@ import math
 from typing import NamedTuple
 
 from emigm_jax.aot import roofline
-from emigm_jax.sharding import MeshConfig
+from emigm_jax.parallel.sharding import MeshConfig
 
 STATE_PASSES = 9  # reads and writes of float32 per parameter in an update: p, m, v, EMA, gradient
 TENSOR = (1, 2, 4, 8)

@@ -13,12 +13,11 @@ import time
 import jax
 import numpy as np
 
-from emigm_jax import flops
 from emigm_jax.aot import collectives, costs, hlo
-from emigm_jax.core import masking
+from emigm_jax.core import flops, masking
 from emigm_jax.errors import UserError
 from emigm_jax.models import emigm
-from emigm_jax.sampling import Sampler
+from emigm_jax.sampling.sampler import Sampler
 from emigm_jax.training import program as training
 from emigm_jax.training import step
 

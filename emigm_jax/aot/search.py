@@ -3,11 +3,11 @@
 import dataclasses
 from typing import NamedTuple
 
-from emigm_jax import sharding
 from emigm_jax.aot import meshes, program
 from emigm_jax.errors import UserError
 from emigm_jax.models import emigm
 from emigm_jax.nn.functional import parameter_count
+from emigm_jax.parallel import sharding
 from emigm_jax.training import step
 
 

@@ -32,7 +32,7 @@ def load_config(name, overrides=()):
     from absl import flags
     from ml_collections import config_flags
 
-    from emigm_jax import config as configs
+    from emigm_jax.config import nested
 
     file = name.split(':', 1)[0]
     if not pathlib.Path(file).is_file():
@@ -44,7 +44,7 @@ def load_config(name, overrides=()):
         rest = values(argv)
         if rest[1:]:
             raise UserError(f'--config: unknown argument {rest[1]!r}; write --config.NAME=VALUE')
-        return configs.resolve(values['config'].value)
+        return nested.resolve(values['config'].value)
     except UserError:
         raise
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, SyntaxError) as error:
@@ -56,9 +56,9 @@ def load_config(name, overrides=()):
 
 def _check_names(config, overrides):
     """Raises UserError where an override names a setting that a `Config` does not have."""
-    from emigm_jax import config as configs
+    from emigm_jax.config import nested
 
-    known = dict(configs.flatten(configs.as_dict(config)))
+    known = dict(nested.flatten(nested.as_dict(config)))
     for flag in overrides:
         name = flag.partition('=')[0].removeprefix('--config.')
         if name not in known:
@@ -86,12 +86,12 @@ def add_processes(parser):
 
 def join(arguments):
     """Joins the processes that `add_processes` names; returns a context for the work to do."""
-    from emigm_jax import distributed
+    from emigm_jax.parallel import processes
 
-    distributed.start(
+    processes.start(
         arguments.coordinator, arguments.num_processes, arguments.process_id, arguments.join_timeout
     )
-    return distributed.together()
+    return processes.together()
 
 
 def numbers(name, text):
@@ -169,7 +169,7 @@ def sampling_config(arguments, config):
 
 def preset(saved, name):
     """The SamplingConfig of a checkpoint: its own, or that of a published preset."""
-    from emigm_jax import recipes
+    from emigm_jax.config import recipes
 
     if name is None:
         return saved.config.sampling

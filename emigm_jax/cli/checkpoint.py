@@ -42,7 +42,7 @@ def _told(arguments, value, table):
     """Prints `table` or JSON, and writes the file of --json."""
     import json
 
-    from emigm_jax import files
+    from emigm_jax.io import files
 
     if arguments.json == '-':
         print(json.dumps(value, indent=2))
@@ -55,9 +55,9 @@ def _told(arguments, value, table):
 def _ls(arguments):
     import dataclasses
 
-    from emigm_jax import inspection
+    from emigm_jax.checkpoints import inspect
 
-    found = inspection.entries(arguments.source)
+    found = inspect.entries(arguments.source)
     width = max(len(e.name) for e in found)
     table = [f'{"checkpoint":<{max(10, width)}}  {"size":>9}  files  written               state']
     table += [
@@ -70,10 +70,10 @@ def _ls(arguments):
 
 
 def _inspect(arguments):
-    from emigm_jax import inspection
+    from emigm_jax.checkpoints import inspect
 
-    path = inspection.located(arguments.source, arguments.step)
-    facts = inspection.facts(path)
+    path = inspect.located(arguments.source, arguments.step)
+    facts = inspect.facts(path)
     rows = [
         ('checkpoint', facts['path']),
         ('kind', facts['kind']),
@@ -100,8 +100,8 @@ def _differences(arguments, facts, shown):
     """Adds lines on the config to `shown`; returns {'differences': ...} or {}."""
     import json
 
-    from emigm_jax import config as configs
-    from emigm_jax import inspection, recipes
+    from emigm_jax.checkpoints import inspect
+    from emigm_jax.config import nested, recipes
 
     if facts['config'] is None:
         if arguments.against:
@@ -114,7 +114,7 @@ def _differences(arguments, facts, shown):
     else:
         shown += ['config', *json.dumps(facts['config'], indent=2).splitlines()]
         return {}
-    found = inspection.compared(facts['config'], configs.as_dict(other))
+    found = inspect.compared(facts['config'], nested.as_dict(other))
     shown.append(f'config: {name}' + (', but for' if found else ''))
     shown += [f'  {key} = {here!r} (there {there!r})' for key, (here, there) in found.items()]
     return {'differences': found}
@@ -123,25 +123,25 @@ def _differences(arguments, facts, shown):
 def _copy(arguments):
     import tqdm
 
-    from emigm_jax import copying, inspection, storage
-    from emigm_jax.training import checkpoint
+    from emigm_jax.checkpoints import copy, inspect, runs
+    from emigm_jax.io import paths
 
-    path, target = inspection.located(arguments.source, arguments.step), arguments.target
-    if path != storage.absolute(arguments.source):  # from a workdir into a workdir
-        target = f'{target.rstrip("/")}/{checkpoint.FOLDER}/{path.name}'
-    total = sum(file.size for file in copying.listing(path).values())
+    path, target = inspect.located(arguments.source, arguments.step), arguments.target
+    if path != paths.absolute(arguments.source):  # from a workdir into a workdir
+        target = f'{target.rstrip("/")}/{runs.FOLDER}/{path.name}'
+    total = sum(file.size for file in copy.listing(path).values())
     with tqdm.tqdm(total=total, unit='B', unit_scale=True, disable=None) as bar:
-        count, size, kept = copying.copy(path, target, bar.update)
+        count, size, kept = copy.copy(path, target, bar.update)
     again = f', {_size(kept)} of them there already' if kept else ''
     print(f'{path} -> {target}: {count} files, {_size(size)}{again}, checksums compared')
     return 0
 
 
 def _export(arguments):
-    from emigm_jax import inspection
+    from emigm_jax.checkpoints import inspect
 
-    path = inspection.located(arguments.source, arguments.step)
-    name = inspection.export(path, arguments.target, arguments.weights or '')
+    path = inspect.located(arguments.source, arguments.step)
+    name = inspect.export(path, arguments.target, arguments.weights or '')
     print(f'{path}: weights {name} -> {arguments.target}')
     return 0
 

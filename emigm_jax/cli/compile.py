@@ -81,8 +81,8 @@ def _platform():
 
 
 def _train(config, topology):
-    from emigm_jax import sharding
     from emigm_jax.aot import program, search
+    from emigm_jax.parallel import sharding
 
     plan = search.plan(config, topology)
     devices = program.devices(topology)
@@ -99,8 +99,8 @@ def _train(config, topology):
 
 
 def _sample(config, topology, batch):
-    from emigm_jax import sharding
     from emigm_jax.aot import program
+    from emigm_jax.parallel import sharding
 
     mesh = sharding.make_mesh(sharding.MeshConfig(topology.slices), program.devices(topology))
     print(f'compiling the sampler for {batch} images', flush=True)

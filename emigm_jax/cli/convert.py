@@ -61,11 +61,11 @@ def _refuse(arguments, flags, what):
 
 
 def _import(arguments):
-    from emigm_jax import storage
+    from emigm_jax.checkpoints import store
 
     target = arguments.target
-    storage.check_free(target)
-    if storage.is_checkpoint(arguments.source):
+    store.check_free(target)
+    if store.is_checkpoint(arguments.source):
         raise UserError(f'{arguments.source}: is converted already; `--to safetensors` exports it')
     save = _read(arguments)
     if arguments.dry_run:
@@ -78,7 +78,8 @@ def _import(arguments):
 
 def _read(arguments):
     """Reads and converts; returns what writes the result. The source is let go of by then."""
-    from emigm_jax.convert import recognise, torch_files
+    from emigm_jax.convert import recognise
+    from emigm_jax.io.formats import torch_files
 
     source = arguments.source
     tree = torch_files.read(source)
@@ -98,10 +99,10 @@ def _model(arguments, tree):
     """Converts a model, says what it is, and returns what writes it."""
     import dataclasses
 
-    from emigm_jax import recipes
+    from emigm_jax.checkpoints import runs
+    from emigm_jax.config import recipes
     from emigm_jax.convert import models
     from emigm_jax.nn.functional import parameter_count
-    from emigm_jax.training import checkpoint
 
     method = arguments.kind or ''
     made = models.read(
@@ -123,12 +124,12 @@ def _model(arguments, tree):
     presets = recipes.sampling(made.method, *size)
     source = {'file': pathlib.Path(arguments.source).name, 'weights': made.entry,
               'method': made.method, 'notes': made.notes, 'unread': made.unread}  # fmt: skip
-    return lambda target: checkpoint.export(target, config, made.params, presets, source)
+    return lambda target: runs.export(target, config, made.params, presets, source)
 
 
 def _name_of_folder(source):
     """', which calls itself ...' of a Hugging Face folder whose config.json has a name, or ''."""
-    from emigm_jax.convert import local_files, torch_files
+    from emigm_jax.io.formats import local_files, torch_files
 
     if not local_files.exists(f'{source}/config.json'):
         return ''
@@ -191,13 +192,14 @@ def _inception(arguments, tree):
 def _export(arguments):
     import numpy as np
 
-    from emigm_jax import files, storage
-    from emigm_jax.convert import data_files, inception_tables, models, rules, tokenizer_tables
+    from emigm_jax.checkpoints import runs, store
+    from emigm_jax.convert import inception_tables, models, rules, tokenizer_tables
     from emigm_jax.evaluation import inception
+    from emigm_jax.io import files, paths
+    from emigm_jax.io.formats import data_files
     from emigm_jax.tokenizers import learned
-    from emigm_jax.training import checkpoint
 
-    target = storage.absolute(arguments.target)
+    target = paths.absolute(arguments.target)
     if not files.remote(target) and not target.parent.is_dir():
         raise UserError(f'{target}: its folder does not exist')
     with files.reported(target):
@@ -205,22 +207,22 @@ def _export(arguments):
     if taken:
         raise UserError(f'{target}: exists already; choose another target or delete it')
     _refuse(arguments, ('kind', 'heads', 'null'), 'an export')
-    there = storage.is_checkpoint(arguments.source)
+    there = store.is_checkpoint(arguments.source)
     if there and inception.is_inception(arguments.source):
         _refuse(arguments, ('weights',), 'the Inception network')
         params, name = inception.load(arguments.source).params, ''
-        counters = storage.describe(arguments.source)[0].get('counters', {})
+        counters = store.describe(arguments.source)[0].get('counters', {})
         tensors = inception_tables.official(params, counters)
     elif there and learned.is_tokenizer(arguments.source):
         _refuse(arguments, ('weights',), 'a tokenizer')
         tokenizer, name = learned.load(arguments.source), ''
         entries = tokenizer_tables.SOURCES[tokenizer.name].entries(tokenizer.config)
         tensors = rules.to_official(entries, tokenizer.params)
-        counters = storage.describe(arguments.source)[0].get('counters', {})
+        counters = store.describe(arguments.source)[0].get('counters', {})
         tensors |= {n: np.asarray(count, np.int64) for n, count in counters.items()}
     else:
-        saved = checkpoint.require(arguments.source)
-        params, name = checkpoint.load_params(saved, arguments.weights)
+        saved = runs.require(arguments.source)
+        params, name = runs.load_params(saved, arguments.weights)
         unread = saved.source.get('unread', {})
         tensors = models.official(saved.config.model, params, unread)
         if saved.config.model.shared_null:

@@ -52,9 +52,9 @@ def run(argv):
             raise UserError(f'--{name.replace("_", "-")} {file}: its folder does not exist')
     for file in (arguments.json, arguments.save_npz, arguments.out):
         if file and '://' in file:
-            from emigm_jax import storage
+            from emigm_jax.io import access
 
-            storage.probe(file)
+            access.probe(file)
     if arguments.num_images is not None and not arguments.checkpoint:
         raise UserError('--num-images goes with --checkpoint')
     if arguments.compare and not arguments.checkpoint:
@@ -77,23 +77,16 @@ def run(argv):
 def _measured(arguments):
     import tqdm
 
-    from emigm_jax import files
-    from emigm_jax.evaluation import (
-        image_sets,
-        inception,
-        measure,
-        metrics,
-        npz,
-        references,
-        together,
-    )
+    from emigm_jax.evaluation import image_sets, inception, measure, metrics, references
+    from emigm_jax.io import files, npz
     from emigm_jax.nn.functional import fingerprint
+    from emigm_jax.parallel import agreement
 
     names = tuple(arguments.metrics.split(','))
     metrics.check(names)
     paper = _paper(arguments) if arguments.compare else {}
     # What one process cannot read ends all of them.
-    reference, extractor, (images, about) = together.agreed(
+    reference, extractor, (images, about) = agreement.agreed(
         lambda: (
             references.read(arguments.reference),
             inception.load(arguments.inception),
@@ -116,7 +109,7 @@ def _measured(arguments):
         shifts['spatial'] = reference.spatial_mean
     network = measure.Network(extractor.params)
     bar = lambda count: tqdm.tqdm(
-        total=count, unit=' images', disable=None if together.first() else True
+        total=count, unit=' images', disable=None if agreement.first() else True
     )
     start = time.perf_counter()
     with bar(len(images)) as shown:
@@ -124,15 +117,15 @@ def _measured(arguments):
     seconds = (time.perf_counter() - start) / found.made if found.made else None
     real = None
     if plan.keep_features and reference.features is None and reference.images is not None:
-        if together.first():
+        if agreement.first():
             print(f'features of the {len(reference.images):,} images in {arguments.reference}',
                   flush=True)  # fmt: skip
         with bar(len(reference.images)) as shown:
             real = measure.features(
                 image_sets.Stored(reference.images), network, arguments.batch_size, shown.update
             )
-    first = together.first()
-    together.leave()
+    first = agreement.first()
+    agreement.leave()
     if not first:
         return 0
     print('computing the metrics', flush=True)
@@ -167,12 +160,12 @@ def _images(arguments):
         return made, {'source': 'npz', 'content': made.fingerprint()}
     import dataclasses
 
-    from emigm_jax.evaluation import generate
+    from emigm_jax.checkpoints import runs
     from emigm_jax.nn.functional import fingerprint
+    from emigm_jax.sampling import generator
     from emigm_jax.tokenizers import learned
-    from emigm_jax.training import checkpoint
 
-    saved = checkpoint.require(arguments.checkpoint)
+    saved = runs.require(arguments.checkpoint)
     config = shared.sampling_config(arguments, shared.preset(saved, arguments.preset))
     count = 50_000 if arguments.num_images is None else arguments.num_images
     if count < 2:
@@ -180,7 +173,7 @@ def _images(arguments):
     tokenizer = None
     if arguments.tokenizer:
         tokenizer = learned.load(arguments.tokenizer, arguments.dtype)
-    make = generate.from_checkpoint(
+    make = generator.from_checkpoint(
         saved, config, arguments.weights, arguments.batch_size, tokenizer, arguments.dtype
     )
     if isinstance(make.tokenizer, learned.Learned):
@@ -206,11 +199,11 @@ def _images(arguments):
 
 def _paper(arguments):
     """{preset: row} of the paper for the checkpoint's size."""
-    from emigm_jax.evaluation import published
+    from emigm_jax.checkpoints import runs
+    from emigm_jax.config import published
     from emigm_jax.models.emigm import preset_name
-    from emigm_jax.training import checkpoint
 
-    model = checkpoint.require(arguments.checkpoint).config.model
+    model = runs.require(arguments.checkpoint).config.model
     found = published.rows(
         'emigm' if model.shared_null else 'mar', *(preset_name(model) or (0, ''))
     )

@@ -10,12 +10,14 @@ def run(arguments):
     """Runs `emigm evaluate --checkpoint` without a reference."""
     import tqdm
 
-    from emigm_jax import files
+    from emigm_jax.checkpoints import runs
     from emigm_jax.data import sources
-    from emigm_jax.evaluation import generate, image_sets, measure, scores, together
-    from emigm_jax.training import checkpoint
+    from emigm_jax.evaluation import image_sets, measure, scores
+    from emigm_jax.io import files
+    from emigm_jax.parallel import agreement
+    from emigm_jax.sampling import generator
 
-    saved = checkpoint.require(arguments.checkpoint)
+    saved = runs.require(arguments.checkpoint)
     if saved.config.data.name != 'digits':
         raise UserError(f'{saved.path}: needs --reference and --inception (only models of the '
                         'digits are scored in pixel space)')  # fmt: skip
@@ -24,16 +26,16 @@ def run(arguments):
     classes = saved.config.model.classes
     if count < 4 or count % classes:
         raise UserError(f'--num-images must be a multiple of the {classes} classes, not {count}')
-    make = generate.from_checkpoint(saved, config, arguments.weights, arguments.batch_size)
+    make = generator.from_checkpoint(saved, config, arguments.weights, arguments.batch_size)
     source = sources.digits()
 
     images = image_sets.Generated(make, count, classes)
-    start, off = time.perf_counter(), None if together.first() else True
+    start, off = time.perf_counter(), None if agreement.first() else True
     with tqdm.tqdm(total=count, unit=' images', disable=off) as bar:
         pictures = measure.pictures(images, arguments.batch_size, bar.update)
     seconds = (time.perf_counter() - start) / count
-    first = together.first()
-    together.leave()
+    first = agreement.first()
+    agreement.leave()
     if not first:
         return 0
     flat = lambda images: images.reshape(len(images), -1) / 255.0

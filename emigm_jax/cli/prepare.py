@@ -127,13 +127,13 @@ def _latents(arguments, flags):
 
     import tqdm
 
-    from emigm_jax import storage
     from emigm_jax.data import prepare
+    from emigm_jax.io import access
     from emigm_jax.tokenizers import learned
 
     worker = _worker(arguments.worker)
     if not arguments.dry_run:
-        storage.probe(arguments.target)
+        access.probe(arguments.target)
     tokenizer = learned.load(arguments.tokenizer, arguments.compute_dtype, flags.batch_size)
     source, rows, image_size = _rows(arguments, flags, tokenizer)
     settings = {
@@ -174,7 +174,7 @@ def _latents(arguments, flags):
 
 def _rows(arguments, flags, tokenizer):
     """((kind, fingerprint) of the source, `prepare.Rows`, image size)."""
-    from emigm_jax.config import DataConfig
+    from emigm_jax.config.settings import DataConfig
     from emigm_jax.data import datasets
     from emigm_jax.data import rows as kinds
 

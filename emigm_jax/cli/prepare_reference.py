@@ -26,12 +26,13 @@ def run(parser, arguments):
 
     import tqdm
 
-    from emigm_jax import storage
+    from emigm_jax.checkpoints import store
     from emigm_jax.evaluation import inception, measure, references, statistics
+    from emigm_jax.io import access, paths
 
-    if storage.absolute(arguments.target).exists():
-        raise UserError(storage.taken(arguments.target))
-    storage.probe(storage.absolute(arguments.target).parent)
+    if paths.absolute(arguments.target).exists():
+        raise UserError(store.taken(arguments.target))
+    access.probe(paths.absolute(arguments.target).parent)
     extractor = inception.load(arguments.inception)
     images, source = _images(arguments)
     if len(images) < 2:

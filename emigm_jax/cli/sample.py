@@ -37,12 +37,13 @@ def run(argv):
 
     import numpy as np
 
-    from emigm_jax import images, storage
-    from emigm_jax.evaluation import class_names, generate, npz
+    from emigm_jax.checkpoints import runs
+    from emigm_jax.data import class_names
+    from emigm_jax.io import access, npz, paths, png
+    from emigm_jax.sampling import generator
     from emigm_jax.tokenizers import learned
-    from emigm_jax.training import checkpoint
 
-    saved = checkpoint.require(arguments.checkpoint)
+    saved = runs.require(arguments.checkpoint)
     config = shared.sampling_config(arguments, shared.preset(saved, arguments.preset))
     classes = _classes(arguments.classes, saved.config.model.classes)
     if arguments.dry_run:
@@ -51,9 +52,9 @@ def run(argv):
     tokenizer = None
     if arguments.tokenizer:
         tokenizer = learned.load(arguments.tokenizer, arguments.dtype)
-    out = storage.absolute(arguments.out)
-    storage.probe(out)
-    make = generate.from_checkpoint(
+    out = paths.absolute(arguments.out)
+    access.probe(out)
+    make = generator.from_checkpoint(
         saved, config, arguments.weights, arguments.batch_size, tokenizer, arguments.dtype
     )
     labels, numbers = np.repeat(classes, len(seeds)), np.tile(seeds, len(classes))
@@ -61,11 +62,11 @@ def run(argv):
     names = ['null' if label < 0 else f'{label:04}' for label in labels]
     files = [out / f'class_{n}_seed_{s:06}.png' for n, s in zip(names, numbers, strict=True)]
     with concurrent.futures.ThreadPoolExecutor(16) as pool:  # a bucket takes its time
-        list(pool.map(images.save, files, pictures))
+        list(pool.map(png.save, files, pictures))
     # One class per row, one seed per column.
-    grid = images.grid(images.upscaled(pictures), len(seeds))
+    grid = png.grid(png.upscaled(pictures), len(seeds))
     titles = class_names.titles(classes, saved.config.model.classes)
-    images.save(out / 'grid.png', images.labelled(grid, titles))
+    png.save(out / 'grid.png', png.labelled(grid, titles))
     npz.write(out / 'samples.npz', dict(images=pictures, labels=labels, seeds=numbers))
     print(f'{len(labels)} images, weights {make.weights}, NFE {make.nfe} -> {out}')
     return 0
@@ -77,7 +78,7 @@ _SHOWN = (207, 360, 387, 974, 88, 979, 417, 279)
 
 
 def _classes(text, count):
-    from emigm_jax.evaluation import class_names
+    from emigm_jax.data import class_names
 
     if text == 'none':
         return [-1]

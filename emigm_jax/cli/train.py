@@ -30,7 +30,7 @@ def run(argv):
 
 
 def _train(config, workdir):
-    from emigm_jax import distributed
+    from emigm_jax.parallel import processes
     from emigm_jax.training import loop
 
     evaluator = None
@@ -45,7 +45,7 @@ def _train(config, workdir):
         return 1
     except loop.Preempted as error:
         print(f'emigm: {error}', file=sys.stderr)
-        return distributed.RESTART
-    if distributed.is_first():
+        return processes.RESTART
+    if processes.is_first():
         print(f'done: checkpoints, metrics and samples are in {workdir}')
     return 0

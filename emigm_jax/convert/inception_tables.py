@@ -1,4 +1,4 @@
-"""The Inception network of FID under the names of its carriers (evaluation.md section A1)."""
+"""The Inception network of FID under the names of its carriers."""
 
 import collections
 import re

@@ -35,7 +35,7 @@ def read(tree, origin, method='', weights='', null='', heads=0):
       weights: 'model_ema', 'model', or '' for the best there is.
       null: the tensor that becomes eMIGM's shared mask and null token, '' for `mask_token`: the
         official loader ends up with it, which the EMA never averaged; `fake_latent` is the
-        averaged one (paper.md Q1).
+        averaged one (models/emigm.py:90-92, engine_emigm.py:19-29).
       heads: attention heads; 0: those of the published model of this width.
 
     Raises:

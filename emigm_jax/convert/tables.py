@@ -1,4 +1,4 @@
-"""Official names of eMIGM and MAR checkpoints (paper.md section 10) beside ours."""
+"""Official names of eMIGM and MAR checkpoints beside ours."""
 
 from emigm_jax.convert.rules import Entry
 
@@ -59,7 +59,8 @@ def _layers(official, ours, rows, numbers, stacked):
 def emigm(config):
     """Entries of a `ModelConfig`; with a shared null token the name `fake_latent` is not read.
 
-    The official loader copies `mask_token` last, so both roles end up with it (paper.md Q1).
+    The official loader copies `mask_token` last, so both roles end up with it
+    (models/emigm.py:90-92).
     """
     last = config.decoder_depth - 1
     rows = (*_TABLES, *_TOKENS[config.shared_null])

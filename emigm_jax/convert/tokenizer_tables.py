@@ -1,4 +1,4 @@
-"""Official names of tokenizer checkpoints (evaluation.md sections B, C and D) beside ours."""
+"""Official names of tokenizer checkpoints beside ours."""
 
 import re
 from collections.abc import Callable

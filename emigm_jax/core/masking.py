@@ -34,7 +34,7 @@ def _truncated_normal(u, t_min):
 
 # Quantile functions u -> t; u is uniform on [0, 1).
 TIMES = {
-    # The official code: a point mass at t_min, uniform above (paper.md section 2).
+    # The official code: a point mass at t_min, uniform above (models/emigm.py:173-174).
     'clamp': lambda u, t_min: u.__array_namespace__().maximum(u, u.dtype.type(t_min)),
     # The paper's Eq. 7: t ~ U[t_min, 1].
     'range': lambda u, t_min: t_min + (1.0 - t_min) * u,

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emigm_jax import files, sharding
 from emigm_jax.data import latents, sources
 from emigm_jax.errors import UserError
+from emigm_jax.io import files
+from emigm_jax.parallel import sharding
 from emigm_jax.tokenizers import learned
 from emigm_jax.tokenizers.base import Pixels
 

@@ -4,10 +4,10 @@ import os
 
 import numpy as np
 
-from emigm_jax import files, storage
 from emigm_jax.data.pictures import decode
 from emigm_jax.data.sources import Example, Unreadable
 from emigm_jax.errors import UserError
+from emigm_jax.io import files, paths
 
 ENDINGS = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.ppm', '.pgm', '.tif', '.tiff', '.gif')
 
@@ -31,7 +31,7 @@ class ImageFolder:
     """
 
     def __init__(self, path):
-        self._root = storage.absolute(path)
+        self._root = paths.absolute(path)
         with files.reported(self._root):
             if not self._root.is_dir():
                 raise UserError(f'{path}: no such folder')
@@ -76,7 +76,7 @@ def below(root):
     Raises:
       UserError: no such folder, or no pictures in it.
     """
-    root = storage.absolute(root)
+    root = paths.absolute(root)
     with files.reported(root):
         if not root.is_dir():
             raise UserError(f'{root}: no such folder')

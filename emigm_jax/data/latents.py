@@ -7,8 +7,8 @@
     CACHE/shards/00000.npy   (R, 2, h, w, c): row r as it is, and of the mirrored picture
     CACHE/shards/00000.json  rows, labels, names and checksum of that shard
 
-Rows hold what the tokenizer's network gave (moments or latents, DESIGN: raw latents are cached,
-scale is data), so that moments are sampled afresh and scaled when they are used.
+Rows hold what the tokenizer's network gave (moments or latents; raw latents are cached, scale
+is data), so that moments are sampled afresh and scaled when they are used.
 """
 
 import io
@@ -17,8 +17,8 @@ import threading
 
 import numpy as np
 
-from emigm_jax import files, storage
 from emigm_jax.errors import UserError
+from emigm_jax.io import files, paths
 
 FORMAT = 1  # of the layout above
 VIEWS = 2  # as it is, mirrored
@@ -40,7 +40,7 @@ class Cache:
     """
 
     def __init__(self, path):
-        self.path = storage.absolute(path)
+        self.path = paths.absolute(path)
         self.manifest = read_manifest(self.path)
         self.labels = _labels(self.path, self.manifest)
         self.shape = tuple(self.manifest['shape'])
@@ -148,7 +148,7 @@ def read_manifest(path):
     Raises:
       UserError: none there, or of a format of the future.
     """
-    path = storage.absolute(path)
+    path = paths.absolute(path)
     manifest = files.read_json(path / 'manifest.json')
     if manifest is None:
         hint = ('preparing it has not ended: run the same `emigm prepare latents` again'
@@ -193,7 +193,7 @@ def copied(path, target, progress=lambda shards: shards):
     """
     import fcntl
 
-    source, target = storage.absolute(path), storage.absolute(target)
+    source, target = paths.absolute(path), paths.absolute(target)
     manifest = read_manifest(source)
     with files.reported(target):
         target.mkdir(parents=True, exist_ok=True)

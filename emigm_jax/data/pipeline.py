@@ -13,7 +13,7 @@ import grain
 import jax
 import numpy as np
 
-from emigm_jax import sharding
+from emigm_jax.parallel import sharding
 
 _DATA = 0x64617461  # separates the keys of data from those of masks and noise
 READERS, AHEAD = 2, 4  # of whole batches

@@ -12,9 +12,9 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from emigm_jax import files, storage
 from emigm_jax.data import latents
 from emigm_jax.errors import UserError
+from emigm_jax.io import files, paths
 
 
 class Row(NamedTuple):
@@ -61,7 +61,7 @@ def prepare(target, rows, settings, worker=(0, 1), max_unreadable=0.001, progres
     Raises:
       UserError: another cache is there, too much is unreadable, or the place cannot be written.
     """
-    target = storage.absolute(target)
+    target = paths.absolute(target)
     total, size = len(rows), settings['shard_rows']
     count = -(-total // size)
     files.claim(target, settings, 'a cache')

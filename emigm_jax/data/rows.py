@@ -6,11 +6,12 @@ import itertools
 import grain
 import numpy as np
 
-from emigm_jax import files, spread, storage
 from emigm_jax.data.pictures import center_crop
 from emigm_jax.data.prepare import Row, Skipped
 from emigm_jax.data.sources import Unreadable
 from emigm_jax.errors import UserError
+from emigm_jax.io import files, paths
+from emigm_jax.parallel import batches
 from emigm_jax.tokenizers import learned
 
 THREADS = 16  # that read and decode pictures; Pillow and files let go of the interpreter
@@ -55,7 +56,7 @@ class Encoded:
 
     def rows(self, start, stop):
         """See `prepare.Rows`."""
-        size = spread.padded(self._tokenizer.batch)
+        size = batches.padded(self._tokenizer.batch)
         read = read_all(self._read, start, stop)
         while batch := list(itertools.islice(read, size)):
             whole = [entry for entry in batch if not isinstance(entry, Skipped)]
@@ -68,7 +69,7 @@ class Encoded:
         """(B, 2, h, w, c) of images; every batch has the one shape that was compiled."""
         if not images:
             return []
-        pixels = spread.fill(np.stack(images), size)
+        pixels = batches.fill(np.stack(images), size)
         both = [self._tokenizer.encode(view) for view in (pixels, pixels[:, :, ::-1])]
         return np.stack(both, axis=1)[: len(images)]
 
@@ -83,7 +84,7 @@ class OfficialFiles:
     """
 
     def __init__(self, folder, tokenizer):
-        self._root = storage.absolute(folder)
+        self._root = paths.absolute(folder)
         with files.reported(self._root):
             if not self._root.is_dir():
                 raise UserError(f'{folder}: no such folder')

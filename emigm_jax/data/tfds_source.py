@@ -3,10 +3,10 @@
 Records are decoded here, by Pillow, so that the pixels are those that a folder would give.
 """
 
-from emigm_jax import files
 from emigm_jax.data.pictures import decode
 from emigm_jax.data.sources import Example
 from emigm_jax.errors import UserError
+from emigm_jax.io import files
 
 
 class TFDS:

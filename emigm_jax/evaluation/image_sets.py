@@ -8,13 +8,13 @@ import dataclasses
 
 import numpy as np
 
-from emigm_jax import files, spread, storage
 from emigm_jax.data import folder as folders
 from emigm_jax.data import rows as readers
 from emigm_jax.data.pictures import center_crop
 from emigm_jax.data.sources import Unreadable
 from emigm_jax.errors import UserError
-from emigm_jax.evaluation import npz
+from emigm_jax.io import files, npz, paths
+from emigm_jax.parallel import batches as spread
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Below:
     class_names = ()
 
     def __init__(self, path):
-        self._root = storage.absolute(path)
+        self._root = paths.absolute(path)
         self._names, self._bytes = zip(*folders.below(self._root), strict=True)
 
     def __len__(self):

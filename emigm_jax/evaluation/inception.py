@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from emigm_jax import storage
+from emigm_jax.checkpoints import store
 from emigm_jax.errors import UserError
 from emigm_jax.evaluation import inception_plan as plan
 from emigm_jax.nn import functional
@@ -183,12 +183,12 @@ class Extractor:
 
 def save(path, params, **facts):
     """Writes an Inception checkpoint; `facts` (JSON-like) go into its description."""
-    storage.save(path, {'params': params}, {ENTRY: {'variant': VARIANT}, **facts})
+    store.save(path, {'params': params}, {ENTRY: {'variant': VARIANT}, **facts})
 
 
 def is_inception(path):
     """Whether the checkpoint at `path` is one of `save`."""
-    return ENTRY in (storage.describe(path)[0] or {})
+    return ENTRY in (store.describe(path)[0] or {})
 
 
 def load(path):
@@ -197,8 +197,8 @@ def load(path):
     Raises:
       UserError: no checkpoint is at `path`, it is of another kind, or damaged.
     """
-    if not storage.is_checkpoint(path):
+    if not store.is_checkpoint(path):
         raise UserError(f'{path}: no Inception checkpoint there; `emigm convert` makes one')
     if not is_inception(path):
         raise UserError(f'{path}: holds no Inception network; `emigm convert` makes one')
-    return Extractor(storage.load_part(path, ('params',)))
+    return Extractor(store.load_part(path, ('params',)))

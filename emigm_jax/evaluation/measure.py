@@ -14,9 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from emigm_jax import files, spread, storage
 from emigm_jax.errors import UserError
-from emigm_jax.evaluation import inception, inception_score, metrics, npz, statistics, together
+from emigm_jax.evaluation import inception, inception_score, metrics, statistics
+from emigm_jax.io import files, npz, paths
+from emigm_jax.parallel import agreement
+from emigm_jax.parallel import batches as spread
 
 TOTALS = 'totals.npz'
 
@@ -81,14 +83,14 @@ def totals(images, folder, settings, network, shifts, plan, progress=lambda coun
       UserError: the folder belongs to another measurement, or an image cannot be read; on all
         processes.
     """
-    folder, count, size = storage.absolute(folder), len(images), together.padded(plan.batch)
-    together.check_same('the images and settings', [settings, count])
-    saved = together.by_first(lambda: _opened(folder, settings))
-    start = done = together.from_first(statistics.count(saved) if saved else 0)
+    folder, count, size = paths.absolute(folder), len(images), agreement.padded(plan.batch)
+    agreement.check_same('the images and settings', [settings, count])
+    saved = agreement.by_first(lambda: _opened(folder, settings))
+    start = done = agreement.from_first(statistics.count(saved) if saved else 0)
     progress(done)
     scored = 'inception_score' in plan.names and count >= inception_score.SPLITS
     splits = inception_score.split_of_images(count) if scored else None
-    shares = together.pieces(done, count, size)
+    shares = agreement.pieces(done, count, size)
     batches = _batches(images, shares, size)
     while shares:
         part, shares = shares[: plan.batches], shares[plan.batches :]
@@ -108,13 +110,13 @@ def totals(images, folder, settings, network, shifts, plan, progress=lambda coun
                 progress(piece.last - piece.first)
             return state, kept
 
-        state, kept = together.agreed(add_up)
+        state, kept = agreement.agreed(add_up)
         more = statistics.collect(state)
         kept = {name: _together(part, arrays) for name, arrays in kept.items() if arrays}
         save = functools.partial(_saved, folder, settings, done, kept, saved, more)
-        saved = together.by_first(save)
+        saved = agreement.by_first(save)
         done = part[-1].last
-    whole = together.by_first(
+    whole = agreement.by_first(
         lambda: joined(folder, 'features', count) if plan.keep_features else None
     )
     return Measured(saved, whole, count - start)
@@ -128,7 +130,7 @@ def once(images, network, shifts, plan, progress=lambda count: None):
 
 def _batches(images, shares, size):
     """Yields uint8 (share of `size`, H, W, 3) of every piece, filled up where it is shorter."""
-    share = together.share(size)
+    share = agreement.share(size)
     made = images.batches([slice(piece.start, piece.stop) for piece in shares], share)
     for piece in shares:
         batch = next(made, None)
@@ -157,7 +159,7 @@ def _together(part, arrays):
     Batch by batch, so that the devices never hold more images than while they were made.
     """
     batches = [
-        together.gather(rows)[: piece.last - piece.first]
+        agreement.gather(rows)[: piece.last - piece.first]
         for piece, rows in zip(part, arrays, strict=True)
     ]
     return np.concatenate(batches)
@@ -197,7 +199,7 @@ def _parts(folder):
 
 def stored(folder, name):
     """Yields what was kept under `name` ('features', 'images'), a part (M, ...) at a time."""
-    for path in _parts(storage.absolute(folder) / name):
+    for path in _parts(paths.absolute(folder) / name):
         yield npz.members(path)['arr_0'].read()
 
 
@@ -237,8 +239,8 @@ def features(images, network, batch=64, progress=lambda count: None):
 
 
 def _each(images, batch, progress, function):
-    size = together.padded(batch)
-    shares = together.pieces(0, len(images), size)
+    size = agreement.padded(batch)
+    shares = agreement.pieces(0, len(images), size)
 
     def mine():
         found = []
@@ -247,4 +249,4 @@ def _each(images, batch, progress, function):
             progress(piece.last - piece.first)
         return found
 
-    return _together(shares, together.agreed(mine))
+    return _together(shares, agreement.agreed(mine))

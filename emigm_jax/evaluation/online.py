@@ -8,17 +8,10 @@ import tqdm
 
 from emigm_jax.data import sources
 from emigm_jax.errors import UserError
-from emigm_jax.evaluation import (
-    generate,
-    image_sets,
-    inception,
-    measure,
-    metrics,
-    references,
-    scores,
-    together,
-)
-from emigm_jax.sampling import Sampler
+from emigm_jax.evaluation import image_sets, inception, measure, metrics, references, scores
+from emigm_jax.parallel import agreement
+from emigm_jax.sampling import generator
+from emigm_jax.sampling.sampler import Sampler
 
 
 def evaluator(config, data):
@@ -47,9 +40,9 @@ def evaluator(config, data):
     measured = _by_inception(settings) if settings.reference else _in_pixels(settings)
 
     def evaluate(params, step):
-        make = generate.Generator(params, sampler, data.tokenizer, settings.batch_size, weights)
+        make = generator.Generator(params, sampler, data.tokenizer, settings.batch_size, weights)
         images = image_sets.Generated(make, settings.num_images, config.model.classes)
-        off = None if together.first() else True
+        off = None if agreement.first() else True
         with tqdm.tqdm(
             total=len(images), desc=f'evaluating step {step}', leave=False, disable=off
         ) as bar:
@@ -84,7 +77,7 @@ def _by_inception(settings):
                 print(f'{name}: not computed, {reason}', flush=True)
             return values
 
-        return together.from_first(together.by_first(compute))
+        return agreement.from_first(agreement.by_first(compute))
 
     return measured
 
@@ -98,6 +91,6 @@ def _in_pixels(settings):
     def measured(images, progress):
         made = measure.pictures(images, settings.batch_size, progress)
         compute = lambda: scores.compare(real, source.labels, flat(made), images.labels)
-        return together.from_first(together.by_first(compute))
+        return agreement.from_first(agreement.by_first(compute))
 
     return measured

@@ -15,9 +15,9 @@ import pathlib
 
 import numpy as np
 
-from emigm_jax.convert import torch_files
 from emigm_jax.errors import UserError
-from emigm_jax.evaluation import npz
+from emigm_jax.io import npz
+from emigm_jax.io.formats import torch_files
 
 POOL, SPATIAL = 2048, 2023
 _RENAMED = {'ref_mu': 'mu', 'ref_sigma': 'sigma'}

@@ -19,7 +19,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from emigm_jax.errors import UserError
-from emigm_jax.evaluation import inception_score, npz
+from emigm_jax.evaluation import inception_score
+from emigm_jax.io import npz
 
 AXIS = 'data'
 _SHIFT = '_shift'

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from emigm_jax import sharding
 from emigm_jax.nn import functional
 from emigm_jax.nn.layers import layer_norm, linear, normal, time_features, zeros
+from emigm_jax.parallel import sharding
 
 TIME_FEATURES = 256
 

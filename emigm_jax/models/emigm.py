@@ -24,7 +24,7 @@ _LEAST = dict(
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Architecture (paper.md section 3). Tokens lie on a square grid."""
+    """Architecture (paper Tables 6 and 7; models/emigm.py:75-118). Tokens lie on a square grid."""
 
     grid: int = 16  # tokens per side; N = grid^2
     channels: int = 16  # C, of one token
@@ -97,7 +97,7 @@ _TRANSFORMERS = {
     'l': dict(width=1024, heads=16, depth=16),
     'h': dict(width=1280, heads=16, depth=20),
 }
-# (image size, transformer): head depth, head width, exact parameter count (paper.md section 3).
+# (image size, transformer): head depth, head width, exact parameter count of the official code.
 PRESETS = {
     (256, 'xs'): (3, 1024, 69_018_848),
     (256, 's'): (3, 1024, 96_640_544),

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from emigm_jax import sharding
 from emigm_jax.nn import transformer
 from emigm_jax.nn.layers import embedding, layer_norm, linear
+from emigm_jax.parallel import sharding
 
 
 class Positions(NamedTuple):

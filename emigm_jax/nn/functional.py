@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from emigm_jax import sharding
+from emigm_jax.parallel import sharding
 
 
 @dataclasses.dataclass(frozen=True)

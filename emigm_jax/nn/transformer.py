@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from emigm_jax import sharding
 from emigm_jax.nn import attention, functional
 from emigm_jax.nn.dropout import dropout
 from emigm_jax.nn.layers import layer_norm, linear
+from emigm_jax.parallel import sharding
 
 
 @dataclasses.dataclass(frozen=True)

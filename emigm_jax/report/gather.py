@@ -3,9 +3,9 @@
 import dataclasses
 import re
 
-from emigm_jax import files
 from emigm_jax.errors import UserError
-from emigm_jax.paths import absolute
+from emigm_jax.io import files
+from emigm_jax.io.paths import absolute
 from emigm_jax.report import parse, pictures
 from emigm_jax.report.runs import Grid, Run
 

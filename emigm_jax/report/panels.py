@@ -7,7 +7,7 @@ import dataclasses
 
 import numpy as np
 
-from emigm_jax.evaluation import published
+from emigm_jax.config import published
 from emigm_jax.report.runs import SCORES
 
 

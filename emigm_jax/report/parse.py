@@ -4,7 +4,7 @@ import json
 import math
 import re
 
-from emigm_jax.evaluation import published
+from emigm_jax.config import published
 from emigm_jax.report.runs import SCORES, Evaluation
 
 _BESIDE = ('fid_standard_error', 'inception_score_std', 'kid_std')

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from emigm_jax.evaluation import published
+from emigm_jax.config import published
 from emigm_jax.report.runs import SCORES, best, different
 
 NONE = '\N{EN DASH}'  # a cell without a value

@@ -5,9 +5,9 @@ import html
 import os
 import re
 
-from emigm_jax import files
 from emigm_jax.errors import UserError
-from emigm_jax.paths import absolute
+from emigm_jax.io import files
+from emigm_jax.io.paths import absolute
 from emigm_jax.report.page import FILES
 
 PAGE = 'report.html'

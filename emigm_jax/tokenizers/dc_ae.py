@@ -1,7 +1,7 @@
 """DC-AE f32c32-in-1.0, the deep compression autoencoder of eMIGM at 512 pixels (arXiv 2410.10733).
 
-Facts are from evaluation.md section C. Pixels move into channels and back by 32 per side; the
-encoder is deterministic. Stages of equal blocks are stacked and scanned.
+After efficientvit models/efficientvit/dc_ae.py. Pixels move into channels and back by 32 per
+side; the encoder is deterministic. Stages of equal blocks are stacked and scanned.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""KL-16, the variational autoencoder of MAR and eMIGM at 256 pixels (evaluation.md section B).
+"""KL-16, the variational autoencoder of MAR and eMIGM at 256 pixels (MAR models/vae.py).
 
 It is the LDM `AutoencoderKL` with multipliers 1, 1, 2, 2, 4. Each half of it is a plan in the order
 of execution; its rows have the official names, so that the conversion table follows from them.

@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emigm_jax import spread, storage
+from emigm_jax.checkpoints import store
 from emigm_jax.errors import UserError
 from emigm_jax.nn import functional
+from emigm_jax.parallel import batches
 from emigm_jax.tokenizers import dc_ae, kl_vae, vqgan
 from emigm_jax.tokenizers.base import Spec
 
@@ -95,15 +96,15 @@ class Learned:
         return self._batched(_decode(self.name, self.config), raw)
 
     def _batched(self, run, rows):
-        size = spread.padded(min(self.batch * jax.local_device_count(), len(rows)))
+        size = batches.padded(min(self.batch * jax.local_device_count(), len(rows)))
         params, made = self._placed, []
         for start in range(0, len(rows), size):
-            made.append(np.asarray(run(params, spread.fill(rows[start : start + size], size))))
+            made.append(np.asarray(run(params, batches.fill(rows[start : start + size], size))))
         return np.concatenate(made)[: len(rows)]
 
     @functools.cached_property
     def _placed(self):
-        return spread.place(self.params)
+        return batches.place(self.params)
 
 
 def to_tokens(kind, raw, key=None):
@@ -128,7 +129,7 @@ def encoder(name, config):
 
 @functools.cache
 def _encode(name, config):
-    return spread.over_devices(encoder(name, config))
+    return batches.over_devices(encoder(name, config))
 
 
 @functools.cache
@@ -142,13 +143,13 @@ def _decode(name, config):
         pixels = (bind(params).decode(raw) - kind.low) / (1.0 - kind.low)
         return jnp.round(jnp.clip(pixels, 0.0, 1.0) * 255.0).astype(jnp.uint8)
 
-    return spread.over_devices(run)
+    return batches.over_devices(run)
 
 
 def save(path, name, config, params, **facts):
     """Writes a tokenizer checkpoint; `facts` (JSON-like) go into its description."""
     described = {'name': name, 'config': dataclasses.asdict(config)}
-    storage.save(path, {'params': params}, {ENTRY: described, **facts})
+    store.save(path, {'params': params}, {ENTRY: described, **facts})
 
 
 def fingerprint(tokenizer):
@@ -158,7 +159,7 @@ def fingerprint(tokenizer):
 
 def is_tokenizer(path):
     """Whether the checkpoint at `path` is a tokenizer's."""
-    return ENTRY in (storage.describe(path)[0] or {})
+    return ENTRY in (store.describe(path)[0] or {})
 
 
 def load(path, dtype=None, batch=16):
@@ -172,15 +173,15 @@ def load(path, dtype=None, batch=16):
     Raises:
       UserError: there is no tokenizer at `path`, or it is damaged.
     """
-    if not storage.is_checkpoint(path):
+    if not store.is_checkpoint(path):
         raise UserError(f'{path}: no tokenizer checkpoint there; `emigm convert` makes one')
     if not is_tokenizer(path):
         raise UserError(f'{path}: holds no tokenizer')
-    description, _ = storage.describe(path)
+    description, _ = store.describe(path)
     name, values = description[ENTRY]['name'], description[ENTRY]['config']
     # JSON made lists of the tuples.
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     config = KINDS[name].config(**values)
     if dtype is not None:
         config = dataclasses.replace(config, dtype=dtype)
-    return Learned(name, config, storage.load_part(path, ('params',)), batch)
+    return Learned(name, config, store.load_part(path, ('params',)), batch)

@@ -1,6 +1,6 @@
-"""The VQGAN of MaskGIT at 256 and 512 pixels (evaluation.md section D): one architecture for both.
+"""The VQGAN of MaskGIT at 256 and 512 pixels: one architecture for both.
 
-An autoencoder without attention whose 16 x 16 pixels become one of 1024 codes. The plans number
+After maskgit nets/vqgan_tokenizer.py. An autoencoder without attention whose 16 x 16 pixels become one of 1024 codes. The plans number
 their layers as the official checkpoints do: per kind, in order of execution.
 """
 

@@ -8,13 +8,16 @@ import numpy as np
 from clu import parameter_overview
 from jax.experimental import multihost_utils
 
-from emigm_jax import config as configs
-from emigm_jax import distributed, files, images, preemption, sharding, spread, storage
+from emigm_jax.checkpoints import runs
+from emigm_jax.config import nested
 from emigm_jax.data import datasets, pipeline
 from emigm_jax.errors import Damaged, UserError
+from emigm_jax.io import access, files, paths, png
 from emigm_jax.nn.functional import parameter_count
-from emigm_jax.sampling import Sampler
-from emigm_jax.training import checkpoint, program
+from emigm_jax.parallel import batches as spread
+from emigm_jax.parallel import preemption, processes, sharding
+from emigm_jax.sampling.sampler import Sampler
+from emigm_jax.training import program
 from emigm_jax.training.metrics import Metrics
 
 
@@ -44,8 +47,8 @@ def train(config, workdir, evaluator=None):
       NonFinite: a loss or gradient was not finite.
       Preempted: SIGTERM or a maintenance notice came.
     """
-    workdir, first = storage.absolute(workdir), distributed.is_first()
-    storage.probe(workdir)
+    workdir, first = paths.absolute(workdir), processes.is_first()
+    access.probe(workdir)
     say = functools.partial(print, flush=True) if first else lambda *_: None
     mesh = sharding.make_mesh(config.mesh)
     data = datasets.dataset(config)
@@ -71,7 +74,7 @@ def train(config, workdir, evaluator=None):
         say('compiling the train step')
     batches = pipeline.Timed(pipeline.batches(data, batch_size, config.seed, start, total, mesh))
     with (
-        checkpoint.Writer(workdir, config, steps('keep_every'), data.fingerprint) as writer,
+        runs.Writer(workdir, config, steps('keep_every'), data.fingerprint) as writer,
         preemption.Watch() as watch,
     ):
         try:
@@ -127,13 +130,13 @@ def train(config, workdir, evaluator=None):
 
 def resumed(config, data, workdir, total, built, say):
     """The state of the newest checkpoint that can be read; None if there is none."""
-    folders = checkpoint.finished(workdir)
+    folders = runs.finished(workdir)
     for number, folder in enumerate(folders):
         damage = None
         try:
-            saved = checkpoint.open_(folder)
+            saved = runs.open_(folder)
             check_resumable(saved, config, data, workdir, total)
-            state = checkpoint.restore(saved, built.state)
+            state = runs.restore(saved, built.state)
         except Damaged as error:
             damage = error
         # All processes go on from the same step, or none does.
@@ -154,7 +157,7 @@ def _anywhere(condition):
 
 def check_resumable(saved, config, data, workdir, total):
     """Refuses a workdir whose checkpoint belongs to another config or other data."""
-    changes = configs.differences(saved.config, config)
+    changes = nested.differences(saved.config, config)
     if changes:
         shown = ', '.join(changes[:4]) + (', ...' if len(changes) > 4 else '')
         raise UserError(f'{workdir} holds a checkpoint of another config ({shown}): use another '
@@ -170,7 +173,7 @@ def check_resumable(saved, config, data, workdir, total):
 def prepare(workdir, config, net):
     """Creates the workdir and writes the config and a table of parameters for people to read."""
     table = parameter_overview.get_parameter_overview(net.shapes(), include_stats=False)
-    text = json.dumps(configs.as_dict(config), indent=2)
+    text = json.dumps(nested.as_dict(config), indent=2)
     files.write_text(workdir / 'config.json', text + '\n')
     files.write_text(workdir / 'parameters.txt', table + '\n')
 
@@ -199,8 +202,8 @@ def sample_grid(config, data, ema, workdir, at):
     tokens = sampler(config.model, config.sampling)(
         ema, np.arange(count) % columns % data.classes, np.arange(count)
     )
-    pictures = images.upscaled(np.asarray(data.tokenizer.decode(tokens)))
-    images.save(workdir / 'samples' / f'{at:08}.png', images.grid(pictures, columns))
+    pictures = png.upscaled(np.asarray(data.tokenizer.decode(tokens)))
+    png.save(workdir / 'samples' / f'{at:08}.png', png.grid(pictures, columns))
 
 
 @functools.lru_cache(maxsize=1)

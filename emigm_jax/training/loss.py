@@ -5,36 +5,14 @@ randomness of an image comes from its own key, so neither gradient accumulation 
 changes it.
 """
 
-import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from emigm_jax import sharding
 from emigm_jax.core import gaussian, masking
-from emigm_jax.core.masking import MaskingConfig
-from emigm_jax.errors import check_choice, check_range
 from emigm_jax.models.mae import Visible
-
-NORMALIZATIONS = ('image', 'batch')
-
-
-@dataclasses.dataclass(frozen=True)
-class LossConfig:
-    """The training objective."""
-
-    masking: MaskingConfig = MaskingConfig()
-    copies: int = 4  # diffusion times drawn per token ("diffusion_batch_mul")
-    # image: mean over each image's masked tokens, then over images, which is what the official code
-    # computes in expectation (its images of one GPU share a count). batch: one mean over all.
-    normalize: str = 'image'
-    label_drop: float = 0.1  # probability that an image is trained with the null class
-
-    def __post_init__(self):
-        check_choice('loss.normalize', self.normalize, NORMALIZATIONS)
-        check_range('loss.copies', self.copies, 1)
-        check_range('loss.label_drop', self.label_drop, 0.0, 1.0)
+from emigm_jax.parallel import sharding
 
 
 class Draws(NamedTuple):

@@ -15,8 +15,8 @@ import time
 
 import tensorboardX
 
-from emigm_jax import files, storage
 from emigm_jax.errors import UserError
+from emigm_jax.io import files, paths
 
 FILE, EVENTS = 'metrics.jsonl', 'tensorboard'
 PERIOD = 60.0  # seconds between two writes to a bucket
@@ -40,7 +40,7 @@ class Metrics:
         self._waited, self._writes = 0.0, writes
         if not writes:
             return
-        workdir = storage.absolute(workdir)
+        workdir = paths.absolute(workdir)
         self._sink = (_Bucket if files.remote(workdir) else _Disk)(workdir, _kept(workdir, start))
         # purge_step tells TensorBoard to forget later events of a run that was cut off.
         self._events = tensorboardX.SummaryWriter(
@@ -161,7 +161,7 @@ def _kept(workdir, start):
 
 
 def _lines(workdir):
-    file = storage.absolute(workdir) / FILE
+    file = paths.absolute(workdir) / FILE
     with files.reported(file):
         return file.read_text().splitlines() if file.exists() else []
 

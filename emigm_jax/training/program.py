@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from emigm_jax import sharding
 from emigm_jax.models import emigm
+from emigm_jax.parallel import sharding
 from emigm_jax.training import state as states
 from emigm_jax.training import step
 

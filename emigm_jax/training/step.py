@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from emigm_jax import sharding
 from emigm_jax.core import masking
+from emigm_jax.parallel import sharding
 from emigm_jax.training import loss as losses
 from emigm_jax.training import state as states
 

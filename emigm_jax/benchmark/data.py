@@ -1,0 +1,71 @@
+"""How fast training data come, and whether a step waits for them."""
+
+import resource
+import sys
+import time
+
+import jax
+import numpy as np
+
+from emigm_jax.benchmark import steps
+from emigm_jax.data import datasets, pipeline
+from emigm_jax.parallel import sharding
+
+WARM_UP = 4  # batches: threads start, files are opened, the page cache is met
+
+
+def measure(config, batch, repeats, train_steps):
+    """Figures of `repeats` batches of `batch` rows, and of `train_steps` real steps if not 0."""
+    data, mesh = datasets.dataset(config), sharding.make_mesh(config.mesh)
+    stop = WARM_UP + repeats
+    host = _rate(pipeline.host_batches(data, batch, config.seed, 0, stop), repeats)
+    device = _rate(
+        map(jax.block_until_ready, pipeline.batches(data, batch, config.seed, 0, stop, mesh)),
+        repeats,
+    )
+    rows = batch * repeats
+    figures = {
+        'what': f'data {config.data.name} {config.data.path}'.strip(),
+        'batch_size': batch,
+        'rows_per_second': rows / host[0],
+        'bytes_per_second': host[1] / host[0],
+        'rows_per_second_on_device': rows / device[0],
+        'peak_host_memory_gb': _peak_memory(),
+    }
+    if train_steps:
+        figures |= _waiting(config, data, batch, train_steps)
+    return figures
+
+
+def _rate(batches, repeats):
+    """(seconds, bytes) of the last `repeats` batches."""
+    size = 0
+    for number, made in enumerate(batches, 1):
+        if number > WARM_UP:
+            size += sum(leaf.nbytes for leaf in jax.tree.leaves(made))
+        if number == WARM_UP:
+            start = time.perf_counter()
+    return time.perf_counter() - start, size
+
+
+def _waiting(config, data, batch, count):
+    """Share of the time of real training steps that is spent waiting for data."""
+    built, _ = steps.train_program(config, batch)
+    state, mesh = built.create(), built.mesh
+    batches = pipeline.Timed(pipeline.batches(data, batch, config.seed, 0, 1 + count, mesh))
+    for number, rows in enumerate(batches):
+        state, values = built.step(state, rows, np.int32(number))
+        jax.block_until_ready(values)
+        if number == 0:  # compilation is no step
+            start, waited = time.perf_counter(), batches.seconds
+    seconds = time.perf_counter() - start
+    return {
+        'seconds_per_step': seconds / count,
+        'share_waiting_for_data': (batches.seconds - waited) / seconds,
+    }
+
+
+def _peak_memory():
+    """GB that this process has held at most."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e9 if sys.platform == 'darwin' else peak * 1024 / 1e9

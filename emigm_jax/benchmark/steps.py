@@ -1,0 +1,108 @@
+"""Speed, FLOPs, memory and compile time of the train step and of the sampler."""
+
+import dataclasses
+import functools
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from emigm_jax.core import flops, masking
+from emigm_jax.models import emigm
+from emigm_jax.parallel import sharding
+from emigm_jax.sampling.sampler import Sampler
+from emigm_jax.training import program, step
+
+
+def measure(what, config, batch, repeats):
+    """Figures of `what` ('train' or 'sample') with random weights and data: {name: value}."""
+    build = {'train': _train, 'sample': _sample}[what]
+    result = _measure(*build(config, batch), repeats)
+    return _figures(result, config, batch)
+
+
+def train_program(config, batch):
+    """(`program.Program` of a batch size on all devices, forward + backward FLOPs per image)."""
+    training = dataclasses.replace(config.training, batch_size=batch)
+    config = dataclasses.replace(config, training=training)
+    built = program.build(config, sharding.make_mesh(config.mesh), 0, 1)
+    groups = step.layout(config.loss, batch, config.training.accumulate)
+    budgets = masking.budgets(config.loss.masking, config.model.tokens, groups)
+    return built, 3 * flops.train_image(config.model, budgets, config.loss.copies)
+
+
+def _train(config, batch):
+    """(lowering, the program's arguments, next arguments from a result, FLOPs per image)."""
+    built, count = train_program(config, batch)
+    rng = np.random.default_rng(0)
+    data = {
+        'tokens': rng.standard_normal(built.batch['tokens'].shape, np.float32),
+        'labels': rng.integers(config.model.classes, size=batch).astype(np.int32),
+    }
+    data = jax.tree.map(lambda a, b: jax.device_put(a, b.sharding), data, built.batch)
+    first, zero = built.create(), np.int32(0)
+    return built.lower, (first, data, zero), lambda out: (out[0], data, zero), count
+
+
+def _sample(config, batch):
+    params = jax.jit(emigm.network(config.model).init)(jax.random.key(0))
+    sampler = Sampler(config.model, config.sampling)
+    labels = np.arange(batch) % config.model.classes
+    run, arguments = sampler.prepared(params, labels, np.arange(batch))
+    lower = functools.partial(run.lower, *arguments)
+    return lower, arguments, lambda _: arguments, sampler.flops
+
+
+def _measure(lower, arguments, following, count, repeats):
+    """Compiles, runs once to warm up, then times `repeats` calls."""
+    start = time.perf_counter()
+    compiled = lower().compile()
+    compile_seconds = time.perf_counter() - start
+    memory = compiled.memory_analysis()
+    parts = (memory.argument_size_in_bytes, memory.temp_size_in_bytes,
+             memory.output_size_in_bytes, -memory.alias_size_in_bytes)  # fmt: skip
+    peak, seconds = _matmul_peak(), []
+    for _ in range(1 + repeats):
+        start = time.perf_counter()
+        out = jax.block_until_ready(compiled(*arguments))
+        seconds.append(time.perf_counter() - start)
+        arguments = following(out)
+    return {
+        'seconds_per_step': statistics.median(seconds[1:]),
+        'flops_per_image': float(count),
+        'program_memory_gb': sum(parts) / 1e9,
+        'compile_seconds': compile_seconds,
+        'matmul_peak_tflops': peak / 1e12,
+    }
+
+
+def _figures(result, config, batch):
+    rate = batch / result['seconds_per_step']
+    achieved = rate * result['flops_per_image'] / 1e12
+    device = jax.devices()[0]
+    stats = device.memory_stats() or {}  # CPUs keep none
+    if 'peak_bytes_in_use' in stats:
+        result['peak_memory_gb'] = stats['peak_bytes_in_use'] / 1e9
+    return {
+        'device': f'{device.device_kind} ({device.platform})',
+        'devices': jax.device_count(),
+        'batch_size': batch,
+        'dtype': config.model.dtype,
+        'images_per_second': rate,
+        **result,
+        'of_matmul_peak': achieved / (result['matmul_peak_tflops'] * jax.device_count()),
+    }
+
+
+def _matmul_peak(size=2048, repeats=5):
+    """FLOP/s of a float32-in, default-precision square product on this device, best of a few."""
+    product = jax.jit(jnp.matmul)
+    a = jnp.ones((size, size))
+    seconds = []
+    for _ in range(1 + repeats):
+        start = time.perf_counter()
+        product(a, a).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds[1:])

@@ -1,0 +1,190 @@
+"""Checkpoints that describe themselves: arrays beside the resolved config and sampling presets.
+
+A run keeps WORKDIR/checkpoints/STEP/ with the whole train state; a converted model is one such
+folder anywhere, with EMA weights only.
+"""
+
+import dataclasses
+
+from etils import epath
+from orbax.checkpoint.experimental.v1 import training as ocp_training
+
+from emigm_jax.checkpoints import store
+from emigm_jax.config import nested, settings
+from emigm_jax.config.settings import SamplingConfig
+from emigm_jax.errors import UserError
+from emigm_jax.io import access, paths
+
+FOLDER = 'checkpoints'
+BEST = 'fid'  # the score whose lowest value is kept
+
+
+class Writer:
+    """Saves train states of one run in the background, and keeps some of them.
+
+    Kept are the newest `training.keep`, one every `training.keep_every`, and the one with the best
+    FID, if that is measured. All processes of a run must call `save` and `close`.
+    """
+
+    def __init__(self, workdir, config, keep_every=0, data=''):
+        self._description = {
+            'config': nested.as_dict(config), 'data': data, 'versions': store.versions(),
+        }  # fmt: skip
+        policies = ocp_training.preservation_policies
+        kept = [policies.LatestN(config.training.keep)]
+        if keep_every:
+            kept.append(policies.EveryNSteps(keep_every))
+        kept.append(policies.BestN(
+            get_metric_fn=lambda scores: scores[BEST], reverse=True, n=1,
+            keep_checkpoints_without_metrics=False,
+        ))  # fmt: skip
+        self._folder = paths.absolute(workdir) / FOLDER
+        with access.reachable(self._folder):
+            self._checkpointer = ocp_training.Checkpointer(
+                self._folder,
+                preservation_policy=policies.AnyPreservationPolicy(kept),
+                cleanup_tmp_directories=True,  # what a killed process left behind
+            )
+        self._saved, self._pending = None, None
+
+    def save(self, state, scores=None):
+        """Begins to write the state under its own step; waits first for the one before.
+
+        Args:
+          state: train state; may be donated as soon as this returns.
+          scores: {name: float} of its evaluation, if there was one.
+        """
+        step = int(state['step'])
+        if step == self._saved:
+            return
+        self.wait()
+        metrics = scores if scores and BEST in scores else None
+        with access.reachable(self._folder):
+            self._pending = self._checkpointer.save_async(
+                step, state, custom_metadata=self._description, metrics=metrics, force=True,
+                overwrite=True,  # of a damaged one that the run went back behind
+            )  # fmt: skip
+        self._saved = step
+
+    def wait(self):
+        """Returns when nothing is being written any more; raises what went wrong there."""
+        with access.reachable(self._folder):
+            if self._pending is not None:
+                self._pending.result()
+        self._pending = None
+
+    def close(self):
+        """Waits for what is being written."""
+        self.wait()
+        self._checkpointer.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """A checkpoint on disk."""
+
+    path: epath.Path
+    step: int  # 0 for a converted model
+    config: settings.Config
+    presets: dict  # name: SamplingConfig; the published settings of a converted model
+    source: dict  # what a converted model was made from
+    data: str = ''  # fingerprint of the training data
+
+
+def export(path, config, ema, presets, source):
+    """Writes a converted model as a checkpoint of its own.
+
+    Args:
+      path: folder that does not exist yet, local or gs://.
+      config: `Config`; its first EMA decay names the weights.
+      ema: parameters.
+      presets: {name: SamplingConfig}.
+      source: JSON-like dict, what the weights come from.
+    """
+    description = {
+        'config': nested.as_dict(config),
+        'presets': {name: nested.as_dict(value) for name, value in presets.items()},
+        'source': source,
+    }
+    name = str(config.optimizer.ema_decays[0])
+    store.save(path, {'ema': {name: ema}}, description)
+
+
+def finished(path):
+    """Folders of the finished checkpoints of a workdir, newest first; [] if it has none."""
+    path = paths.absolute(path)
+    folder = path / FOLDER if (path / FOLDER).is_dir() else path
+    if not folder.is_dir():
+        return []
+    # A step that is still being written has a temporary name, or on gs:// no mark of its end.
+    steps = sorted((int(p.name) for p in folder.iterdir() if p.name.isdigit()), reverse=True)
+    return [folder / str(s) for s in steps if store.is_checkpoint(folder / str(s))]
+
+
+def find(path):
+    """The `Saved` at a checkpoint folder, or the newest in a workdir; None if it has none."""
+    path = paths.absolute(path)
+    if store.is_checkpoint(path):
+        return open_(path)
+    newest = next(iter(finished(path)), None)
+    return None if newest is None else open_(newest)
+
+
+def require(path):
+    """As `find`, but a missing checkpoint is the user's error."""
+    if not paths.absolute(path).exists():
+        raise UserError(f'{path}: no such checkpoint or workdir')
+    saved = find(path)
+    if saved is None:
+        raise UserError(f'{path}: holds no checkpoint (looked for {FOLDER}/STEP)')
+    return saved
+
+
+def open_(path):
+    """The `Saved` at a checkpoint folder.
+
+    Raises:
+      UserError: it is damaged, or holds no model.
+    """
+    description, _ = store.describe(path)
+    if 'config' not in (description or {}):
+        raise UserError(f'{path}: holds no model')
+    presets = {
+        name: nested.build(SamplingConfig, values)
+        for name, values in description.get('presets', {}).items()
+    }
+    return Saved(
+        path,
+        int(path.name) if path.name.isdigit() else 0,
+        nested.resolve(description['config']),
+        presets,
+        description.get('source', {}),
+        description.get('data', ''),
+    )
+
+
+def restore(saved, abstract):
+    """Loads the whole train state; `abstract` has the shapes and shardings to restore into."""
+    return store.load(saved.path, abstract)
+
+
+def load_params(saved, weights=''):
+    """Loads one set of parameters: weights '' (the first EMA decay), a decay, or 'params'.
+
+    Returns:
+      (parameters as a nested dict of arrays, the name of what was loaded).
+    """
+    _, tree = store.describe(saved.path)
+    with store.readable(saved.path):
+        order = list(map(str, saved.config.optimizer.ema_decays))
+        names = sorted(tree['ema'], key=order.index) + ['params'] * ('params' in tree)
+    name = weights or names[0]
+    if name not in names:
+        raise UserError(f'{saved.path} has no weights {weights!r}, but {", ".join(names)}')
+    return store.load_part(saved.path, ('params',) if name == 'params' else ('ema', name)), name

@@ -1,0 +1,153 @@
+"""Checkpoint folders: one tree of arrays and a JSON description, written whole or not at all.
+
+Orbax writes to a temporary name and renames at the end (on gs:// it marks the end), so a killed
+process leaves nothing that looks like a checkpoint.
+"""
+
+import logging
+import sys
+from importlib import metadata
+
+import jax
+import orbax.checkpoint.experimental.v1 as ocp
+
+import emigm_jax
+from emigm_jax.errors import Damaged, UserError
+from emigm_jax.io import access, gcs
+from emigm_jax.io.paths import absolute
+
+MARK = '_CHECKPOINT_METADATA'  # what Orbax puts into every finished checkpoint
+COMMIT_MARK = 'commit_success.txt'  # and last of all where nothing can be renamed
+
+
+def is_checkpoint(path):
+    """Whether a finished checkpoint lies at `path` (local or gs://)."""
+    path = absolute(path)
+    with access.reachable(path):
+        return (path / mark(path)).exists()
+
+
+def mark(path):
+    """The file that makes a folder at `path` a finished checkpoint."""
+    return COMMIT_MARK if gcs.remote(path) else MARK
+
+
+def check_free(path):
+    """Raises UserError unless a new checkpoint can be written to `path`; leaves nothing there."""
+    # Orbax's threads would wait for minutes for a place that cannot be written.
+    path = absolute(path)
+    with access.reachable(path):
+        if not gcs.remote(path) and path.exists():
+            raise UserError(taken(path))
+        access.probe(path)
+        if path.exists():
+            raise UserError(taken(path))
+
+
+def taken(path):
+    """What to tell about a target that exists."""
+    return f'{path}: exists already; choose another target or delete it'
+
+
+def save(path, tree, description):
+    """Writes a new checkpoint.
+
+    Args:
+      path: folder that does not exist yet, local or gs://.
+      tree: nested dict of arrays.
+      description: JSON-like dict.
+
+    Raises:
+      UserError: something is there already, or the place cannot be written.
+    """
+    check_free(path)
+    path = absolute(path)
+    context = ocp.Context()
+    # Nobody changes the arrays while they are written, so no second copy of them is needed.
+    context.memory.deepcopy_host_arrays = False
+    context.memory.write_concurrent_bytes = 2**30
+    try:
+        with context:
+            ocp.save(path, tree, custom_metadata={'versions': versions(), **description})
+    except Exception as error:  # of the file system, of TensorStore, of a bucket
+        for rest in path.parent.glob(f'{path.name}*orbax-checkpoint-tmp*'):
+            rest.rmtree(missing_ok=True)
+        raise UserError(f'{path}: cannot be written ({gcs.brief(error)})') from error
+
+
+def versions():
+    """What writes a checkpoint here, for its description."""
+    return {'emigm_jax': emigm_jax.__version__, 'orbax': metadata.version('orbax-checkpoint'),
+            'jax': jax.__version__}  # fmt: skip
+
+
+def describe(path):
+    """(description, tree of array metadata) of a checkpoint, without reading its arrays."""
+    with readable(path):
+        found = ocp.metadata(absolute(path))
+        if found.metadata is None:  # Orbax has logged why
+            raise ValueError('its tree of arrays cannot be read')
+        return found.custom_metadata, found.metadata
+
+
+def load(path, abstract):
+    """Arrays of a checkpoint; `abstract` has shapes and placement, or `ocp.PLACEHOLDER`."""
+    with readable(path):
+        return ocp.load(absolute(path), abstract)
+
+
+def load_part(path, keys):
+    """The subtree under `keys` (a sequence of names) as arrays on the default device."""
+    _, tree = describe(path)
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    want = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    def abstract(node, keys):
+        if not keys:
+            return jax.tree.map(want, node)
+        skipped = {k: jax.tree.map(lambda _: ocp.PLACEHOLDER, v) for k, v in node.items()}
+        return {**skipped, keys[0]: abstract(node[keys[0]], keys[1:])}
+
+    loaded = load(path, abstract(tree, tuple(keys)))
+    for key in keys:
+        loaded = loaded[key]
+    return loaded
+
+
+class readable:
+    """Turns the many exceptions of a damaged checkpoint into one line.
+
+    TensorStore has hundreds of reads under way when the first one fails; they fail too, or end
+    after the load has closed its event loop, and Python would print a traceback for each beside our
+    line, at any time until they are collected.
+    """
+
+    def __init__(self, path):
+        self._path = path
+
+    def __enter__(self):
+        logging.getLogger('absl').setLevel(logging.ERROR)
+        self._report = sys.unraisablehook
+        sys.unraisablehook = self._filtered
+
+    def _filtered(self, unraisable):
+        code = getattr(unraisable.object, 'cr_code', None)
+        read = code is not None and 'orbax' in code.co_filename
+        if not read and str(unraisable.exc_value) != 'Event loop is closed':
+            self._report(unraisable)
+
+    def __exit__(self, _, error, __):
+        if error is None or isinstance(error, UserError) or not isinstance(error, Exception):
+            sys.unraisablehook = self._report
+            return
+        logging.getLogger('asyncio').setLevel(logging.CRITICAL)
+        if isinstance(error, (OSError, MemoryError)) and not isinstance(error, FileNotFoundError):
+            raise UserError(f'{self._path}: cannot be read ({gcs.brief(error)})') from error
+        cause = error
+        while cause.__cause__ is not None:  # Orbax tells which slice, TensorStore which array
+            cause = cause.__cause__
+        raise Damaged(
+            f'{self._path}: the checkpoint is damaged or of another kind '
+            f'({gcs.brief(cause)}); if it is a step of a run, delete this folder to go on '
+            'from an earlier one'
+        ) from error

@@ -1,0 +1,94 @@
+"""Settings as nested dicts: as ml_collections configs hold them, and as checkpoints carry them.
+
+`configs/*.py` start from `defaults()` and change what they need; `resolve` turns the result into
+dataclasses, and every wrong name or value into one line. `as_dict` is what checkpoints carry.
+"""
+
+import dataclasses
+
+import ml_collections
+
+from emigm_jax.config.settings import Config
+from emigm_jax.errors import UserError, near
+
+
+def mutable(settings):
+    """Settings as a mutable ConfigDict with known names and types."""
+    return ml_collections.ConfigDict(as_dict(settings))
+
+
+def defaults():
+    """The default settings as a mutable ConfigDict."""
+    return mutable(Config())
+
+
+def as_dict(settings):
+    """Settings -> nested dict of plain values (tuples stay tuples)."""
+    return dataclasses.asdict(settings)
+
+
+def resolve(config):
+    """ConfigDict or nested dict -> `Config`.
+
+    Raises:
+      UserError: an unknown name, a value of the wrong type, or one that makes no sense.
+    """
+    if isinstance(config, ml_collections.ConfigDict):
+        config = config.to_dict()
+    return build(Config, config)
+
+
+def build(cls, values, prefix=''):
+    """Nested dict -> frozen settings of class `cls`; raises as `resolve`."""
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for name in values:
+        if name not in fields:
+            raise UserError(f'unknown setting {prefix}{name}{near(name, fields)}')
+    built = {}
+    for name, value in values.items():
+        default = getattr(cls(), name)
+        path = f'{prefix}{name}'
+        if dataclasses.is_dataclass(default):
+            if not isinstance(value, dict):
+                raise UserError(f'{path} is a group of settings, not {value!r}')
+            built[name] = build(type(default), value, path + '.')
+        else:
+            built[name] = _coerce(path, value, type(default))
+    return cls(**built)
+
+
+def _coerce(path, value, kind):
+    if kind is tuple and isinstance(value, (list, tuple)):
+        return tuple(value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not kind:
+        raise UserError(f'{path} must be {kind.__name__}, not {value!r}')
+    return value
+
+
+# Settings that may differ when a run is resumed: they change no state that is already there.
+_FREE = ('training.total', 'training.log_every', 'training.sample_every', 'training.keep',
+         'training.checkpoint_every', 'training.sample_images', 'sampling.', 'evaluation.', 'mesh.',
+         # Where the data lies; checkpoints carry a fingerprint of what it is.
+         'data.path', 'data.tokenizer', 'data.local_copy', 'data.verify')  # fmt: skip
+
+
+def differences(saved, asked):
+    """Settings that differ between two configs and must not on resuming: ['name: a -> b', ...]."""
+    flat = lambda c: dict(flatten(as_dict(c)))
+    saved, asked = flat(saved), flat(asked)
+    return [
+        f'{name} {saved[name]!r} -> {value!r}'
+        for name, value in asked.items()
+        if value != saved[name] and not name.startswith(_FREE)
+    ]
+
+
+def flatten(tree, prefix=''):
+    """Nested dict -> pairs ('group.name', value)."""
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f'{prefix}{name}.')
+        else:
+            yield f'{prefix}{name}', value

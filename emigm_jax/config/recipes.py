@@ -1,0 +1,112 @@
+"""The published recipes as configs: eMIGM (paper Tables 6 and 7) and MAR, with their sampling."""
+
+import dataclasses
+
+from emigm_jax.config import nested, settings
+from emigm_jax.config.settings import SamplingConfig
+from emigm_jax.core.masking import MaskingConfig
+from emigm_jax.core.reveal import RevealConfig
+from emigm_jax.core.solvers import SolverConfig
+from emigm_jax.models.emigm import preset, preset_name
+
+# size: global batch, so that lr = 1e-4 * batch / 256 is 4e-4 or 8e-4
+BATCH = {'xs': 1024, 's': 1024, 'b': 2048, 'l': 2048, 'h': 2048}
+
+# Guidance intervals, fast and best (bash/evaluate/*.sh; guidance 4 inside them), and K of best.
+_INTERVALS = {
+    (256, 'xs'): ((0.1, 0.3), (0.18, 0.6)),
+    (256, 's'): ((0.1, 0.3), (0.18, 0.6)),
+    (256, 'b'): ((0.1, 0.3), (0.05, 0.4)),
+    (256, 'l'): ((0.1, 0.3), (0.18, 0.6)),
+    (256, 'h'): ((0.2, 0.4), (0.3, 0.7)),
+    **{(512, size): ((0.15, 0.35), (0.25, 0.5)) for size in ('xs', 's', 'b', 'l')},
+}
+_BEST_STEPS = {256: 128, 512: 64}
+# Guidance of MAR grows linearly to these; its README samples with K = 256, its training with 64.
+_MAR_GUIDANCE = {'b': 2.9, 'l': 3.0, 'h': 3.2}
+_MAR_STEPS = {'fast': 64, 'best': 256}
+
+METHODS = ('emigm', 'mar')
+
+
+def sizes(method):
+    """The published (image size, size) of a method."""
+    return [(256, s) for s in _MAR_GUIDANCE] if method == 'mar' else list(_INTERVALS)
+
+
+def sampling(method, image_size, size):
+    """The published settings of a model: {'fast': SamplingConfig, 'best': SamplingConfig}."""
+    if method == 'mar':
+        return {name: _mar_sampling(size, steps) for name, steps in _MAR_STEPS.items()}
+    fast, best = _INTERVALS[image_size, size]
+    rows = {'fast': (16, 8, fast), 'best': (_BEST_STEPS[image_size], 14, best)}
+    return {
+        name: SamplingConfig(
+            reveal=RevealConfig(steps=steps, guidance_from=low, guidance_to=high),
+            solver=SolverConfig(steps=solver_steps),
+        )
+        for name, (steps, solver_steps, (low, high)) in rows.items()
+    }
+
+
+def _mar_sampling(size, steps):
+    reveal = RevealConfig(
+        steps=steps, schedule='cosine', rule='fixed', guidance=_MAR_GUIDANCE[size],
+        guidance_schedule='linear', guidance_from=0.0, guidance_to=1.0,
+    )  # fmt: skip
+    return SamplingConfig(reveal=reveal, solver=SolverConfig('ddpm', 100))
+
+
+def sampling_of(model):
+    """`sampling` of the published model that has the sizes of a `ModelConfig`, {} if none has."""
+    key = preset_name(model)
+    method = 'emigm' if model.shared_null else 'mar'
+    return sampling(method, *key) if key in sizes(method) else {}
+
+
+def published(method, image_size, size):
+    """The `Config` that a published model was trained and is sampled (fast) with."""
+    shared = method == 'emigm'
+    model = preset(image_size, size, shared_null=shared, dtype='bfloat16')
+    config = settings.Config(
+        data=settings.DataConfig(name='synthetic'),
+        model=model,
+        training=settings.TrainingConfig(batch_size=BATCH[size]),
+        sampling=sampling(method, image_size, size)['fast'],
+    )
+    if method == 'mar':
+        masking = MaskingConfig(
+            schedule='linear', distribution='fixed', times='truncated_normal', t_min=0.7
+        )
+        loss = dataclasses.replace(config.loss, masking=masking)
+        config = dataclasses.replace(config, loss=loss)
+    return config
+
+
+def recipe(method, image_size, variant):
+    """`published` as a mutable config.
+
+    Args:
+      method: a key of METHODS.
+      image_size: 256 or 512.
+      variant: 'size=xs|s|b|l|h', optionally with ',tiny' for a run of seconds on a laptop.
+    """
+    parts = dict(part.partition('=')[::2] for part in variant.split(','))
+    size, tiny = parts.pop('size', 'b'), 'tiny' in parts
+    if set(parts) - {'tiny'}:
+        raise ValueError(f"the variant must look like 'size=b' or 'size=b,tiny', not {variant!r}")
+    known = [s for i, s in sizes(method) if i == image_size]
+    if size not in known:
+        raise ValueError(f'{method} at {image_size} has the sizes {", ".join(known)}, not {size!r}')
+    config = nested.mutable(published(method, image_size, size))
+    if tiny:
+        config.model.update(dict(width=32, heads=4, encoder_depth=2, decoder_depth=2,
+                                 head_width=32, head_depth=1, dtype='float32'))  # fmt: skip
+        config.loss.masking.groups = 2
+        config.data.examples = 64
+        config.training.batch_size = 16
+        config.training.total, config.training.warmup = '4 steps', '2 steps'
+        config.training.log_every = config.training.checkpoint_every = '2 steps'
+        config.sampling.solver.steps = 3
+        config.sampling.reveal.steps = 4
+    return config

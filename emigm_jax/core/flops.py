@@ -1,0 +1,52 @@
+"""FLOPs counted from shapes (2 per multiply-add, matrix products only).
+
+They price the cuts of a reveal plan and are what `emigm benchmark` divides by. A test compares
+them with the compiler's own count.
+"""
+
+TIME_FEATURES = 256  # of the head
+
+
+def block(config, length, read=None):
+    """One transformer block on `length` tokens of which `read` rows are computed."""
+    width, rows = config.width, length if read is None else read
+    projections = rows * width * 2 + length * width * 2  # q, out; k, v
+    mlp = rows * width * 2 * config.mlp_ratio
+    attention = 2 * rows * length
+    return 2 * width * (projections + mlp + attention)
+
+
+def encoder(config, visible):
+    """Embedding, encoder stack on `visible` tokens plus buffer, and the decoder's embedding."""
+    length = config.buffer + (visible if config.mae else config.tokens)
+    embed = 2 * (length - config.buffer) * config.channels * config.width
+    return embed + config.encoder_depth * block(config, length) + 2 * length * config.width**2
+
+
+def decoder(config, read):
+    """Decoder stack of which the last block computes `read` rows."""
+    length = config.buffer + config.tokens
+    return (config.decoder_depth - 1) * block(config, length) + block(config, length, read)
+
+
+def head(config, rows, conditions, times):
+    """Diffusion head on `rows` noisy tokens with so many distinct conditions z and times."""
+    width, channels = config.head_width, config.channels
+    per_row = config.head_depth * 5 * width**2 + 2 * width**2 + 3 * channels * width
+    per_time = TIME_FEATURES * width + width**2
+    return 2 * (rows * per_row + conditions * config.width * width + times * per_time)
+
+
+def sample_step(config, solver_rows, visible, reveal, guided):
+    """One transformer step of the sampler: encoder, decoder and `reveal` tokens' diffusion."""
+    transformer = encoder(config, visible) + decoder(config, reveal)
+    return (1 + guided) * (transformer + head(config, solver_rows * reveal, reveal, 0))
+
+
+def train_image(config, budgets, copies):
+    """Forward FLOPs per image of a training step whose groups have `budgets` (masking.Budget)."""
+    total = 0
+    for visible, masked in budgets:
+        total += encoder(config, visible) + decoder(config, masked)
+        total += head(config, copies * masked, masked, 0)
+    return total / len(budgets)

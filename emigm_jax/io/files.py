@@ -1,0 +1,146 @@
+"""Files that are written whole or not at all, local or gs://, with failures in one line."""
+
+import contextlib
+import hashlib
+import json
+import os
+
+from emigm_jax.errors import UserError
+from emigm_jax.io import gcs
+from emigm_jax.io.gcs import remote
+from emigm_jax.io.paths import absolute
+
+_PARTIAL = '.partial'
+
+
+@contextlib.contextmanager
+def reported(path):
+    """Turns failures of a file system or a bucket into one line that names `path`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not gcs.failure(error):
+            raise
+        reason = getattr(error, 'strerror', None) or gcs.brief(error)
+        raise UserError(f'{path}: {reason}') from error
+
+
+def write(path, chunks):
+    """Writes an iterable of bytes-like chunks to `path`, whole or not at all.
+
+    Local files get a temporary name and are renamed. On gs:// an object appears when it is closed.
+
+    Raises:
+      UserError: the place cannot be written (full disk, no permission).
+    """
+    path = absolute(path)
+    with reported(path):
+        if remote(path):
+            try:
+                with path.open('wb') as f:
+                    for chunk in chunks:
+                        f.write(chunk)
+            except BaseException:  # closing has made an object of what was written so far
+                path.unlink(missing_ok=True)
+                raise
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.parent / f'.{path.name}.{os.getpid()}{_PARTIAL}'
+        try:
+            with open(partial, 'wb') as f:
+                for chunk in chunks:
+                    f.write(chunk)
+                f.flush()
+                os.fsync(f.fileno())  # a rename must not outlive the data it names
+            os.replace(partial, path)
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(partial)
+
+
+def is_partial(path):
+    """Whether a file has the name that `write` gives until it is whole."""
+    name = str(path).rpartition('/')[2]
+    return name.startswith('.') and name.endswith(_PARTIAL)
+
+
+def write_text(path, text):
+    """Writes a string, whole or not at all."""
+    write(path, [text.encode()])
+
+
+def write_json(path, value):
+    """Writes JSON-like `value`, the same bytes for the same value."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True) + '\n')
+
+
+def read_json(path):
+    """The JSON object in `path`; None if there is no such file.
+
+    Raises:
+      UserError: it cannot be read or is no JSON object.
+    """
+    path = absolute(path)
+    with reported(path):
+        if not path.exists():
+            return None
+        try:
+            value = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise UserError(f'{path}: is no JSON ({error})') from error
+    if not isinstance(value, dict):
+        raise UserError(f'{path}: is no JSON object')
+    return value
+
+
+def claim(folder, settings, what, write=True):
+    """Makes `folder` that of `settings` (JSON-like), or checks that it is already.
+
+    Args:
+      folder: local or gs://.
+      settings: written to settings.json, and compared with what is there.
+      what: the folder's content, for messages.
+      write: False only checks.
+
+    Raises:
+      UserError: it holds something else, or `what` of other settings.
+    """
+    folder = absolute(folder)
+    held, settings = read_json(folder / 'settings.json'), json.loads(json.dumps(settings))
+    if held is None:
+        with reported(folder):
+            if folder.exists() and any(not p.name.startswith('.') for p in folder.iterdir()):
+                raise UserError(f'{folder}: holds something else; choose another folder')
+        if write:
+            write_json(folder / 'settings.json', settings)
+        return
+    for name in sorted({*held, *settings}):
+        if held.get(name) != settings.get(name):
+            raise UserError(
+                f'{folder}: holds {what} with {name} = {_brief(held.get(name))}, not '
+                f'{_brief(settings.get(name))}; choose another folder, or delete it'
+            )
+
+
+def _brief(value):
+    text = json.dumps(value, sort_keys=True)
+    return text if len(text) <= 120 else text[:117] + '...'
+
+
+def sha256(path, size=2**22):
+    """Hex digest of a file's content, read in pieces of `size` bytes."""
+    digest = hashlib.sha256()
+    with reported(path), absolute(path).open('rb') as f:
+        while piece := f.read(size):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def text_hash(lines):
+    """Short hex digest of an iterable of strings."""
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(line.encode('utf-8', 'surrogateescape') + b'\n')
+    return digest.hexdigest()[:16]

@@ -1,0 +1,129 @@
+"""Checkpoint formats that hold numbers and no program: safetensors and the msgpack of Flax.
+
+Readers take the bytes of a whole file, best a memory map, as arrays are views of it.
+"""
+
+import json
+import os
+import tempfile
+
+import msgpack
+import numpy as np
+
+from emigm_jax.errors import UserError
+from emigm_jax.io import files
+from emigm_jax.io.formats import arrays
+
+_SAFETENSORS = {
+    'F64': 'float64',
+    'F32': 'float32',
+    'F16': 'float16',
+    'BF16': 'bfloat16',
+    'I64': 'int64',
+    'I32': 'int32',
+    'I16': 'int16',
+    'I8': 'int8',
+    'U64': 'uint64',
+    'U32': 'uint32',
+    'U16': 'uint16',
+    'U8': 'uint8',
+    'BOOL': 'bool',
+    'C64': 'complex64',
+    'F8_E4M3': 'float8_e4m3fn',
+    'F8_E5M2': 'float8_e5m2',
+    'F8_E8M0': 'float8_e8m0fnu',
+}
+_CHUNKED = '__msgpack_chunked_array__'  # in Flax
+_HEAD = 1024  # bytes; more than shape and dtype of an array take
+
+
+def read_safetensors(mapping):
+    """An uint64 length, a JSON header of that length, and the data its offsets refer to."""
+    start = 8 + int.from_bytes(mapping[:8], 'little')
+    header = json.loads(mapping[8:start])
+    data = memoryview(mapping)[start:]
+
+    def tensor(dtype, shape, data_offsets):
+        begin, end = data_offsets
+        arrays.check_counts([begin, end])
+        if dtype not in _SAFETENSORS:
+            raise ValueError(f'the dtype {dtype!a} is not supported')
+        return arrays.array(data[begin:end], arrays.DTYPES[_SAFETENSORS[dtype]], shape)
+
+    return {name: tensor(**row) for name, row in header.items() if name != '__metadata__'}
+
+
+def write_safetensors(path, tensors):
+    """Writes {name: array} to `path`, local or gs://, whole or not at all.
+
+    Raises:
+      UserError: the place cannot be written.
+    """
+    import safetensors
+    from safetensors import numpy
+
+    tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    folder = None if files.remote(path) else os.path.dirname(path)
+    try:
+        with tempfile.TemporaryDirectory(prefix='.partial-', dir=folder) as folder:
+            whole = os.path.join(folder, 'whole')
+            numpy.save_file(tensors, whole)
+            if files.remote(path):
+                with open(whole, 'rb') as f:
+                    files.write(path, iter(lambda: f.read(2**24), b''))
+            else:
+                os.replace(whole, path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f'{path}: cannot be written ({" ".join(str(error).split())})') from error
+
+
+def read_msgpack(mapping):
+    """flax.serialization.to_bytes: msgpack with arrays and scalars as extension types."""
+    # Lists are as long as the rank of an array: a header may not make room for millions.
+    tree = msgpack.unpackb(mapping, ext_hook=_extension, max_array_len=2**16)
+    return _joined(tree)
+
+
+def _extension(code, data):
+    if code == 2:
+        return complex(*msgpack.unpackb(data))
+    if code not in (1, 3):
+        raise ValueError(f'unknown extension type {code}')
+    shape, name, raw = _parts(data)
+    value = arrays.array(raw, arrays.DTYPES[name], shape)
+    return value if code == 1 else value[()]
+
+
+def _parts(data):
+    """(shape, dtype name, bytes) of an array, the bytes as a view: they may be gigabytes."""
+    head = msgpack.Unpacker(max_buffer_size=_HEAD)
+    head.feed(data[:_HEAD])
+    try:
+        if head.read_array_header() != 3:
+            raise ValueError('an array has no shape, dtype and bytes')
+        shape, name, start = head.unpack(), head.unpack(), head.tell()
+    except msgpack.OutOfData as error:
+        raise ValueError('an array ends before its shape and dtype do') from error
+    width = {0xC4: 1, 0xC5: 2, 0xC6: 4}[data[start]]  # of the length of bytes, big-endian
+    begin = start + 1 + width
+    length = int.from_bytes(data[start + 1 : begin], 'big')
+    if begin + length != len(data):
+        raise ValueError('an array does not end where its bytes do')
+    return shape, name, memoryview(data)[begin:]
+
+
+def _joined(tree):
+    """The tree with arrays put together that Flax cut in pieces, as msgpack ends at 4 GiB."""
+    if not isinstance(tree, dict):
+        return tree
+    tree = {key: _joined(value) for key, value in tree.items()}
+    if _CHUNKED not in tree:
+        return tree
+    parts, shape = (tree[part] for part in ('chunks', 'shape'))
+    shape = [shape[str(i)] for i in range(len(shape))]
+    sizes = [parts[str(i)].size for i in range(len(parts))]
+    whole, start = np.empty(sum(sizes), parts['0'].dtype), 0
+    for i, size in enumerate(sizes):
+        whole[start : start + size] = parts.pop(str(i))  # let go of, so that memory holds it once
+        start += size
+    return arrays.array(memoryview(whole.view(np.uint8)), whole.dtype, shape)

@@ -1,0 +1,110 @@
+"""Where checkpoints lie: files, which are memory-mapped, and folders in Hugging Face's style.
+
+A file on gs:// is first copied to an unnamed temporary file, so there must be room for it.
+"""
+
+import contextlib
+import json
+import mmap
+import os
+import tempfile
+
+from emigm_jax.errors import UserError
+from emigm_jax.io import files, paths
+
+_WEIGHTS = ('model', 'diffusion_pytorch_model')  # transformers and hub mixins; diffusers
+
+
+def map_file(path):
+    """A read-only memory map of a file; arrays that are made from it keep it alive."""
+    try:
+        with _fetched(path) if files.remote(path) else open(path, 'rb') as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                raise UserError(f'{path}: the file is empty, fetch it again')
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except FileNotFoundError as error:
+        raise UserError(f'{path}: no such file or folder') from error
+    except OSError as error:
+        raise UserError(f'{path}: cannot be read: {error.strerror or error}') from error
+
+
+@contextlib.contextmanager
+def _fetched(path):
+    """A local copy of a file in a bucket; a memory map of it outlives it."""
+    with tempfile.TemporaryFile() as copy:
+        try:
+            _fetch(paths.absolute(path), copy)
+        except (UserError, OSError):
+            raise
+        except Exception as error:  # a bucket's library has many
+            reason = f'{type(error).__name__}: {" ".join(str(error).split())[:160]}'
+            raise UserError(f'{path}: cannot be reached ({reason})') from error
+        yield copy
+
+
+def _fetch(source, copy):
+    import tqdm
+
+    size = source.stat().length
+    bar = tqdm.tqdm(total=size, unit='B', unit_scale=True, disable=None)
+    with bar, source.open('rb') as file:
+        while piece := file.read(2**24):
+            copy.write(piece)
+            bar.update(len(piece))
+    copy.flush()
+
+
+def is_folder(path):
+    """Whether `path`, local or gs://, is a folder."""
+    return paths.absolute(path).is_dir() if files.remote(path) else os.path.isdir(path)
+
+
+def exists(path):
+    """Whether there is anything at `path`, local or gs://."""
+    return paths.absolute(path).exists() if files.remote(path) else os.path.exists(path)
+
+
+def read_json(path):
+    """The JSON object in a file, as a dict; raises UserError if it is missing or no object."""
+    try:
+        content = json.loads(map_file(path)[:])
+    except (ValueError, RecursionError) as error:
+        raise UserError(f'{path}: is not valid JSON: {error}') from error
+    if not isinstance(content, dict):
+        raise UserError(f'{path}: holds no JSON object')
+    return content
+
+
+def read_folder(folder, read):
+    """{name: array} of a folder with one safetensors file, or with an index of several.
+
+    Args:
+      folder: its path.
+      read: path of a file -> {name: array}.
+
+    Raises:
+      UserError: none of them is there, the index is malformed, or tensors are missing.
+    """
+    for stem in _WEIGHTS:
+        single = os.path.join(folder, f'{stem}.safetensors')
+        if exists(single):
+            return read(single)
+        if exists(f'{single}.index.json'):
+            return _read_shards(folder, f'{single}.index.json', read)
+    raise UserError(
+        f'{folder}: the folder holds no {_WEIGHTS[0]}.safetensors; name the file itself'
+    )
+
+
+def _read_shards(folder, index, read):
+    places = read_json(index).get('weight_map')
+    if not isinstance(places, dict) or not all(isinstance(x, str) for x in places.values()):
+        raise UserError(f'{index}: has no weight_map of files')
+    outside = sorted(name for name in places.values() if name != os.path.basename(name))
+    if outside:
+        raise UserError(f'{index}: names a file outside its folder: {outside[0][:200]!a}')
+    shards = {name: read(os.path.join(folder, name)) for name in sorted(set(places.values()))}
+    missing = sorted(name for name, file in places.items() if name not in shards[file])
+    if missing:
+        raise UserError(f'{index}: {len(missing)} tensors are not in their files: {missing[0]}')
+    return {name: shards[file][name] for name, file in places.items()}

@@ -1,0 +1,239 @@
+"""The globals that a pickle may name, and what they build: inert values.
+
+A global that is not in the tables below is refused. None of those that are gets imported: what
+stands for them here checks its arguments and puts them together. Tensors come out as descriptions
+(`Tensor`), as their bytes lie outside the pickle.
+"""
+
+import dataclasses
+import re
+
+import numpy as np
+
+from emigm_jax.io.formats.arrays import DTYPES, EXTENDED, array
+
+STORAGES = {
+    'torch.DoubleStorage': 'float64',
+    'torch.FloatStorage': 'float32',
+    'torch.HalfStorage': 'float16',
+    'torch.BFloat16Storage': 'bfloat16',
+    'torch.LongStorage': 'int64',
+    'torch.IntStorage': 'int32',
+    'torch.ShortStorage': 'int16',
+    'torch.CharStorage': 'int8',
+    'torch.ByteStorage': 'uint8',
+    'torch.BoolStorage': 'bool',
+    'torch.ComplexDoubleStorage': 'complex128',
+    'torch.ComplexFloatStorage': 'complex64',
+    'torch.UntypedStorage': 'uint8',
+    'torch.storage.UntypedStorage': 'uint8',
+}
+
+
+class Refused(ValueError):
+    """The pickle asks for something that no checkpoint needs; nothing of it has run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Name:
+    """A global that the tables know, as a mere name."""
+
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Storage:
+    """A run of `numel` elements from element `start` on, in the stored block `key` of `total`."""
+
+    key: str
+    dtype: np.dtype
+    total: int
+    start: int
+    numel: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A strided view of a storage; `offset` and `strides` count elements, nothing is checked."""
+
+    storage: Storage
+    dtype: np.dtype
+    offset: int
+    shape: tuple
+    strides: tuple
+
+
+@dataclasses.dataclass
+class Dtype:
+    """A numpy dtype; its byte order follows in a BUILD."""
+
+    value: np.dtype
+
+
+@dataclasses.dataclass
+class Array:
+    """A numpy array; its content follows in a BUILD."""
+
+    value: np.ndarray | None = None
+
+
+class _Ordered(dict):
+    """An OrderedDict; attributes set on it (torch's `_metadata`) are dropped."""
+
+
+class _Namespace(dict):
+    """The attributes of an argparse.Namespace."""
+
+
+def expect(value, *kinds):
+    """The value, if it is of exactly one of the kinds; else raises ValueError."""
+    if type(value) not in kinds:
+        raise ValueError(f'found a {type(value).__name__} instead of a {kinds[0].__name__}')
+    return value
+
+
+def storage_of(identity):
+    """The storage that a persistent id describes; a legacy id may name a part of a storage."""
+    match identity:
+        case ('storage', Name(kind), str(key), _, int(total), *view) if kind in STORAGES:
+            dtype = DTYPES[STORAGES[kind]]
+        case _:
+            raise Refused('refuses to load: the pickle has a persistent id that is no storage')
+    match view:
+        case [] | [None]:
+            return Storage(key, dtype, total, 0, total)
+        case [(str(), int(start), int(numel))]:
+            return Storage(key, dtype, total, start, numel)
+    raise ValueError('a storage has an unknown kind of view')
+
+
+def _tensor(storage, offset, shape, strides, _grad=False, _hooks=None, metadata=None, dtype=None):
+    if metadata:
+        raise ValueError('a tensor is a conjugated or negated view; save a clone of it')
+    expect(storage, Storage)
+    shape, strides = expect(shape, tuple), expect(strides, tuple)
+    return Tensor(storage, dtype or storage.dtype, offset, shape, strides)
+
+
+def _tensor_v3(storage, offset, shape, strides, grad, hooks, dtype, metadata=None):
+    dtype = DTYPES[expect(dtype, str).removeprefix('torch.')]
+    return _tensor(storage, offset, shape, strides, grad, hooks, metadata, dtype)
+
+
+def _parameter(data, _grad=False, _hooks=None, _state=None):
+    return expect(data, Tensor)
+
+
+def _device(kind, index=None):
+    expect(kind, str)
+    return kind if index is None else f'{kind}:{expect(index, int)}'
+
+
+def _encode(text, encoding):
+    """Bytes in a pickle of protocol 2 and lower, which has no other way to write them."""
+    if encoding not in ('latin1', 'latin-1'):
+        raise ValueError('bytes are written in an encoding other than latin1')
+    return expect(text, str).encode('latin1')
+
+
+def _dtype(code, _align=False, _copy=True):
+    if type(code) is Name:
+        return Dtype(EXTENDED[code.text.removeprefix('ml_dtypes.')])
+    if not re.fullmatch(r'[biufc]\d{1,2}', expect(code, str)):
+        raise ValueError('a numpy array holds something other than numbers')
+    return Dtype(np.dtype(code))
+
+
+def _frombuffer(raw, dtype, shape, order):
+    expect(raw, bytes, bytearray)
+    return Array(array(raw, expect(dtype, Dtype).value, expect(shape, tuple), order))
+
+
+def _jax_array(_function, _arguments, state, _abstract):
+    """A JAX array, which pickles as what its numpy copy is rebuilt from."""
+    made = Array()
+    _build_array(made, state)
+    return made
+
+
+def _scalar(dtype, raw):
+    return array(expect(raw, bytes), expect(dtype, Dtype).value, ())[()]
+
+
+def keyed(pairs, into):
+    """`into` with the (key, value) `pairs` set. Scalar keys only: hashing a deep tuple recurses."""
+    for key, value in pairs:
+        into[expect(key, str, int, float, bool, bytes, type(None))] = value
+    return into
+
+
+def in_twos(items):
+    """(a, b), (c, d), ... of a list a, b, c, d, ..."""
+    return zip(items[::2], items[1::2], strict=True)
+
+
+def members(items=()):
+    """The items, each once and fit to be put in a set."""
+    return list(keyed(((item, None) for item in items), {}))
+
+
+# global: what a call of it gives
+CALLS = {
+    'torch._utils._rebuild_tensor': _tensor,
+    'torch._utils._rebuild_tensor_v2': _tensor,
+    'torch._utils._rebuild_tensor_v3': _tensor_v3,
+    'torch._utils._rebuild_parameter': _parameter,
+    'torch._utils._rebuild_parameter_with_state': _parameter,
+    'torch.Size': lambda sizes=(): tuple(expect(sizes, tuple, list)),
+    'torch.device': _device,
+    'collections.OrderedDict': lambda pairs=(): keyed(pairs, _Ordered()),
+    'argparse.Namespace': lambda: _Namespace(),
+    '_codecs.encode': _encode,
+    'numpy.dtype': _dtype,
+    'jax._src.array._reconstruct_array': _jax_array,
+}
+# The same things under the names that different versions of Python and numpy gave them.
+for _home in ('__builtin__', 'builtins'):
+    CALLS[f'{_home}.set'] = lambda items=(): set(members(items))
+    CALLS[f'{_home}.frozenset'] = lambda items=(): frozenset(members(items))
+    CALLS[f'{_home}.complex'] = lambda re, im: complex(expect(re, float), expect(im, float))
+    CALLS[f'{_home}.bytes'] = lambda: b''
+for _home in ('numpy.core', 'numpy._core'):
+    CALLS[f'{_home}.multiarray._reconstruct'] = lambda _type, _shape, _code: Array()
+    CALLS[f'{_home}.multiarray.scalar'] = _scalar
+    CALLS[f'{_home}.numeric._frombuffer'] = _frombuffer
+
+# every global that may be named without a refusal
+NAMES = {*CALLS, *STORAGES, 'numpy.ndarray', *(f'ml_dtypes.{name}' for name in EXTENDED)}
+TORCH_DTYPES = {f'torch.{name}' for name in DTYPES}  # these are values: they become strings
+
+
+def _build_namespace(namespace, state):
+    attributes = expect(state, dict)
+    for name in attributes:
+        expect(name, str)
+    namespace.update(attributes)
+
+
+def _build_dtype(dtype, state):
+    match state:
+        case (int(), '<' | '>' | '|' as order, None, None, None, *_):
+            dtype.value = dtype.value.newbyteorder(order)
+        case _:
+            raise ValueError('a numpy array holds records')
+
+
+def _build_array(target, state):
+    *_, shape, dtype, fortran, raw = expect(state, tuple)
+    order = 'F' if fortran else 'C'
+    dtype = expect(dtype, Dtype).value
+    target.value = array(expect(raw, bytes), dtype, expect(shape, tuple), order)
+
+
+# type: what a BUILD does to a value of it, given the state
+BUILDS = {
+    _Ordered: lambda _target, _state: None,
+    _Namespace: _build_namespace,
+    Dtype: _build_dtype,
+    Array: _build_array,
+}

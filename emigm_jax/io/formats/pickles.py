@@ -1,0 +1,233 @@
+"""Pickles read as data, by a small interpreter that can run nothing a pickle names.
+
+A pickle is a program for a stack machine, and its usual reader imports and calls whatever the
+program asks for. This one imports nothing: a global is looked up in the tables of `pickle_globals`
+and is refused if it is not there, and what the tables hold only builds inert values. `plain` turns
+the descriptions of tensors into arrays once their bytes are at hand.
+"""
+
+import pickletools
+
+import numpy as np
+
+from emigm_jax.io.formats import pickle_globals
+from emigm_jax.io.formats.pickle_globals import (
+    Array,
+    Dtype,
+    Name,
+    Refused,
+    Tensor,
+    expect,
+    in_twos,
+    keyed,
+    members,
+)
+
+# Limits of a finished tree. Real checkpoints nest about five deep and hold some ten thousand
+# values; a small hostile pickle can refer to itself, or unfold to more than any memory holds.
+MAX_DEPTH = 100
+MAX_NODES = 1_000_000
+
+
+class _Machine:
+    """The state of one pickle while it is read. Marks keep the part of the stack below them."""
+
+    def __init__(self):
+        self.stack, self.below, self.memo = [], [], {}
+        self.bytes, self.storages = {}, {}
+        self.left = MAX_NODES
+
+    def since_mark(self):
+        items, self.stack = self.stack, self.below.pop()
+        return items
+
+    def last(self, count):
+        return tuple([self.stack.pop() for _ in range(count)][::-1])
+
+    def find(self, module, name):
+        full = f'{expect(module, str)}.{expect(name, str)}'
+        if full in pickle_globals.TORCH_DTYPES:
+            return full
+        if full in pickle_globals.NAMES:
+            return Name(full)
+        # The name is the file's own text: it is cut, and kept on one line.
+        raise Refused(
+            f'refuses to load: the pickle asks for {ascii(full[:200])[1:-1]}, '
+            'which no checkpoint needs; nothing of it was run'
+        )
+
+    def call(self, function, arguments):
+        call = pickle_globals.CALLS.get(function.text) if type(function) is Name else None
+        if call is None:
+            raise Refused('refuses to load: the pickle calls something that is no function')
+        self.spend(expect(arguments, tuple))
+        result = call(*arguments)
+        # Equal bytes are kept once, or one string encoded over and over would fill the memory.
+        return self.bytes.setdefault(result, result) if type(result) is bytes else result
+
+    def build(self, target, state):
+        if type(target) not in pickle_globals.BUILDS:
+            raise Refused(f'refuses to load: the pickle sets state on a {type(target).__name__}')
+        self.spend([state])
+        pickle_globals.BUILDS[type(target)](target, state)
+
+    def spend(self, values):
+        """Bounds what a few opcodes can copy, again and again, out of one large container."""
+        self.left -= sum(len(v) for v in values if isinstance(v, (list, tuple, dict, set)))
+        if self.left < 0:
+            raise ValueError('the pickle unfolds without bounds')
+
+    def storage(self, identity):
+        storage = pickle_globals.storage_of(identity)
+        return self.storages.setdefault((storage.key, storage.start, storage.numel), storage)
+
+
+def _push(value):
+    """The operation that pushes what `value` gives for the machine and the opcode's argument."""
+
+    def operation(machine, argument):
+        result = value(machine, argument)  # first, as it may change the stack
+        machine.stack.append(result)
+
+    return operation
+
+
+def _add(kind, count, add):
+    """The operation that adds `count` values, or all above the mark, to the container below."""
+
+    def operation(machine, _):
+        items = machine.last(count) if count else machine.since_mark()
+        target = machine.stack[-1]
+        if not isinstance(target, kind):
+            raise ValueError(f'adds to a {type(target).__name__} as if to a {kind.__name__}')
+        add(target, items)
+
+    return operation
+
+
+def _mark(machine, _):
+    machine.below.append(machine.stack)
+    machine.stack = []
+
+
+def _pop(machine, _):
+    if machine.stack:
+        machine.stack.pop()
+    else:
+        machine.since_mark()
+
+
+def _put(machine, index):
+    machine.memo[len(machine.memo) if index is None else index] = machine.stack[-1]
+
+
+def _build(machine, _):
+    state = machine.stack.pop()
+    machine.build(machine.stack[-1], state)
+
+
+def _object(machine, _):
+    function, *arguments = machine.since_mark()
+    return machine.call(function, tuple(arguments))
+
+
+def _instance(machine, names):
+    return machine.call(machine.find(*names.split(' ', 1)), tuple(machine.since_mark()))
+
+
+def _named(names, operation):
+    return dict.fromkeys(names.split(), operation)
+
+
+_LITERALS = (
+    'INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING '
+    'BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8 UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8'
+)
+_OPERATIONS = {
+    **_named('PROTO FRAME STOP', lambda machine, _: None),
+    **_named(_LITERALS, _push(lambda _, value: value)),
+    'NONE': _push(lambda *_: None),
+    'NEWTRUE': _push(lambda *_: True),
+    'NEWFALSE': _push(lambda *_: False),
+    'EMPTY_LIST': _push(lambda *_: []),
+    'EMPTY_DICT': _push(lambda *_: {}),
+    'EMPTY_TUPLE': _push(lambda *_: ()),
+    'EMPTY_SET': _push(lambda *_: set()),
+    'TUPLE1': _push(lambda machine, _: machine.last(1)),
+    'TUPLE2': _push(lambda machine, _: machine.last(2)),
+    'TUPLE3': _push(lambda machine, _: machine.last(3)),
+    'TUPLE': _push(lambda machine, _: tuple(machine.since_mark())),
+    'LIST': _push(lambda machine, _: machine.since_mark()),
+    'DICT': _push(lambda machine, _: keyed(in_twos(machine.since_mark()), {})),
+    'FROZENSET': _push(lambda machine, _: frozenset(members(machine.since_mark()))),
+    'APPEND': _add(list, 1, list.extend),
+    'APPENDS': _add(list, None, list.extend),
+    'SETITEM': _add(dict, 2, lambda target, pair: keyed([pair], target)),
+    'SETITEMS': _add(dict, None, lambda target, items: keyed(in_twos(items), target)),
+    'ADDITEMS': _add(set, None, lambda target, items: target.update(members(items))),
+    'MARK': _mark,
+    'POP': _pop,
+    'POP_MARK': lambda machine, _: machine.since_mark(),
+    'DUP': _push(lambda machine, _: machine.stack[-1]),
+    **_named('PUT BINPUT LONG_BINPUT MEMOIZE', _put),
+    **_named('GET BINGET LONG_BINGET', _push(lambda machine, index: machine.memo[index])),
+    'GLOBAL': _push(lambda machine, names: machine.find(*names.split(' ', 1))),
+    'STACK_GLOBAL': _push(lambda machine, _: machine.find(*machine.last(2))),
+    **_named('REDUCE NEWOBJ', _push(lambda machine, _: machine.call(*machine.last(2)))),
+    'OBJ': _push(_object),
+    'INST': _push(_instance),
+    'BUILD': _build,
+    'PERSID': _push(lambda machine, identity: machine.storage(identity)),
+    'BINPERSID': _push(lambda machine, _: machine.storage(machine.stack.pop())),
+}
+# Left out, and so refused: EXT1, EXT2, EXT4 (a registry of code), NEWOBJ_EX (calls by keyword) and
+# NEXT_BUFFER, READONLY_BUFFER (data outside the file).
+
+
+def load(stream):
+    """Reads one pickle from a binary stream and leaves the stream just behind it.
+
+    Returns:
+      the tree, to be finished by `plain`, and the list of the storages it mentions.
+    Raises:
+      Refused: the pickle asks for a global, a call or an opcode that no checkpoint needs.
+      ValueError and others that malformed data lead to: the pickle is damaged.
+    """
+    machine = _Machine()
+    for opcode, argument, _ in pickletools.genops(stream):
+        operation = _OPERATIONS.get(opcode.name)
+        if operation is None:
+            raise Refused(f'refuses to load: the pickle uses the opcode {opcode.name}')
+        operation(machine, argument)
+    return machine.stack.pop(), list(machine.storages.values())
+
+
+def plain(tree, view):
+    """The tree in plain dicts, lists, tuples, sets, scalars, strings and arrays.
+
+    `view` makes the array of a `Tensor`. Namespaces become dicts, and dtypes their names.
+    Raises ValueError for anything else, and for a tree that contains itself.
+    """
+    room = iter(range(MAX_NODES))
+
+    def walk(node, depth):
+        if depth > MAX_DEPTH or next(room, None) is None:
+            raise ValueError('the pickle contains itself, or unfolds without bounds')
+        match node:
+            case dict():
+                return {key: walk(value, depth + 1) for key, value in node.items()}
+            case list() | tuple():
+                return type(node)(walk(value, depth + 1) for value in node)
+            case Tensor():
+                return view(node)
+            case Array(np.ndarray() as value):
+                return value
+            case Dtype(value):
+                return str(value)
+            case None | bool() | int() | float() | complex() | str() | bytes() | bytearray():
+                return node
+            case set() | frozenset() | np.generic():
+                return node
+        raise ValueError(f'holds a bare {type(node).__name__} where data belongs')
+
+    return walk(tree, 0)

@@ -1,0 +1,154 @@
+"""Access to gs://: how it is set up here, and what is wrong when it fails, in one line.
+
+Bytes go two ways to a bucket: etils (checkpoint folders, pictures, tables) and fsspec (rows of a
+cache) through gcsfs, arrays through TensorStore; both find the same credentials.
+"""
+
+import functools
+import importlib.util
+import logging
+import os
+import uuid
+
+from emigm_jax.errors import UserError
+
+WRITER, READER = 'roles/storage.objectAdmin', 'roles/storage.objectViewer'
+_LIBRARIES = ('gcsfs', 'google', 'aiohttp', 'requests', 'tensorflow')
+_LOGIN = ('no credentials were found: run `gcloud auth application-default login`, or set '
+          'GOOGLE_APPLICATION_CREDENTIALS to the key file of a service account')  # fmt: skip
+
+
+def remote(path):
+    """Whether `path` is not on a local disk."""
+    return '://' in str(path)
+
+
+@functools.cache
+def set_up():
+    """Chooses how gs:// is reached, before the first path is: called by `paths.absolute`.
+
+    etils would import TensorFlow wherever it is installed, for seconds and for all memory of a GPU.
+    gcsfs would remember listings for as long as the process lives, and miss what TensorStore and
+    other hosts write; and it would log tracebacks of what it raises as well.
+    """
+    logging.getLogger('gcsfs').setLevel(logging.CRITICAL)
+    os.environ.setdefault('EPATH_USE_TF', 'false')
+    import fsspec
+
+    fsspec.config.conf.setdefault('gs', {}).setdefault('use_listings_cache', False)
+
+
+def through_tensorflow():
+    """Whether etils sends gs:// through TensorFlow in spite of `set_up`."""
+    from etils.epath import gpath
+
+    try:
+        return gpath._is_tf_installed()
+    except AttributeError:  # another etils: it has always gone by what is installed
+        return importlib.util.find_spec('tensorflow') is not None
+
+
+def failure(error):
+    """Whether an exception is one of those that a bucket's libraries raise (few are OSErrors)."""
+    return isinstance(error, OSError) or type(error).__module__.partition('.')[0] in _LIBRARIES
+
+
+def probe(path, write=True):
+    """Tries to list, and to write and delete beside `path`; nothing stays behind.
+
+    Args:
+      path: gs://BUCKET/...; need not exist.
+      write: False only lists.
+
+    Raises:
+      UserError: what is missing, and what to do.
+    """
+    try:
+        import gcsfs  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"{path}: gs:// needs gcsfs (pip install 'emigm_jax[gcs]')") from error
+    set_up()
+    import fsspec
+
+    bucket, _, name = str(path).partition('://')[2].partition('/')
+    if not bucket:
+        raise UserError(f'{path}: names no bucket; write gs://BUCKET/FOLDER')
+    system = fsspec.filesystem('gs')
+    with _explained(path, bucket, system, 'list', WRITER if write else READER):
+        system.call('GET', 'b/{}/o', bucket, prefix=name, maxResults=1, json_out=True)
+    if write:
+        # Beside the path: in a bucket with real folders one would stay behind inside.
+        object_ = f'{bucket}/{name.rstrip("/")}.probe-{uuid.uuid4().hex}'
+        with _explained(path, bucket, system, 'write', WRITER):
+            system.pipe_file(object_, b'')
+        left = f' (the empty gs://{object_} stays behind)'
+        with _explained(path, bucket, system, 'delete', WRITER, left):
+            system.rm_file(object_)
+    if through_tensorflow():
+        _probe_tensorflow(path)
+
+
+class _explained:
+    """Turns what a bucket answers into one line."""
+
+    def __init__(self, path, bucket, system, verb, role, after=''):
+        self._told = path, bucket, system, verb, role, after
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, _, error, __):
+        if error is None or isinstance(error, UserError) or not isinstance(error, Exception):
+            return
+        path, bucket, system, verb, role, after = self._told
+        code, anonymous = _code(error), system.credentials.credentials is None
+        if anonymous and code in (401, 403):
+            reason = f'{_LOGIN} (without, there is no permission to {verb})'
+        elif code == 401:
+            reason = ('the credentials are no longer valid; run `gcloud auth application-default '
+                      'login` again')  # fmt: skip
+        elif code == 403:
+            reason = f'no permission to {verb} objects in gs://{bucket}; grant {role} there to '
+            reason += _who(system) + after
+        elif code == 404:
+            reason = (f'there is no bucket gs://{bucket}, or nobody may see it: check the name, or '
+                      f'make it: `gcloud storage buckets create gs://{bucket}`')  # fmt: skip
+        else:
+            reason = f'cannot {verb} objects in gs://{bucket} ({brief(error)})'
+        raise UserError(f'{path}: {reason}') from error
+
+
+def _code(error):
+    """HTTP status of an exception of gcsfs, or None."""
+    if isinstance(error, FileNotFoundError):
+        return 404
+    if isinstance(error, OSError) and str(error).startswith('Forbidden'):
+        return 403
+    try:
+        return int(getattr(error, 'code', None) or getattr(error, 'status', None))
+    except (TypeError, ValueError):
+        return None
+
+
+def _who(system):
+    """The account whose credentials are used, as far as they tell."""
+    email = getattr(system.credentials.credentials, 'service_account_email', None)
+    return email if email and email != 'default' else 'the account in use'
+
+
+def brief(error):
+    """An exception in one short line."""
+    text = ' '.join(str(error).split())[:160]
+    return f'{type(error).__name__}: {text}' if text else type(error).__name__
+
+
+def _probe_tensorflow(path):
+    from etils import epath
+
+    try:
+        epath.Path(str(path)).exists()
+    except Exception as error:
+        raise UserError(
+            f'{path}: gcsfs reaches it, but etils goes through TensorFlow, which is installed here '
+            f'and fails ({brief(error)}); set EPATH_USE_TF=false, or uninstall tensorflow'
+        ) from error

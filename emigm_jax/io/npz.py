@@ -1,0 +1,174 @@
+"""npz files: written whole or not at all, and read row by row where they are large."""
+
+import contextlib
+import dataclasses
+import math
+import os
+import zipfile
+import zlib
+
+import numpy as np
+
+from emigm_jax.errors import UserError
+from emigm_jax.io import paths
+
+# What zipfile, zlib and numpy raise on damaged files.
+DAMAGE = (ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+
+
+@contextlib.contextmanager
+def _one_line(path):
+    """Turns what goes wrong with the file at `path` into one line."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise UserError(f'{path}: no such file') from error
+    except OSError as error:
+        raise UserError(f'{path}: no access ({error.strerror or error})') from error
+    except DAMAGE as error:
+        reason = ' '.join(str(error).split())[:160]
+        raise UserError(f'{path}: the npz file is damaged ({reason}); fetch it again') from error
+
+
+def is_npz(path):
+    """Whether the file at `path` (local or gs://) is an npz file, not another kind of archive."""
+    with _one_line(path):
+        with paths.absolute(path).open('rb') as file:
+            if file.read(4) != b'PK\x03\x04':
+                return False
+        with _opened(path) as archive:
+            return bool(_names(archive))
+
+
+def write(path, arrays):
+    """Writes {name: array} to `path` (local or gs://), which is replaced if it exists.
+
+    Raises:
+      UserError: the place cannot be written.
+    """
+    with _replacing(path) as file:
+        np.savez(file, **arrays)
+
+
+def write_rows(path, count, parts):
+    """Writes arr_0 of `count` rows, which come in parts and never are in memory together.
+
+    Raises:
+      UserError: the place cannot be written, or the parts hold more or fewer rows.
+    """
+    written = 0
+    with (
+        _replacing(path) as file,
+        zipfile.ZipFile(file, 'w') as archive,
+        archive.open('arr_0.npy', 'w', force_zip64=True) as member,
+    ):
+        for part in parts:
+            if not written:
+                shape = (count, *part.shape[1:])
+                facts = dict(descr=part.dtype.str, fortran_order=False, shape=shape)
+                np.lib.format.write_array_header_1_0(member, facts)
+            member.write(np.ascontiguousarray(part).data)
+            written += len(part)
+        if written != count:
+            raise UserError(f'{path}: cannot be written, only {written} of {count} rows are there')
+
+
+@contextlib.contextmanager
+def _replacing(path):
+    """A file whose content appears at `path` when it is complete."""
+    path = paths.absolute(path)
+    remote = '://' in str(path)  # such objects appear when they are complete
+    target = path if remote else path.with_name(f'{path.name}.{os.getpid()}.tmp')
+    try:
+        with target.open('wb') as file:
+            yield file
+        if not remote:
+            target.replace(path)
+    except BaseException as error:
+        target.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise UserError(f'{path}: cannot be written ({error.strerror or error})') from error
+        raise
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """An array in an npz file that is read only when asked for, in whole or some rows at a time."""
+
+    path: str
+    name: str
+    shape: tuple
+    dtype: np.dtype
+
+    def __len__(self):
+        return self.shape[0]
+
+    def slices(self, pieces):
+        """Yields the rows of slices, in rising order, as arrays."""
+        width, at = math.prod(self.shape[1:]) * self.dtype.itemsize, 0
+        with self._content() as file:
+            for piece in pieces:
+                file.seek((piece.start - at) * width, os.SEEK_CUR)
+                at, rows = piece.stop, piece.stop - piece.start
+                yield self._array(file.read(rows * width), (rows, *self.shape[1:]))
+
+    def read(self):
+        """The whole array."""
+        with self._content() as file:
+            return self._array(file.read(), self.shape)
+
+    @contextlib.contextmanager
+    def _content(self):
+        with (
+            _one_line(self.path),
+            _opened(self.path) as archive,
+            archive.open(f'{self.name}.npy') as file,
+        ):
+            _header(file)
+            yield file
+
+    def _array(self, data, shape):
+        if len(data) != math.prod(shape) * self.dtype.itemsize:
+            raise ValueError(f'{self.name} does not have the size its header says')
+        return np.frombuffer(data, self.dtype).reshape(shape)
+
+
+def members(path):
+    """{name: Rows} of an npz file (local or gs://); only the headers are read.
+
+    Raises:
+      UserError: no such file, a damaged one, or one that holds something other than numbers.
+    """
+    with _one_line(path), _opened(path) as archive:
+        return {name: _member(path, archive, name) for name in _names(archive)}
+
+
+@contextlib.contextmanager
+def _opened(path):
+    with paths.absolute(path).open('rb') as file, zipfile.ZipFile(file) as archive:
+        yield archive
+
+
+def _names(archive):
+    return [n.removesuffix('.npy') for n in archive.namelist() if n.endswith('.npy')]
+
+
+def _member(path, archive, name):
+    with archive.open(f'{name}.npy') as file:
+        shape, fortran, dtype = _header(file)
+    if dtype.hasobject:
+        raise ValueError(f'{name} holds Python objects, not numbers')
+    if fortran and len(shape) > 1 and shape[0] > 1 and shape[1:] != (1,) * (len(shape) - 1):
+        raise ValueError(f'{name} is stored column by column; save it with np.ascontiguousarray')
+    return Rows(str(path), name, shape, dtype)
+
+
+def _header(file):
+    version = np.lib.format.read_magic(file)
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    if version not in readers:
+        raise ValueError(f'an array is in the unknown format {version}')
+    return readers[version](file)

@@ -1,0 +1,22 @@
+"""Paths, local or gs://. Apart from `storage`, so that nothing heavy is imported for a path."""
+
+from etils import epath
+
+from emigm_jax.errors import UserError
+from emigm_jax.io import gcs
+
+
+def absolute(path):
+    """`path` as Orbax wants it; gs:// and the like as they are.
+
+    Raises:
+      UserError: its kind of place is unknown here.
+    """
+    if gcs.remote(path):
+        gcs.set_up()
+    try:
+        path = epath.Path(path)
+        return path if gcs.remote(path) else path.resolve()
+    except (KeyError, ImportError) as error:
+        raise UserError(f'{path}: no access to such places ({error}); gs:// needs the extra '
+                        'emigm_jax[gcs]') from error  # fmt: skip

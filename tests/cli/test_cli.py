@@ -1,0 +1,202 @@
+"""The commands as a user types them: what they write, how fast they start, how they refuse."""
+
+import errno
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from emigm_jax.cli import main
+from emigm_jax.cli.arguments import numbers
+
+ROOT = pathlib.Path(__file__).parents[2]
+SMOKE = f'--config={ROOT}/configs/digits.py:smoke'
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp('run')
+    assert main.main(['train', SMOKE, '--workdir', str(workdir)]) == 0
+    return workdir
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def test_sample(run, tmp_path, capsys):
+    out = tmp_path / 'out'
+    command = ['sample', '--checkpoint', str(run), '--classes', '3,7', '--seeds', '0-2,9',
+               '--out', str(out), '--batch-size', '3']  # fmt: skip
+    assert main.main(command) == 0
+    with np.load(out / 'samples.npz') as data:
+        assert data['images'].shape == (8, 8, 8, 1)
+        assert data['images'].dtype == np.uint8
+        assert list(data['labels']) == [3] * 4 + [7] * 4
+        assert list(data['seeds']) == [0, 1, 2, 9] * 2
+        picture = pixels(out / 'class_0007_seed_000009.png')
+        np.testing.assert_array_equal(picture, data['images'][-1, ..., 0])
+        levels = np.unique(data['images'])
+    assert set(levels) <= {round(i * 255 / 16) for i in range(17)}  # the digits' grey levels
+    height, width = pixels(out / 'grid.png').shape
+    assert height == 2 * 66 + 2
+    assert width > 4 * 66 + 2  # a column of titles, then the images
+    assert 'NFE 6' in capsys.readouterr().out
+
+
+def test_sample_with_other_settings(run, tmp_path):
+    flags = ['--steps', '2', '--solver', 'ddpm', '--solver-steps', '3', '--temperature', '0.9',
+             '--guidance', '3', '--guidance-schedule', 'linear', '--interval', '0,1', '--schedule',
+             'cosine', '--weights', 'params', '--counts', 'per_image']  # fmt: skip
+    command = ['sample', '--checkpoint', str(run), '--seeds', '0', '--classes', 'none', *flags]
+    assert main.main([*command, '--out', str(tmp_path)]) == 0
+    assert (tmp_path / 'class_null_seed_000000.png').exists()
+
+
+def test_evaluate(run, tmp_path, capsys):
+    file = tmp_path / 'scores.json'
+    command = ['evaluate', '--checkpoint', str(run), '--num-images', '20', '--json', str(file)]
+    assert main.main(command) == 0
+    result = json.loads(file.read_text())
+    for scores in (result, result['real_halves']):
+        assert {'accuracy', 'frechet_distance', 'precision', 'recall'} <= set(scores)
+    assert result['frechet_distance'] > result['real_halves']['frechet_distance']
+    assert 'real halves' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('what', ['train', 'sample'])
+def test_benchmark(what, tmp_path):
+    file = tmp_path / 'figures.json'
+    command = ['benchmark', what, SMOKE, '--batch-size', '8', '--repeats', '1', '--json', str(file)]
+    assert main.main(command) == 0
+    figures = json.loads(file.read_text())
+    assert {'images_per_second', 'flops_per_image', 'program_memory_gb', 'compile_seconds'} <= set(
+        figures
+    )
+    assert all(v > 0 for v in figures.values() if isinstance(v, float))
+
+
+def refusal(capsys, *command):
+    capsys.readouterr()
+    assert main.main(list(map(str, command))) == 2
+    message = capsys.readouterr().err.strip()
+    assert '\n' not in message
+    assert message.startswith('emigm: ')
+    return message
+
+
+TRAIN = ('train', SMOKE)
+
+
+@pytest.mark.parametrize(
+    ('command', 'says'),
+    [
+        (('trian',), "did you mean 'train'"),
+        (('train',), '--config'),
+        (TRAIN, '--workdir is required'),
+        ((*TRAIN, '--workdr', 'x'), "unknown argument '--workdr'"),
+        (('train', '--config=nowhere.py', '--workdir', 'x'), 'no such file'),
+        (('train', f'{SMOKE}x', '--workdir', 'x'), 'no variant'),
+        ((*TRAIN, '--workdir', 'x', '--config.model.widht=3'), 'widht'),
+        ((*TRAIN, '--workdir', 'x', '--config.model.width=wide'), 'width'),
+        ((*TRAIN, '--workdir', 'x', '--config.model.width=33'), 'does not divide model.width = 33'),
+        ((*TRAIN, '--workdir', 'x', '--config.model.heads=0'), 'model.heads'),
+        ((*TRAIN, '--workdir', 'x', '--config.data.patch=3'), 'does not divide the image size'),
+        ((*TRAIN, '--workdir', 'x', '--config.model.grid=3'), 'it must be 2'),
+        ((*TRAIN, '--workdir', 'x', '--config.loss.masking.schedule=expp'), "did you mean 'exp'"),
+        ((*TRAIN, '--workdir', 'x', '--config.model.widht=8'), "did you mean 'model.width'"),
+        ((*TRAIN, '--workdir', 'x', '--config.wide=8'), '--config.wide: no such setting'),
+        ((*TRAIN, '--workdir', 'x', '--config.model=8'), '--config.model: no such setting'),
+        ((*TRAIN, '--workdir', 'x', '--config.training.total=soon'), '500 steps'),
+        ((*TRAIN, '--workdir', 'x', '--config.training.accumulate=3'), 'does not divide'),
+        ((*TRAIN, '--workdir', '/proc/x'), '/proc/x: cannot be reached or written'),
+        (('sample', '--checkpoint', 'nowhere', '--out', 'x'), 'no such checkpoint'),
+        (('benchmark', 'sleep', SMOKE), 'sleep'),
+    ],
+)
+def test_refusals(command, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert says in refusal(capsys, *command)
+    assert not list(tmp_path.iterdir())  # nothing half-written
+
+
+@pytest.mark.parametrize(
+    ('flags', 'says'),
+    [
+        (('--classes', '3,10'), 'no class 10'),
+        (('--seeds', '5-2'), 'reversed'),
+        (('--seeds', 'a'), "'0-15'"),
+        (('--seeds', '0-99999999999'), 'end at 4294967295'),
+        (('--interval', '0.5'), "'0.1,0.3'"),
+        (('--interval', '0.5,0.1'), 'guidance_to'),
+        (('--solver', 'euler'), 'dpm, ddim, ddpm'),
+        (('--steps', '0'), 'at least 1'),
+        (('--steps', 'x'), 'invalid int'),
+        (('--batch-size', '0'), 'at least 1'),
+        (('--weights', '0.3'), 'no weights'),
+    ],
+)
+def test_refusals_of_sample(run, flags, says, capsys, tmp_path):
+    out = tmp_path / 'out'
+    assert says in refusal(capsys, 'sample', '--checkpoint', run, '--out', out, *flags)
+    assert not out.exists()
+
+
+def test_a_disk_that_is_full(run, capsys, tmp_path, monkeypatch):
+    replace, file = os.replace, 'class_0003_seed_000001.png'
+
+    def full(source, target):
+        if os.fspath(target).endswith(file):
+            raise OSError(errno.ENOSPC, 'No space left on device')
+        replace(source, target)
+
+    monkeypatch.setattr(os, 'replace', full)
+    command = ('sample', '--checkpoint', run, '--classes', '3', '--seeds', '0-1', '--out', tmp_path)
+    assert f'{file}: ' in (line := refusal(capsys, *command))
+    assert 'No space left on device' in line
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith('.') or p.name == file]
+
+
+def test_dry_run_prints_the_resolved_config(capsys):
+    assert main.main([*TRAIN, '--dry-run', '--config.model.width=64']) == 0
+    assert json.loads(capsys.readouterr().out)['model']['width'] == 64
+
+
+def test_numbers():
+    assert numbers('seeds', '3, 7-9,1') == [3, 7, 8, 9, 1]
+
+
+@pytest.mark.parametrize('command', [None, *main.COMMANDS])
+def test_help_starts_fast_and_imports_nothing_heavy(command):
+    code = (
+        'import sys; from emigm_jax.cli.main import main\n'
+        f'try: main({[command, "--help"] if command else ["--help"]})\n'
+        'except SystemExit: pass\n'
+        'print(sorted(sys.modules.keys() & {"jax", "tensorflow", "torch", "orbax", "sklearn"}))'
+    )
+    start = time.perf_counter()
+    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert time.perf_counter() - start < 3
+    assert out.stdout.strip().endswith('[]')
+    assert 'example' in out.stdout
+    assert 'emigm' in out.stdout
+
+
+@pytest.mark.parametrize('unbuffered', ['', '1'])
+def test_output_that_nobody_reads(unbuffered, run):
+    """As after `| head`: met at the print, or when what Python buffers is written."""
+    read, write = os.pipe()
+    os.close(read)
+    argv = [sys.executable, '-m', 'emigm_jax.cli.main', 'checkpoint', 'ls', str(run)]
+    environment = {**os.environ, 'PYTHONUNBUFFERED': unbuffered}
+    done = subprocess.run(argv, stdout=write, stderr=subprocess.PIPE, text=True, env=environment)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, '')

@@ -1,0 +1,181 @@
+"""The network: sizes, masking that is real, dtypes; FLOPs against the compiler's count."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from emigm_jax.core import flops, masking
+from emigm_jax.errors import UserError
+from emigm_jax.models import emigm
+from emigm_jax.models.mae import Visible
+from emigm_jax.nn import attention, functional
+from emigm_jax.training import state
+
+TINY = emigm.ModelConfig(
+    grid=4, channels=3, classes=5, width=32, heads=4, encoder_depth=2, decoder_depth=2, buffer=4,
+    head_width=24, head_depth=2,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize('key', emigm.PRESETS)
+def test_parameter_counts(key):
+    shapes = emigm.network(emigm.preset(*key)).shapes()
+    assert functional.parameter_count(shapes) == emigm.PRESETS[key][2]
+
+
+def test_decay_mask_of_xs():
+    """204 official tensors without decay and 87 with, 49,226,688 parameters."""
+    shapes = emigm.network(emigm.preset(256, 'xs')).shapes()
+    decayed = jax.tree.leaves(state.decayed(shapes))
+    sizes = [p.size for p in jax.tree.leaves(shapes)]
+    assert sum(s for s, d in zip(sizes, decayed, strict=True) if d) == 49_226_688
+
+
+@pytest.fixture(scope='module')
+def params():
+    params = jax.jit(emigm.network(TINY).init)(jax.random.key(0))
+    # Zero-initialised layers would hide mistakes.
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    noisy = [p + 0.1 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(tree, noisy)
+
+
+def conditions(config, params, tokens, visible, prefix, key=None):
+    """z of all positions, in generation order (the identity)."""
+    mae = emigm.network(config).bind(params).mae
+    batch = tokens.shape[0]
+    order = jnp.tile(jnp.arange(config.tokens), (batch, 1))
+    position = mae.positions(order)
+    condition = mae.condition(jnp.zeros(batch, jnp.int32))
+    visible = jnp.full(batch, visible, jnp.int32)
+    given = Visible(tokens[:, :prefix], position.encoder[:, :prefix], condition, visible)
+    (encoded,) = mae.encode([given], key)
+    h = mae.decode(mae.decoder_input(encoded, position.decoder, visible))
+    return mae.read_out(h, h[:, config.buffer :], position.output)
+
+
+@pytest.mark.parametrize('mae', [True, False])
+@pytest.mark.parametrize('shared_null', [True, False])
+def test_masked_tokens_are_not_seen(mae, shared_null):
+    config = dataclasses.replace(TINY, mae=mae, shared_null=shared_null)
+    params = jax.jit(emigm.network(config).init)(jax.random.key(0))
+    tokens = jax.random.normal(jax.random.key(2), (2, 16, 3))
+    other = tokens.at[:, 6:].add(5.0)
+    z = conditions(config, params, tokens, 6, 16)
+    np.testing.assert_allclose(z, conditions(config, params, other, 6, 16), atol=1e-5)
+    changed = conditions(config, params, tokens.at[:, 5].add(1.0), 6, 16)
+    assert float(jnp.abs(changed - z).max()) > 1e-3
+    if mae:  # padding of the encoder, however long, changes nothing
+        np.testing.assert_allclose(z, conditions(config, params, tokens, 6, 6), atol=1e-5)
+
+
+def test_read_out_computes_the_rows_of_the_full_block(params):
+    mae = emigm.network(TINY).bind(params).mae
+    x = jax.random.normal(jax.random.key(3), (2, 20, 32))
+    full = mae.decoder_norm(mae.decoder_last(x))
+    rows = mae.read_out(x, x[:, 7:11], jnp.zeros((2, 4, 32)))
+    np.testing.assert_allclose(rows, full[:, 7:11], atol=1e-5)
+
+
+@pytest.mark.parametrize('change', [dict(remat='full'), dict(remat='dots'), dict(unroll=True)])
+def test_how_layers_run_changes_no_gradient(params, change):
+    tokens = jax.random.normal(jax.random.key(4), (2, 16, 3))
+
+    def value(params, config):
+        z = conditions(config, params, tokens, 6, 8, jax.random.key(5))
+        net = emigm.network(config).bind(params)
+        out = net.head(tokens, net.head.time(jnp.float32(3.0)), net.head.condition(z))
+        return jnp.square(out).mean()
+
+    gradient = jax.jit(jax.grad(value), static_argnums=1)
+    expected = gradient(params, TINY)
+    actual = gradient(params, dataclasses.replace(TINY, **change))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), actual, expected)
+
+
+def test_bfloat16_stays_near_float32(params):
+    tokens = jax.random.normal(jax.random.key(4), (2, 16, 3))
+    exact = conditions(TINY, params, tokens, 6, 8)
+    half = conditions(dataclasses.replace(TINY, dtype='bfloat16'), params, tokens, 6, 8)
+    assert half.dtype == jnp.float32
+    assert 0.0 < float(jnp.abs(half - exact).max() / exact.std()) < 0.1
+
+
+@pytest.mark.parametrize('hidden', [False, True])
+@pytest.mark.parametrize('rate', [0.0, 0.3])
+def test_attention_by_turns_is_the_same(hidden, rate, monkeypatch):
+    """On a CPU logits beyond the cache are worked on head by head."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    q, k, v = (jax.random.normal(key, (2, 6, 12)) for key in keys[:3])
+    lengths = jnp.array([6, 4]) if hidden else None
+
+    def value(q, k, v):
+        out = attention.attend(q, k, v, 3, lengths, rate, keys[3])
+        return jnp.sum(jnp.sin(out)), out
+
+    def both():
+        # A new function each time, as jit would find the program of the other order.
+        run = jax.jit(jax.value_and_grad(lambda *a: value(*a), argnums=(0, 1, 2), has_aux=True))
+        return run(q, k, v)
+
+    at_once = both()
+    monkeypatch.setattr(attention, 'CACHE_BYTES', 0)
+    by_turns = both()
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    jax.tree.map(close, by_turns, at_once)
+    if not rate:  # the formula, one image and head by hand
+        n = 4 if hidden else 6
+        i, c = 1, slice(4, 8)
+        weights = jax.nn.softmax(q[i, :, c] @ k[i, :n, c].T / 2.0, axis=-1)
+        close(at_once[0][1][i, :, c], weights @ v[i, :n, c])
+
+
+def counted(function, *arguments):
+    return jax.jit(function).lower(*arguments).compile().cost_analysis()['flops']
+
+
+def test_flops_are_those_of_the_compiled_program():
+    """The compiler counts elementwise work as well, hence the allowance."""
+    config = emigm.ModelConfig(
+        grid=16, channels=16, classes=10, width=128, heads=4, encoder_depth=2, decoder_depth=3,
+        buffer=64, head_width=256, head_depth=2, unroll=True,
+    )  # fmt: skip
+    net = emigm.network(config)
+    shapes = net.shapes()
+    tokens = jnp.zeros((1, 256, 16))
+    real = counted(lambda p, x: conditions(config, p, x, 30, 40), shapes, tokens)
+    mine = flops.encoder(config, 40) + flops.decoder(config, 256)
+    assert 1.0 <= real / mine < 1.15
+
+    def head(p, x, z):
+        head = net.bind(p).head
+        return head(x, head.time(jnp.zeros((4, 512))), head.condition(z))
+
+    real = counted(head, shapes, jnp.zeros((4, 512, 16)), jnp.zeros((1, 512, 128)))
+    assert 1.0 <= real / flops.head(config, 4 * 512, 512, 4 * 512) < 1.15
+
+
+def test_padded_training_flops_are_near_the_ideal():
+    """The official layout: 62.6 GF forward per image for XS at 256 pixels."""
+    config = emigm.preset(256, 'xs')
+    loss = masking.MaskingConfig()
+    for batch in (8, 64):
+        groups = masking.group_count(loss, batch)
+        padded = flops.train_image(config, masking.budgets(loss, 256, groups), 4)
+        assert padded < 1.15 * 62.6e9
+        assert padded > 0.85 * 62.6e9
+
+
+@pytest.mark.parametrize(
+    'change',
+    [dict(width=30), dict(heads=0), dict(grid=1), dict(dtype='float16'), dict(remat='all'),
+     dict(decoder_depth=1), dict(attention_dropout=1.0)],
+)  # fmt: skip
+def test_bad_sizes(change):
+    with pytest.raises(UserError, match='model'):
+        dataclasses.replace(TINY, **change)

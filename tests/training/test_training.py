@@ -1,0 +1,267 @@
+"""Training: exact resume, accumulation, EMA, and a stop on non-finite loss."""
+
+import dataclasses
+import functools
+import gc
+import pathlib
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from emigm_jax.checkpoints import runs, store
+from emigm_jax.cli.arguments import load_config
+from emigm_jax.config import nested, settings
+from emigm_jax.core import masking
+from emigm_jax.data import datasets, pipeline
+from emigm_jax.errors import Damaged, UserError
+from emigm_jax.models import emigm
+from emigm_jax.training import loop, loss, metrics, state, step
+
+ROOT = pathlib.Path(__file__).parents[2]
+SMOKE = f'{ROOT}/configs/digits.py:smoke'
+
+
+def smoke(**training):
+    # A constant rate: a cosine one depends on the total, which the tests change on resuming.
+    config = load_config(SMOKE, ['--config.optimizer.lr_schedule=constant'])
+    training = {'total': '8 steps', 'checkpoint_every': '4 steps', 'log_every': '2 steps',
+                'sample_every': '0 steps', **training}  # fmt: skip
+    return dataclasses.replace(config, training=dataclasses.replace(config.training, **training))
+
+
+def assert_same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_resume_is_bitwise_and_metrics_continue(tmp_path, capsys):
+    whole = loop.train(smoke(), tmp_path / 'whole')
+    loop.train(smoke(total='4 steps'), tmp_path / 'parts')
+    capsys.readouterr()
+    parts = loop.train(smoke(), tmp_path / 'parts')
+    assert 'resumed from step 4' in capsys.readouterr().out
+    assert_same(whole, parts)
+    lines = metrics.read(tmp_path / 'parts')
+    assert [line['step'] for line in lines] == [2, 4, 6, 8]
+    assert {'loss', 'mse', 'vlb', 'gradient_norm', 'learning_rate', 'images_per_second',
+            'seconds_left', 'mask_ratio'} <= set(lines[0])  # fmt: skip
+    again = loop.train(smoke(), tmp_path / 'parts')  # nothing left to do
+    assert_same(whole, again)
+    assert list((tmp_path / 'parts' / 'tensorboard').iterdir())
+
+
+def test_a_checkpoint_is_self_describing(tmp_path):
+    config = smoke(total='4 steps', sample_every='4 steps')
+    final = loop.train(config, tmp_path)
+    saved = runs.require(tmp_path)
+    assert (saved.step, saved.config) == (4, config)
+    ema, name = runs.load_params(saved)
+    assert name == '0.5'
+    assert_same(ema, final['ema']['0.5'])
+    raw, _ = runs.load_params(runs.require(tmp_path / 'checkpoints' / '4'), 'params')
+    assert_same(raw, final['params'])
+    with pytest.raises(UserError, match=r"no weights '0\.7'"):
+        runs.load_params(saved, '0.7')
+    assert (tmp_path / 'samples' / '00000004.png').stat().st_size > 500
+
+
+def test_another_config_is_refused(tmp_path):
+    loop.train(smoke(total='4 steps'), tmp_path)
+    config = smoke()
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, width=48))
+    with pytest.raises(UserError, match=r'model.width 32 -> 48'):
+        loop.train(config, tmp_path)
+    with pytest.raises(UserError, match='beyond'):
+        loop.train(smoke(total='2 steps'), tmp_path)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    loop.train(smoke(total='4 steps'), tmp_path)
+    folder = tmp_path / 'checkpoints' / '4'
+    for file in folder.rglob('*'):
+        if file.is_file() and file.parent.name == 'd':
+            file.write_bytes(file.read_bytes()[:20])
+    with pytest.raises(UserError, match='damaged') as error:
+        runs.load_params(runs.require(tmp_path))
+    assert str(folder) in str(error.value)
+    assert '\n' not in str(error.value)
+
+
+# As Orbax does: a read that is collected while it waits turns that into an error of its own.
+READ = """
+async def read(wait):
+    try:
+        await wait
+    except BaseException as error:
+        raise Exception('cannot be read') from error
+"""
+
+
+@pytest.mark.parametrize(('file', 'count'), [('site-packages/orbax/read.py', 0), ('own.py', 1)])
+def test_reads_that_end_after_a_damaged_checkpoint_say_nothing(file, count, monkeypatch):
+    told = []
+    monkeypatch.setattr(sys, 'unraisablehook', lambda failure: told.append(failure.exc_type))
+    with pytest.raises(Damaged, match=r'here.*\(KeyError: .inner.\)'), store.readable('here'):
+        raise ValueError('outer') from KeyError('inner')
+    names = {}
+    exec(compile(READ, file, 'exec'), names)
+    reading = names['read'](types.coroutine(lambda: (yield))())
+    reading.send(None)
+    del reading
+    gc.collect()
+    assert told == [Exception] * count
+
+
+def test_non_finite_loss_stops_with_the_last_good_state(tmp_path, monkeypatch):
+    take = datasets.Digits.take
+
+    def poisoned(self, rows, mirrored):
+        batch = take(self, rows, mirrored)
+        if rows[0] == pipeline.indices(self.examples, 16, 0, 4)[0]:
+            batch = {**batch, 'tokens': np.full_like(batch['tokens'], np.nan)}
+        return batch
+
+    monkeypatch.setattr(datasets.Digits, 'take', poisoned)
+    with pytest.raises(loop.NonFinite, match='step 5 '):
+        loop.train(smoke(checkpoint_every='2 steps'), tmp_path)
+    saved = runs.require(tmp_path)
+    assert saved.step == 4
+    params, _ = runs.load_params(saved, 'params')
+    assert all(np.isfinite(p).all() for p in jax.tree.leaves(params))
+
+
+MODEL = emigm.ModelConfig(
+    grid=4, channels=3, classes=5, width=16, heads=2, encoder_depth=1, decoder_depth=2, buffer=2,
+    head_width=16, head_depth=1, attention_dropout=0.0, projection_dropout=0.0,
+)  # fmt: skip
+
+TWO_GROUPS = masking.MaskingConfig(groups=2)
+
+
+def stepper(loss_config, accumulate, optimizer=None, batch=16, model=MODEL):
+    optimizer = optimizer or settings.OptimizerConfig(ema_decays=(0.9, 0.5))
+    net = emigm.network(model)
+    tx = state.optimizer(optimizer, state.learning_rate(optimizer, batch, 0, 10))
+    first = jax.jit(functools.partial(state.create, net, optimizer, tx))(jax.random.key(0))
+    run = functools.partial(step.train_step, net, model, loss_config, optimizer, tx, 0, accumulate)
+    keys = jax.random.split(jax.random.key(1))
+    data = {
+        'tokens': jax.random.normal(keys[0], (batch, model.tokens, model.channels)),
+        'labels': jax.random.randint(keys[1], (batch,), 0, 5),
+    }
+    return jax.jit(run), first, data
+
+
+@pytest.mark.parametrize('normalize', settings.NORMALIZATIONS)
+def test_accumulation_changes_nothing(normalize):
+    config = settings.LossConfig(TWO_GROUPS, normalize=normalize)
+    run, first, data = stepper(config, 1)
+    whole, whole_terms = run(first, data)
+    run, _, _ = stepper(config, 4)
+    parts, parts_terms = run(first, data)
+    for name in ('loss', 'mse', 'vlb', 'mask_ratio', 'gradient_norm'):
+        np.testing.assert_allclose(parts_terms[name], whole_terms[name], rtol=2e-5)
+    moments = lambda s: s['opt'][1][0].mu
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-7)
+    jax.tree.map(close, moments(parts), moments(whole))
+
+
+def test_loss_is_a_mean_over_each_images_masked_tokens():
+    """Recomputes the first loss from its definition: at init the network says 0, so mse is
+    the mean of squared noise over masked tokens and copies, then over images."""
+    config = settings.LossConfig(TWO_GROUPS)
+    batch, groups = 16, 2
+    draw = jax.jit(loss.draw, static_argnums=(0, 1, 3, 4))
+    draws = draw(MODEL, config, jax.random.key(5), batch, groups)
+    _, _, data = stepper(config, 1)
+    net = emigm.network(MODEL)
+    params = jax.jit(net.init)(jax.random.key(0))
+    budgets = masking.budgets(config.masking, MODEL.tokens, groups)
+    tokens, labels = data['tokens'], data['labels']
+    value = lambda p, d: loss.loss(net.bind(p), config.copies, budgets, tokens, labels, d)
+    _, terms = jax.jit(value)(params, draws)
+    _, noise = loss._diffusion_draws(draws.key, config.copies, MODEL.tokens, MODEL.channels)
+    per_image = [
+        np.square(np.asarray(noise)[:, i, int(draws.visible[i]) :]).mean() for i in range(batch)
+    ]
+    np.testing.assert_allclose(terms.mse, np.mean(per_image), rtol=1e-5)
+
+
+def test_label_drop_and_single_encoder_train():
+    config = settings.LossConfig(TWO_GROUPS, label_drop=0.5)
+    draw = jax.jit(loss.draw, static_argnums=(0, 1, 3, 4))
+    draws = draw(MODEL, config, jax.random.key(0), 512, 2)
+    assert 0.4 < float(draws.null.mean()) < 0.6
+    for model in (
+        dataclasses.replace(MODEL, mae=False),
+        dataclasses.replace(MODEL, shared_null=False),
+    ):
+        run, first, data = stepper(config, 1, model=model)
+        current = first
+        values = []
+        for _ in range(3):
+            current, terms = run(current, data)
+            values.append(float(terms['loss']))
+        assert np.isfinite(values).all()
+        assert run._cache_size() == 1  # compiled once over steps
+
+
+def test_ema_covers_every_parameter():
+    run, first, data = stepper(settings.LossConfig(TWO_GROUPS), 1, settings.OptimizerConfig(
+        base_learning_rate=0.1, ema_decays=(0.9, 0.5)))  # fmt: skip
+    current = first
+    for _ in range(2):
+        current, _ = run(current, data)
+    token = lambda tree: tree['mae']['mask_token']
+    assert float(jnp.abs(token(current['params']) - token(first['params'])).max()) > 0
+    one, _ = run(first, data)
+    for decay in (0.9, 0.5):
+        expected = jax.tree.map(
+            lambda a, b, c, d=decay: d * (d * a + (1 - d) * b) + (1 - d) * c,
+            first['params'], one['params'], current['params'],
+        )  # fmt: skip
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+            current['ema'][str(decay)], expected,
+        )  # fmt: skip
+
+
+def test_learning_rate():
+    config = settings.OptimizerConfig()
+    rate = state.learning_rate(config, 2048, 100, 1000)
+    assert float(rate(0)) == 0.0
+    assert float(rate(50)) == pytest.approx(4e-4)
+    assert float(rate(100)) == float(rate(999)) == pytest.approx(8e-4)
+    cosine = dataclasses.replace(config, lr_schedule='cosine', min_learning_rate=1e-5)
+    rate = state.learning_rate(cosine, 256, 10, 110)
+    assert float(rate(60)) == pytest.approx((1e-4 + 1e-5) / 2, rel=1e-3)
+    assert float(rate(110)) == pytest.approx(1e-5, rel=1e-3)
+
+
+def test_each_example_once_per_epoch():
+    stream = np.concatenate([pipeline.indices(50, 16, 3, s) for s in range(25)])
+    for epoch in range(8):
+        assert sorted(stream[epoch * 50 : (epoch + 1) * 50]) == list(range(50))
+    np.testing.assert_array_equal(stream[160:176], pipeline.indices(50, 16, 3, 10))
+    assert not np.array_equal(stream[:50], stream[50:100])
+    assert not np.array_equal(stream[:16], pipeline.indices(50, 16, 4, 0))
+
+
+def test_published_durations():
+    """Paper Tables 6 and 7: 500,000 steps and 62,500 of warmup at batch 2048; 1,000,800 at 1024."""
+    config = load_config(f'{ROOT}/configs/imagenet256.py:size=l')
+    assert config.steps('total', config.data.examples) == 500_000
+    assert config.steps('warmup', config.data.examples) == 62_500
+    config = load_config(f'{ROOT}/configs/imagenet512.py:size=xs')
+    assert config.steps('total', config.data.examples) == 1_000_800
+    assert nested.resolve(nested.as_dict(config)) == config
+
+
+@pytest.mark.parametrize('size', ['256.py:size=xs,tiny', '512.py:size=l,tiny'])
+def test_imagenet_recipes_run(tmp_path, size):
+    config = load_config(f'{ROOT}/configs/imagenet{size}')
+    final = loop.train(config, tmp_path)
+    assert int(final['step']) == 4
