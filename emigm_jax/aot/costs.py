@@ -19,17 +19,54 @@ class Costs(NamedTuple):
 
 # Element-wise arithmetic. Moves, comparisons and selections are left out.
 _VECTOR = {
-    'add', 'subtract', 'multiply', 'divide', 'maximum', 'minimum', 'and', 'or', 'xor', 'not',
-    'negate', 'abs', 'power', 'remainder', 'shift-left', 'shift-right-logical',
-    'shift-right-arithmetic', 'exponential', 'exponential-minus-one', 'log', 'log-plus-one',
-    'logistic', 'tanh', 'rsqrt', 'sqrt', 'cosine', 'sine', 'erf', 'reduce',
-}  # fmt: skip
+    'add',
+    'subtract',
+    'multiply',
+    'divide',
+    'maximum',
+    'minimum',
+    'and',
+    'or',
+    'xor',
+    'not',
+    'negate',
+    'abs',
+    'power',
+    'remainder',
+    'shift-left',
+    'shift-right-logical',
+    'shift-right-arithmetic',
+    'exponential',
+    'exponential-minus-one',
+    'log',
+    'log-plus-one',
+    'logistic',
+    'tanh',
+    'rsqrt',
+    'sqrt',
+    'cosine',
+    'sine',
+    'erf',
+    'reduce',
+}
 # They move nothing, or their parts are counted.
 _FREE = {
-    'parameter', 'tuple', 'get-tuple-element', 'bitcast', 'constant', 'while', 'call',
-    'conditional', 'after-all', 'partition-id', 'replica-id', 'iota', 'opt-barrier',
-    'add-dependency', 'async-start',
-}  # fmt: skip
+    'parameter',
+    'tuple',
+    'get-tuple-element',
+    'bitcast',
+    'constant',
+    'while',
+    'call',
+    'conditional',
+    'after-all',
+    'partition-id',
+    'replica-id',
+    'iota',
+    'opt-barrier',
+    'add-dependency',
+    'async-start',
+}
 _SLICES = ('dynamic-slice', 'slice', 'gather')
 
 

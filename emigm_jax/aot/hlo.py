@@ -11,17 +11,37 @@ import re
 from typing import NamedTuple
 
 BITS = {
-    'pred': 8, 's2': 2, 'u2': 2, 's4': 4, 'u4': 4, 's8': 8, 'u8': 8, 's16': 16, 'u16': 16,
-    's32': 32, 'u32': 32, 's64': 64, 'u64': 64, 'f16': 16, 'bf16': 16, 'f32': 32, 'f64': 64,
-    'c64': 64, 'c128': 128, 'token': 0, 'opaque': 0,
-}  # fmt: skip
+    'pred': 8,
+    's2': 2,
+    'u2': 2,
+    's4': 4,
+    'u4': 4,
+    's8': 8,
+    'u8': 8,
+    's16': 16,
+    'u16': 16,
+    's32': 32,
+    'u32': 32,
+    's64': 64,
+    'u64': 64,
+    'f16': 16,
+    'bf16': 16,
+    'f32': 32,
+    'f64': 64,
+    'c64': 64,
+    'c128': 128,
+    'token': 0,
+    'opaque': 0,
+}
 _SHAPE = re.compile(r'\b([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,<=]*)\](\{[^}]*\})?')
 _NAME = re.compile(r'%([\w.\-]+)')
 _CALLED = {
-    'while': ('condition', 'body'), 'fusion': ('calls',), 'call': ('to_apply',),
+    'while': ('condition', 'body'),
+    'fusion': ('calls',),
+    'call': ('to_apply',),
     'async-start': ('calls',),
     'conditional': ('true_computation', 'false_computation', 'branch_computations'),
-}  # fmt: skip
+}
 
 
 class Shape(NamedTuple):

@@ -92,8 +92,14 @@ def smaller(candidates, failed, needed, hbm):
 # once more; `full` adds a third to all products. `none` is not there: reading back what it keeps
 # takes longer than computing it again (H on v5e:16x16: 97 GB to and from HBM in place of 50).
 _SAVINGS = (
-    ('dots', 1), ('dots', 2), ('full', 1), ('full', 2), ('full', 4), ('full', 8), ('full', 16)
-)  # fmt: skip
+    ('dots', 1),
+    ('dots', 2),
+    ('full', 1),
+    ('full', 2),
+    ('full', 4),
+    ('full', 8),
+    ('full', 16),
+)
 
 
 def savings(remat, accumulate):

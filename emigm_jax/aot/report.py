@@ -60,8 +60,10 @@ def lines(values):
     """`figures` as lines of text."""
     size = lambda b: f'{b / _GIB:9.3f} GiB'
     slices = f'{values["slices"]} slices of ' if values['slices'] > 1 else ''
-    yield (f'{slices}{values["topology"]}: {values["devices"]} devices on {values["hosts"]} '
-           f'host(s), compiled in {values["compile_seconds"]:.0f} s')  # fmt: skip
+    yield (
+        f'{slices}{values["topology"]}: {values["devices"]} devices on {values["hosts"]} '
+        f'host(s), compiled in {values["compile_seconds"]:.0f} s'
+    )
     yield ''
     yield 'memory of a device'
     for name, here in values['state_bytes'].items():
@@ -91,8 +93,10 @@ def lines(values):
     yield 'collectives per step     devices    count       arrays   sent by a device'
     for row in values['collectives']:
         kind = row['kind'] + (' (dcn)' if row['between_slices'] else '')
-        yield (f'  {kind:<24}{row["devices"]:>6}{row["count"]:>9}{row["payload"] / 1e9:>10.3f} GB'
-               f'{row["sent"] / 1e9:>13.3f} GB')  # fmt: skip
+        yield (
+            f'  {kind:<24}{row["devices"]:>6}{row["count"]:>9}{row["payload"] / 1e9:>10.3f} GB'
+            f'{row["sent"] / 1e9:>13.3f} GB'
+        )
     if not values['collectives']:
         yield '  none'
     yield ''
@@ -100,8 +104,10 @@ def lines(values):
     for row in values['estimates'].values():
         parts = ''.join(f'{1e3 * row[n]:8.1f}' for n in ('compute', 'vector', 'hbm', 'ici', 'dcn'))
         shape = row['topology'] + ('' if row['fits'] else '*')
-        yield (f'  {shape:<15}{parts}  {1e3 * row["overlapped"]:7.1f} and {1e3 * row["serial"]:.1f}'
-               f'  {row["mfu_serial"]:.2f}-{row["mfu_overlapped"]:.2f}')  # fmt: skip
+        yield (
+            f'  {shape:<15}{parts}  {1e3 * row["overlapped"]:7.1f} and {1e3 * row["serial"]:.1f}'
+            f'  {row["mfu_serial"]:.2f}-{row["mfu_overlapped"]:.2f}'
+        )
     if not all(row['fits'] for row in values['estimates'].values()):
         yield '  * this program does not fit into the memory of that chip'
     yield '  step: the longest part if all overlap, their sum if nothing does'

@@ -48,9 +48,12 @@ def estimate(topology, costs, collectives):
     ici = sum(c.sent / bandwidth(topology, c.devices) for c in collectives if not c.between_slices)
     dcn = sum(c.sent for c in collectives if c.between_slices) / chips.DCN_BANDWIDTH
     return Estimate(
-        costs.products / chip.flops, costs.vector / chip.vector, costs.traffic / chip.bandwidth,
-        ici, dcn,
-    )  # fmt: skip
+        costs.products / chip.flops,
+        costs.vector / chip.vector,
+        costs.traffic / chip.bandwidth,
+        ici,
+        dcn,
+    )
 
 
 def bandwidth(topology, devices):

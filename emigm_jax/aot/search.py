@@ -36,9 +36,14 @@ def plan(config, topology):
         batch = config.training.batch_size
         groups = step.layout(config.loss, batch, accumulate) if batch % accumulate == 0 else 1
         found = meshes.candidates(
-            topology, parameters, len(config.optimizer.ema_decays), config.model, batch,
-            accumulate, groups,
-        )  # fmt: skip
+            topology,
+            parameters,
+            len(config.optimizer.ema_decays),
+            config.model,
+            batch,
+            accumulate,
+            groups,
+        )
         if named:
             found = [meshes.Candidate(config.mesh, 0.0, 0.0)]
         if found:

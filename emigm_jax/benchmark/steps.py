@@ -61,8 +61,12 @@ def _measure(lower, arguments, following, count, repeats):
     compiled = lower().compile()
     compile_seconds = time.perf_counter() - start
     memory = compiled.memory_analysis()
-    parts = (memory.argument_size_in_bytes, memory.temp_size_in_bytes,
-             memory.output_size_in_bytes, -memory.alias_size_in_bytes)  # fmt: skip
+    parts = (
+        memory.argument_size_in_bytes,
+        memory.temp_size_in_bytes,
+        memory.output_size_in_bytes,
+        -memory.alias_size_in_bytes,
+    )
     peak, seconds = _matmul_peak(), []
     for _ in range(1 + repeats):
         start = time.perf_counter()

@@ -89,8 +89,9 @@ def copy(source, target, progress=lambda size: None):
     there = _cleared(place)
     strange = sorted(there.keys() - wanted.keys() - {store.COMMIT_MARK})
     if strange:
-        raise UserError(f'{place}: holds something else ({strange[0]}); choose another target or '
-                        'delete it')  # fmt: skip
+        raise UserError(
+            f'{place}: holds something else ({strange[0]}); choose another target or delete it'
+        )
 
     def one(file):
         kept = _same(source, place, file, there.get(file.name))
@@ -160,12 +161,15 @@ def _send(source, place, file):
     files.write(place / file.name, pieces())
     sent = digest.hexdigest()
     if size != file.size or (file.md5 and file.md5 != sent):
-        raise UserError(f'{source / file.name}: was not read as it is stored (it changed, or the '
-                        'transfer failed); run the same command again')  # fmt: skip
+        raise UserError(
+            f'{source / file.name}: was not read as it is stored (it changed, or the '
+            'transfer failed); run the same command again'
+        )
     arrived = _arrived(place / file.name)
     if (arrived.size, _md5(place / file.name, arrived.md5)) != (size, sent):
-        raise UserError(f'{place / file.name}: did not arrive as it was sent; run the same command '
-                        'again')  # fmt: skip
+        raise UserError(
+            f'{place / file.name}: did not arrive as it was sent; run the same command again'
+        )
 
 
 def _arrived(path):

@@ -46,8 +46,10 @@ def entries(path):
         folders = [p for p in folder.iterdir() if _is_candidate(p)]
     found = sorted(map(_entry, folders), key=lambda e: (e.step is None, e.step or 0, e.name))
     if not found:
-        raise UserError(f'{path}: holds no checkpoints (looked for {runs.FOLDER}/STEP, and '
-                        'for checkpoints beside each other)')  # fmt: skip
+        raise UserError(
+            f'{path}: holds no checkpoints (looked for {runs.FOLDER}/STEP, and '
+            'for checkpoints beside each other)'
+        )
     return found
 
 

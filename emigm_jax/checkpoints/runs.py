@@ -28,16 +28,22 @@ class Writer:
 
     def __init__(self, workdir, config, keep_every=0, data=''):
         self._description = {
-            'config': nested.as_dict(config), 'data': data, 'versions': store.versions(),
-        }  # fmt: skip
+            'config': nested.as_dict(config),
+            'data': data,
+            'versions': store.versions(),
+        }
         policies = ocp_training.preservation_policies
         kept = [policies.LatestN(config.training.keep)]
         if keep_every:
             kept.append(policies.EveryNSteps(keep_every))
-        kept.append(policies.BestN(
-            get_metric_fn=lambda scores: scores[BEST], reverse=True, n=1,
-            keep_checkpoints_without_metrics=False,
-        ))  # fmt: skip
+        kept.append(
+            policies.BestN(
+                get_metric_fn=lambda scores: scores[BEST],
+                reverse=True,
+                n=1,
+                keep_checkpoints_without_metrics=False,
+            )
+        )
         self._folder = paths.absolute(workdir) / FOLDER
         with access.reachable(self._folder):
             self._checkpointer = ocp_training.Checkpointer(
@@ -61,9 +67,13 @@ class Writer:
         metrics = scores if scores and BEST in scores else None
         with access.reachable(self._folder):
             self._pending = self._checkpointer.save_async(
-                step, state, custom_metadata=self._description, metrics=metrics, force=True,
+                step,
+                state,
+                custom_metadata=self._description,
+                metrics=metrics,
+                force=True,
                 overwrite=True,  # of a damaged one that the run went back behind
-            )  # fmt: skip
+            )
         self._saved = step
 
     def wait(self):

@@ -77,8 +77,11 @@ def save(path, tree, description):
 
 def versions():
     """What writes a checkpoint here, for its description."""
-    return {'emigm_jax': emigm_jax.__version__, 'orbax': metadata.version('orbax-checkpoint'),
-            'jax': jax.__version__}  # fmt: skip
+    return {
+        'emigm_jax': emigm_jax.__version__,
+        'orbax': metadata.version('orbax-checkpoint'),
+        'jax': jax.__version__,
+    }
 
 
 def describe(path):

@@ -62,8 +62,9 @@ def _check_names(config, overrides):
     for flag in overrides:
         name = flag.partition('=')[0].removeprefix('--config.')
         if name not in known:
-            raise UserError(f'--config.{name}: no such setting{near(name, known)}; --dry-run '
-                            'prints them all')  # fmt: skip
+            raise UserError(
+                f'--config.{name}: no such setting{near(name, known)}; --dry-run prints them all'
+            )
 
 
 def print_config(config):

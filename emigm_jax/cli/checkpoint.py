@@ -24,10 +24,16 @@ def run(argv):
     parser.add_argument('target', nargs='?', help='of copy and export; must not exist')
     parser.add_argument('--step', type=int, help='of a workdir (default: the newest)')
     parser.add_argument('--weights', metavar='DECAY', help='EMA to export (default: the first)')
-    parser.add_argument('--against', metavar='FILE.py[:VARIANT]',
-                        help='inspect: print how the config differs from this one')  # fmt: skip
-    parser.add_argument('--json', metavar='FILE', help="write the facts there, too ('-': print "
-                        'them as JSON in place of the table)')  # fmt: skip
+    parser.add_argument(
+        '--against',
+        metavar='FILE.py[:VARIANT]',
+        help='inspect: print how the config differs from this one',
+    )
+    parser.add_argument(
+        '--json',
+        metavar='FILE',
+        help="write the facts there, too ('-': print them as JSON in place of the table)",
+    )
     arguments = parser.parse_args(argv)
     action, flags, needs_target = _ACTIONS[arguments.what]
     for name in ('step', 'weights', 'against', 'json'):
@@ -81,15 +87,20 @@ def _inspect(arguments):
         ('written', facts['changed']),
         ('size', f'{_size(facts["size"])} in {facts["files"]} files'),
         ('parameters', facts['parameters'] and f'{facts["parameters"]:,}'),
-        *((f'  {name}', f'{part["numbers"]:,} numbers, {_size(part["bytes"])}, '
-           f'{" ".join(part["dtypes"])}') for name, part in facts['arrays'].items()),
+        *(
+            (
+                f'  {name}',
+                f'{part["numbers"]:,} numbers, {_size(part["bytes"])}, {" ".join(part["dtypes"])}',
+            )
+            for name, part in facts['arrays'].items()
+        ),
         ('EMA decays', ', '.join(facts['ema_decays'])),
         ('sizes of', facts['recipe'] and '{0} {2} at {1} pixels'.format(*facts['recipe'])),
         ('presets', ', '.join(facts['presets'])),
         *((f'source: {name}', value) for name, value in facts['source'].items()),
         ('data', facts['data'] and f'fingerprint {facts["data"]}'),
         ('written by', ', '.join(f'{n} {v}' for n, v in facts['versions'].items())),
-    ]  # fmt: skip
+    ]
     width = max(len(title) for title, _ in rows) + 2
     shown = [f'{title:<{width}}{value}' for title, value in rows if value not in (None, '', [])]
     _told(arguments, facts | _differences(arguments, facts, shown), shown)

@@ -53,17 +53,19 @@ def run(argv):
     if arguments.dry_run:
         _describe(arguments.what, config, topology, batch)
         return 0
-    work = _train(config, topology) if arguments.what == 'train' else _sample(
-        config, topology, batch
-    )  # fmt: skip
+    work = (
+        _train(config, topology) if arguments.what == 'train' else _sample(config, topology, batch)
+    )
     return _finish(work, topology, arguments)
 
 
 def _describe(what, config, topology, batch):
     from emigm_jax.aot import search
 
-    print(f'{topology.name}: {topology.chips} devices on {topology.hosts} host(s), '
-          f'{topology.chip.hbm / 2**30:.2f} GiB each')  # fmt: skip
+    print(
+        f'{topology.name}: {topology.chips} devices on {topology.hosts} host(s), '
+        f'{topology.chip.hbm / 2**30:.2f} GiB each'
+    )
     if what == 'sample':
         print(f'would compile the sampler for {batch} images, {batch // topology.chips} per device')
         return
@@ -91,8 +93,10 @@ def _train(config, topology):
     last = None
     for last in search.search(config, topology, devices, lambda text: print(text, flush=True)):
         if last.compiled is None:
-            print(f'  does not fit: needs {last.needed / 2**30:.2f} of '
-                  f'{topology.chip.hbm / 2**30:.2f} GiB')  # fmt: skip
+            print(
+                f'  does not fit: needs {last.needed / 2**30:.2f} of '
+                f'{topology.chip.hbm / 2**30:.2f} GiB'
+            )
     if last is None or last.compiled is None:
         return None, []
     return last.compiled, last.flags
@@ -118,12 +122,16 @@ def _finish(work, topology, arguments):
     if compiled is None:
         help_ = {
             'train': 'more chips, a smaller --config.training.batch_size, '
-                     '--config.training.accumulate=2 or --config.model.remat=full',
+            '--config.training.accumulate=2 or --config.model.remat=full',
             'sample': 'a smaller --batch-size, or more chips',
-        }[arguments.what]  # fmt: skip
+        }[arguments.what]
         raise UserError(f'nothing that was tried fits into {topology.name}; try {help_}')
-    values = {'what': arguments.what, 'config': arguments.config, 'flags': flags,
-              **report.figures(compiled, topology)}  # fmt: skip
+    values = {
+        'what': arguments.what,
+        'config': arguments.config,
+        'flags': flags,
+        **report.figures(compiled, topology),
+    }
     print()
     for line in report.lines(values):
         print(line)

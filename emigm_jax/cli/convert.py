@@ -26,14 +26,22 @@ def run(argv):
     parser.add_argument('target', help='what to write, local or gs://; must not exist')
     parser.add_argument('--to', choices=('checkpoint', 'safetensors'), default='checkpoint')
     parser.add_argument('--kind', choices=KINDS, help='what the source is (default: recognised)')
-    parser.add_argument('--weights', default='', metavar='NAME',
-                        help='model_ema or model (default: model_ema if there); exporting: an EMA '
-                        'decay or params')  # fmt: skip
-    parser.add_argument('--null', choices=('mask_token', 'fake_latent'), default='',
-                        help="eMIGM's shared token (default mask_token, as the official loader "
-                        'does; fake_latent is the averaged one)')  # fmt: skip
-    parser.add_argument('--heads', type=int,
-                        help='attention heads, for sizes that were never published')  # fmt: skip
+    parser.add_argument(
+        '--weights',
+        default='',
+        metavar='NAME',
+        help='model_ema or model (default: model_ema if there); exporting: an EMA decay or params',
+    )
+    parser.add_argument(
+        '--null',
+        choices=('mask_token', 'fake_latent'),
+        default='',
+        help="eMIGM's shared token (default mask_token, as the official loader "
+        'does; fake_latent is the averaged one)',
+    )
+    parser.add_argument(
+        '--heads', type=int, help='attention heads, for sizes that were never published'
+    )
     parser.add_argument('--dry-run', action='store_true', help='read and check, write nothing')
     arguments = parser.parse_args(argv)
     if arguments.heads is not None and arguments.heads < 1:
@@ -88,8 +96,9 @@ def _read(arguments):
     found = recognise.kind(tree, source)
     asked = 'masked' if arguments.kind in ('emigm', 'mar') else arguments.kind
     if asked and asked != found:
-        raise UserError(f'{source}: is no {arguments.kind}, its tensors are those of '
-                        f'{recognise.TITLES[found]}')  # fmt: skip
+        raise UserError(
+            f'{source}: is no {arguments.kind}, its tensors are those of {recognise.TITLES[found]}'
+        )
     if found == recognise.INCEPTION:
         return _inception(arguments, tree)
     return _model(arguments, tree) if found == 'masked' else _tokenizer(arguments, tree, found)
@@ -114,16 +123,25 @@ def _model(arguments, tree):
     config = recipes.published(made.method, *size)
     config = dataclasses.replace(config, model=models.float32(made.model))
     title = f'{made.method} {size[1]} at {size[0]} pixels' if known else f'{made.method}, own sizes'
-    print(f'{arguments.source}: {title}, {parameter_count(made.params):,} parameters, '
-          f'weights {made.entry or "of the file"}')  # fmt: skip
+    print(
+        f'{arguments.source}: {title}, {parameter_count(made.params):,} parameters, '
+        f'weights {made.entry or "of the file"}'
+    )
     for note in made.notes:
         print(note)
     if not known:
-        print(f'no published sampling settings for these sizes: those of {size[1]} at {size[0]} '
-              'pixels are put in')  # fmt: skip
+        print(
+            f'no published sampling settings for these sizes: those of {size[1]} at {size[0]} '
+            'pixels are put in'
+        )
     presets = recipes.sampling(made.method, *size)
-    source = {'file': pathlib.Path(arguments.source).name, 'weights': made.entry,
-              'method': made.method, 'notes': made.notes, 'unread': made.unread}  # fmt: skip
+    source = {
+        'file': pathlib.Path(arguments.source).name,
+        'weights': made.entry,
+        'method': made.method,
+        'notes': made.notes,
+        'unread': made.unread,
+    }
     return lambda target: runs.export(target, config, made.params, presets, source)
 
 
@@ -152,8 +170,10 @@ def _tokenizer(arguments, tree, name):
     shapes = kind.module.network(config).shapes()
     called = _name_of_folder(arguments.source)
     params = tokenizer_tables.params(name, config, tree, shapes, arguments.source + called)
-    print(f'{arguments.source}{called}: {kind.title}, {parameter_count(params):,} numbers in '
-          f'{len(kept)} tensors, stride {config.stride}')  # fmt: skip
+    print(
+        f'{arguments.source}{called}: {kind.title}, {parameter_count(params):,} numbers in '
+        f'{len(kept)} tensors, stride {config.stride}'
+    )
     _print_left_out(left_out)
     flat = rules.flatten(tree)
     counters = [n for n in left_out if re.fullmatch(tokenizer_tables.COUNTERS, n)]
@@ -179,8 +199,10 @@ def _inception(arguments, tree):
 
     _refuse(arguments, ('weights', 'heads', 'null'), 'the Inception network')
     made = inception_tables.read(tree, arguments.source)
-    print(f'{arguments.source}: Inception of FID with the names of {made.form.title}, '
-          f'{parameter_count(made.params):,} numbers')  # fmt: skip
+    print(
+        f'{arguments.source}: Inception of FID with the names of {made.form.title}, '
+        f'{parameter_count(made.params):,} numbers'
+    )
     _print_left_out(made.left_out)
     facts = {
         'source': {'file': pathlib.Path(arguments.source).name, 'form': made.form.title},
@@ -226,8 +248,11 @@ def _export(arguments):
         unread = saved.source.get('unread', {})
         tensors = models.official(saved.config.model, params, unread)
         if saved.config.model.shared_null:
-            print('fake_latent: as in the file that was converted' if unread else
-                  'mask_token, fake_latent: the one token of this checkpoint')  # fmt: skip
+            print(
+                'fake_latent: as in the file that was converted'
+                if unread
+                else 'mask_token, fake_latent: the one token of this checkpoint'
+            )
     print(f'{arguments.source}: {len(tensors)} tensors{f", weights {name}" * bool(name)}')
     if arguments.dry_run:
         print('dry run: nothing written')

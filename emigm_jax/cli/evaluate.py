@@ -31,12 +31,16 @@ def run(argv):
         type=int,
         help='how many to generate, class by class (50000; digits: 1000)',
     )
-    parser.add_argument('--reference', help='statistics of real images: ADM, eMIGM, MAR, MeanFlow, '
-                        'pytorch-fid, EDM2, or `emigm prepare reference`')  # fmt: skip
+    parser.add_argument(
+        '--reference',
+        help='statistics of real images: ADM, eMIGM, MAR, MeanFlow, '
+        'pytorch-fid, EDM2, or `emigm prepare reference`',
+    )
     parser.add_argument('--inception', help='its checkpoint, from `emigm convert`')
     parser.add_argument('--metrics', default=METRICS, help=f'of them, or kid ({METRICS})')
-    parser.add_argument('--out', help='folder of the results and of what is saved on the way '
-                        '(evaluation)')  # fmt: skip
+    parser.add_argument(
+        '--out', help='folder of the results and of what is saved on the way (evaluation)'
+    )
     parser.add_argument('--save-npz', metavar='FILE', help='write the images there, as ADM does')
     parser.add_argument('--compare', choices=('paper',), help="print the paper's figures beside")
     parser.add_argument('--tokenizer', help="checkpoint of the latents' tokenizer (KL-16, DC-AE)")
@@ -118,8 +122,10 @@ def _measured(arguments):
     real = None
     if plan.keep_features and reference.features is None and reference.images is not None:
         if agreement.first():
-            print(f'features of the {len(reference.images):,} images in {arguments.reference}',
-                  flush=True)  # fmt: skip
+            print(
+                f'features of the {len(reference.images):,} images in {arguments.reference}',
+                flush=True,
+            )
         with bar(len(reference.images)) as shown:
             real = measure.features(
                 image_sets.Stored(reference.images), network, arguments.batch_size, shown.update
@@ -214,12 +220,17 @@ def _paper(arguments):
 
 # name: (title, digits)
 _ROWS = {
-    'fid': ('FID', 3), 'fid_standard_error': ('  its standard error', 3),
-    'fid_infinite': ('  at infinitely many images', 3), 'sfid': ('sFID', 3),
-    'inception_score': ('Inception Score', 2), 'inception_score_std': ('  over its splits', 2),
-    'precision': ('precision (k=3)', 4), 'recall': ('recall (k=3)', 4), 'kid': ('KID', 6),
+    'fid': ('FID', 3),
+    'fid_standard_error': ('  its standard error', 3),
+    'fid_infinite': ('  at infinitely many images', 3),
+    'sfid': ('sFID', 3),
+    'inception_score': ('Inception Score', 2),
+    'inception_score_std': ('  over its splits', 2),
+    'precision': ('precision (k=3)', 4),
+    'recall': ('recall (k=3)', 4),
+    'kid': ('KID', 6),
     'kid_std': ('  over its subsets', 6),
-}  # fmt: skip
+}
 
 
 def _print(result, about, paper):
@@ -235,8 +246,10 @@ def _print(result, about, paper):
     reference = result['reference']
     seconds = result['seconds_per_image']
     rate = 'all made before' if seconds is None else f'{seconds:.4f} s per image'
-    print(f'{result["images"]:,} images against {reference["name"]} ({reference["fingerprint"]}), '
-          f'{rate}')  # fmt: skip
+    print(
+        f'{result["images"]:,} images against {reference["name"]} ({reference["fingerprint"]}), '
+        f'{rate}'
+    )
     if about['source'] == 'checkpoint':
         print(
             f'step {about["step"]}, weights {about["weights"]}, NFE '

@@ -19,8 +19,10 @@ def run(arguments):
 
     saved = runs.require(arguments.checkpoint)
     if saved.config.data.name != 'digits':
-        raise UserError(f'{saved.path}: needs --reference and --inception (only models of the '
-                        'digits are scored in pixel space)')  # fmt: skip
+        raise UserError(
+            f'{saved.path}: needs --reference and --inception (only models of the '
+            'digits are scored in pixel space)'
+        )
     config = shared.sampling_config(arguments, saved.config.sampling)
     count = 1000 if arguments.num_images is None else arguments.num_images
     classes = saved.config.model.classes

@@ -28,14 +28,17 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     summary = '\n'.join(f'  {name:<10} {text}' for name, (_, text) in COMMANDS.items())
     if not argv or argv[0] in ('-h', '--help'):
-        print(f'usage: emigm COMMAND ...\n\ncommands:\n{summary}\n\n'
-              'emigm COMMAND --help says more, with an example.')  # fmt: skip
+        print(
+            f'usage: emigm COMMAND ...\n\ncommands:\n{summary}\n\n'
+            'emigm COMMAND --help says more, with an example.'
+        )
         return 0 if argv else 2
     name, *rest = argv
     try:
         if name not in COMMANDS:
-            raise UserError(f'no command {name!r}{near(name, COMMANDS)}; there are '
-                            f'{", ".join(COMMANDS)}')  # fmt: skip
+            raise UserError(
+                f'no command {name!r}{near(name, COMMANDS)}; there are {", ".join(COMMANDS)}'
+            )
         command = importlib.import_module(COMMANDS[name][0])
         code = command.run(rest) or 0
         sys.stdout.flush()  # a reader who has gone is met here, not at exit

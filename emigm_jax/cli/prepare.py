@@ -28,8 +28,11 @@ def run(argv):
     group.add_argument(
         '--npz', metavar='FILE', help='pictures in arr_0, in place of --folder or --tfds'
     )
-    group.add_argument('--keep-features', action='store_true',
-                       help='for precision, recall and KID (8 kB per picture)')  # fmt: skip
+    group.add_argument(
+        '--keep-features',
+        action='store_true',
+        help='for precision, recall and KID (8 kB per picture)',
+    )
     group = parser.add_argument_group('latents')
     group.add_argument('--folder', help='folder of class folders of pictures')
     group.add_argument('--tfds', metavar='NAME', help='TFDS data set in array_record form')
@@ -39,13 +42,20 @@ def run(argv):
     group.add_argument('--tokenizer', help='its checkpoint, from `emigm convert`')
     group.add_argument('--image-size', type=int, help='pixels per side (KL-16 256, DC-AE 512)')
     group.add_argument('--dtype', choices=('float16', 'float32'), help='of the cache (float16)')
-    group.add_argument('--compute-dtype', choices=('float32', 'bfloat16'),
-                       help="of the tokenizer's convolutions (as its checkpoint says)")  # fmt: skip
+    group.add_argument(
+        '--compute-dtype',
+        choices=('float32', 'bfloat16'),
+        help="of the tokenizer's convolutions (as its checkpoint says)",
+    )
     group.add_argument('--batch-size', type=int, help='pictures at a time per device (16)')
     group.add_argument('--shard-rows', type=int, help='pictures per shard (4096)')
     group.add_argument('--max-unreadable', type=float, help='share that may be damaged (0.001)')
-    group.add_argument('--worker', metavar='I/N', help='make only every N-th shard, from the I-th, '
-                       'counted from 0 (default: as the processes below)')  # fmt: skip
+    group.add_argument(
+        '--worker',
+        metavar='I/N',
+        help='make only every N-th shard, from the I-th, '
+        'counted from 0 (default: as the processes below)',
+    )
     group.add_argument('--dry-run', action='store_true', help='print what would be made and stop')
     shared.add_processes(parser)
     arguments = parser.parse_args(argv)
@@ -72,8 +82,13 @@ def run(argv):
         return _latents(arguments, _Defaults(arguments))
 
 
-_DEFAULTS = {'split': 'train', 'dtype': 'float16', 'batch_size': 16, 'shard_rows': 4096,
-             'max_unreadable': 0.001}  # fmt: skip
+_DEFAULTS = {
+    'split': 'train',
+    'dtype': 'float16',
+    'batch_size': 16,
+    'shard_rows': 4096,
+    'max_unreadable': 0.001,
+}
 _IMAGE_SIZE = {'kl16': 256, 'dc_ae': 512}  # what the tokenizers are published for
 
 
@@ -91,12 +106,38 @@ class _Defaults:
 # What each kind takes.
 _FLAGS = {
     'stats': (),
-    'reference': ('inception', 'npz', 'folder', 'tfds', 'split', 'data_dir', 'image_size',
-                  'batch_size', 'keep_features'),
-    'latents': ('folder', 'tfds', 'from_npz', 'split', 'data_dir', 'tokenizer', 'image_size',
-                'dtype', 'compute_dtype', 'batch_size', 'shard_rows', 'max_unreadable', 'worker',
-                'coordinator', 'num_processes', 'process_id', 'join_timeout', 'dry_run'),
-}  # fmt: skip
+    'reference': (
+        'inception',
+        'npz',
+        'folder',
+        'tfds',
+        'split',
+        'data_dir',
+        'image_size',
+        'batch_size',
+        'keep_features',
+    ),
+    'latents': (
+        'folder',
+        'tfds',
+        'from_npz',
+        'split',
+        'data_dir',
+        'tokenizer',
+        'image_size',
+        'dtype',
+        'compute_dtype',
+        'batch_size',
+        'shard_rows',
+        'max_unreadable',
+        'worker',
+        'coordinator',
+        'num_processes',
+        'process_id',
+        'join_timeout',
+        'dry_run',
+    ),
+}
 
 
 def _check_flags(parser, arguments):
@@ -152,8 +193,11 @@ def _latents(arguments, flags):
     raw = 2 if learned.KINDS[tokenizer.name].raw == 'moments' else 1
     numbers = (image_size // tokenizer.spec.stride) ** 2 * tokenizer.spec.channels * raw
     gigabytes = len(rows) * 2 * numbers * (2 if flags.dtype == 'float16' else 4) / 1e9
-    print(f'{len(rows):,} pictures in {len(rows.class_names):,} classes -> {arguments.target}, '
-          f'about {gigabytes:.3g} GB', flush=True)  # fmt: skip
+    print(
+        f'{len(rows):,} pictures in {len(rows.class_names):,} classes -> {arguments.target}, '
+        f'about {gigabytes:.3g} GB',
+        flush=True,
+    )
     if arguments.dry_run:
         print(json.dumps(settings, indent=2))
         return 0
@@ -211,6 +255,8 @@ def _stats(path):
     print(f'mean                {found.mean:.5f}')
     print(f'scale (1 / std)     {found.scale:.5f} +- {found.error:.5f}')
     print(f"tokenizer's scale   {found.constant:.5f}, {found.origin}")
-    print(f'difference          {found.scale - found.constant:+.5f}, {found.deviation:+.1f} '
-          'standard errors')  # fmt: skip
+    print(
+        f'difference          {found.scale - found.constant:+.5f}, {found.deviation:+.1f} '
+        'standard errors'
+    )
     return 0

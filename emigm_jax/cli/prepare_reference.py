@@ -52,8 +52,10 @@ def run(parser, arguments):
         spatial=statistics.moments(found.totals, 'spatial'),
         features=found.features,
     )
-    print(f'{len(images):,} images -> {arguments.target} '
-          f'({references.read(arguments.target).fingerprint})')  # fmt: skip
+    print(
+        f'{len(images):,} images -> {arguments.target} '
+        f'({references.read(arguments.target).fingerprint})'
+    )
     return 0
 
 

@@ -14,9 +14,12 @@ def run(argv):
         '  emigm report gs://bucket/run evaluation/ --out gs://bucket/report',
     )
     parser.add_argument(
-        'runs', nargs='+', metavar='RUN', help='workdir of `emigm train`, folder or .json file of '
-        '`emigm evaluate`, or a folder of such folders; local or gs://'
-    )  # fmt: skip
+        'runs',
+        nargs='+',
+        metavar='RUN',
+        help='workdir of `emigm train`, folder or .json file of '
+        '`emigm evaluate`, or a folder of such folders; local or gs://',
+    )
     parser.add_argument('--out', default='report', help='folder of the report (report)')
     arguments = parser.parse_args(argv)
 
@@ -36,6 +39,8 @@ def run(argv):
         for note in found.notes:
             print(f'{found.name}: {note}')
     many = lambda count, word: f'{count} {word}{"s" if count != 1 else ""}'
-    print(f'{many(len(runs), "run")}, {many(len(pictures), "picture")} -> '
-          f'{arguments.out.rstrip("/")}/{write.PAGE}')  # fmt: skip
+    print(
+        f'{many(len(runs), "run")}, {many(len(pictures), "picture")} -> '
+        f'{arguments.out.rstrip("/")}/{write.PAGE}'
+    )
     return 0

@@ -9,6 +9,7 @@ def parse_duration(name, text):
     """'100 epochs' -> (100.0, 'epoch')."""
     match = re.fullmatch(r'\s*([0-9.]+(?:e\+?[0-9]+)?)\s*(step|epoch|example)s?\s*', str(text))
     if not match:
-        raise UserError(f"{name} must look like '500 steps', '80 epochs' or '1e6 examples', "
-                        f'not {text!r}')  # fmt: skip
+        raise UserError(
+            f"{name} must look like '500 steps', '80 epochs' or '1e6 examples', not {text!r}"
+        )
     return float(match[1]), match[2]

@@ -68,10 +68,22 @@ def _coerce(path, value, kind):
 
 
 # Settings that may differ when a run is resumed: they change no state that is already there.
-_FREE = ('training.total', 'training.log_every', 'training.sample_every', 'training.keep',
-         'training.checkpoint_every', 'training.sample_images', 'sampling.', 'evaluation.', 'mesh.',
-         # Where the data lies; checkpoints carry a fingerprint of what it is.
-         'data.path', 'data.tokenizer', 'data.local_copy', 'data.verify')  # fmt: skip
+_FREE = (
+    'training.total',
+    'training.log_every',
+    'training.sample_every',
+    'training.keep',
+    'training.checkpoint_every',
+    'training.sample_images',
+    'sampling.',
+    'evaluation.',
+    'mesh.',
+    # Where the data lies; checkpoints carry a fingerprint of what it is.
+    'data.path',
+    'data.tokenizer',
+    'data.local_copy',
+    'data.verify',
+)
 
 
 def differences(saved, asked):

@@ -44,11 +44,19 @@ ROWS = {
 
 # (method, image size, size): millions of parameters (Tables 2 and 3)
 PARAMETERS = {
-    ('emigm', 256, 'xs'): 69, ('emigm', 256, 's'): 97, ('emigm', 256, 'b'): 208,
-    ('emigm', 256, 'l'): 478, ('emigm', 256, 'h'): 942, ('emigm', 512, 'xs'): 104,
-    ('emigm', 512, 's'): 132, ('emigm', 512, 'b'): 244, ('emigm', 512, 'l'): 478,
-    ('mar', 256, 'b'): 208, ('mar', 256, 'l'): 479, ('mar', 256, 'h'): 943,
-}  # fmt: skip
+    ('emigm', 256, 'xs'): 69,
+    ('emigm', 256, 's'): 97,
+    ('emigm', 256, 'b'): 208,
+    ('emigm', 256, 'l'): 478,
+    ('emigm', 256, 'h'): 942,
+    ('emigm', 512, 'xs'): 104,
+    ('emigm', 512, 's'): 132,
+    ('emigm', 512, 'b'): 244,
+    ('emigm', 512, 'l'): 478,
+    ('mar', 256, 'b'): 208,
+    ('mar', 256, 'l'): 479,
+    ('mar', 256, 'h'): 943,
+}
 
 
 class Other(NamedTuple):

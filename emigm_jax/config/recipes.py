@@ -51,9 +51,14 @@ def sampling(method, image_size, size):
 
 def _mar_sampling(size, steps):
     reveal = RevealConfig(
-        steps=steps, schedule='cosine', rule='fixed', guidance=_MAR_GUIDANCE[size],
-        guidance_schedule='linear', guidance_from=0.0, guidance_to=1.0,
-    )  # fmt: skip
+        steps=steps,
+        schedule='cosine',
+        rule='fixed',
+        guidance=_MAR_GUIDANCE[size],
+        guidance_schedule='linear',
+        guidance_from=0.0,
+        guidance_to=1.0,
+    )
     return SamplingConfig(reveal=reveal, solver=SolverConfig('ddpm', 100))
 
 
@@ -100,8 +105,17 @@ def recipe(method, image_size, variant):
         raise ValueError(f'{method} at {image_size} has the sizes {", ".join(known)}, not {size!r}')
     config = nested.mutable(published(method, image_size, size))
     if tiny:
-        config.model.update(dict(width=32, heads=4, encoder_depth=2, decoder_depth=2,
-                                 head_width=32, head_depth=1, dtype='float32'))  # fmt: skip
+        config.model.update(
+            dict(
+                width=32,
+                heads=4,
+                encoder_depth=2,
+                decoder_depth=2,
+                head_width=32,
+                head_depth=1,
+                dtype='float32',
+            )
+        )
         config.loss.masking.groups = 2
         config.data.examples = 64
         config.training.batch_size = 16

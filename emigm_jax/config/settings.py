@@ -109,8 +109,14 @@ class TrainingConfig:
         check_range('training.accumulate', self.accumulate, 1)
         check_range('training.keep', self.keep, 1)
         check_range('training.sample_images', self.sample_images, 1)
-        for name in ('total', 'warmup', 'log_every', 'sample_every', 'checkpoint_every',
-                     'keep_every'):  # fmt: skip
+        for name in (
+            'total',
+            'warmup',
+            'log_every',
+            'sample_every',
+            'checkpoint_every',
+            'keep_every',
+        ):
             parse_duration(f'training.{name}', getattr(self, name))
 
 
@@ -159,8 +165,10 @@ class Config:
     def __post_init__(self):
         check_range('seed', self.seed, 0)
         if self.evaluates and not self.evaluation.reference and self.data.name != 'digits':
-            raise UserError('evaluation.every needs evaluation.reference and evaluation.inception '
-                            '(only digits are compared in pixels)')  # fmt: skip
+            raise UserError(
+                'evaluation.every needs evaluation.reference and evaluation.inception '
+                '(only digits are compared in pixels)'
+            )
         if self.training.batch_size % self.training.accumulate:
             raise UserError(
                 f'training.accumulate = {self.training.accumulate} does not divide '

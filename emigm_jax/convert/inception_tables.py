@@ -153,9 +153,11 @@ def read(tree, origin):
     why = lambda name: next((why for rule, why in found.ignored if re.fullmatch(rule, name)), None)
     left_out = {name: reason for name in flat if (reason := why(name))}
     if OTHER_CLASSES in getattr(flat.get(found.classifier[0][0]), 'shape', ()):
-        raise UserError(f'{origin}: is an Inception v3 of {OTHER_CLASSES} classes; FID needs the '
-                        f'one of {inception_plan.CLASSES}: pt_inception-2015-12-05-6726825d.pth of '
-                        'pytorch-fid, or that of torch-fidelity')  # fmt: skip
+        raise UserError(
+            f'{origin}: is an Inception v3 of {OTHER_CLASSES} classes; FID needs the '
+            f'one of {inception_plan.CLASSES}: pt_inception-2015-12-05-6726825d.pth of '
+            'pytorch-fid, or that of torch-fidelity'
+        )
     kept = {name: value for name, value in flat.items() if name not in left_out}
     shapes = inception.network().shapes()
     params = rules.to_params(entries(found), kept, shapes, f'{origin}, Inception of FID')

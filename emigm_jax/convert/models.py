@@ -79,8 +79,10 @@ def _one_token(tensors, null, origin):
         'mask_token': 'as the official loader ends up with it',
         'fake_latent': 'the averaged one',
     }
-    note = (f'mask and null token: {null} ({why[null]}); {other} differs by {apart:.2%} of its '
-            f'norm, --null {other} takes it')  # fmt: skip
+    note = (
+        f'mask and null token: {null} ({why[null]}); {other} differs by {apart:.2%} of its '
+        f'norm, --null {other} takes it'
+    )
     return tensors, [note], {other: _text(averaged)} if other == 'fake_latent' else {}
 
 

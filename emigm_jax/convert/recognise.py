@@ -23,8 +23,13 @@ MARKS = {
     'vqgan': Mark('quantizer/codebook', ('params', None)),
 }
 INCEPTION = 'inception'
-TITLES = {'masked': 'eMIGM or MAR', 'kl16': 'KL-16', 'dc_ae': 'DC-AE', 'vqgan': 'VQGAN',
-          INCEPTION: 'the Inception network of FID'}  # fmt: skip
+TITLES = {
+    'masked': 'eMIGM or MAR',
+    'kl16': 'KL-16',
+    'dc_ae': 'DC-AE',
+    'vqgan': 'VQGAN',
+    INCEPTION: 'the Inception network of FID',
+}
 
 
 def kind(tree, origin):
@@ -39,8 +44,10 @@ def kind(tree, origin):
     if inception_tables.form(tree):
         return INCEPTION
     some = ', '.join(map(repr, list(names(tree, None))[:4]))
-    raise UserError(f'{origin}: is neither eMIGM, MAR, KL-16, DC-AE, VQGAN nor the Inception '
-                    f'network of FID; it holds {some}')  # fmt: skip
+    raise UserError(
+        f'{origin}: is neither eMIGM, MAR, KL-16, DC-AE, VQGAN nor the Inception '
+        f'network of FID; it holds {some}'
+    )
 
 
 def names(tree, entry):

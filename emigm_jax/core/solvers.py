@@ -42,8 +42,10 @@ class SolverConfig:
         check_range('sampling.solver.order', self.order, 1, 3)
         check_range('sampling.solver.temperature', self.temperature, 0.0)
         if self.temperature != 1.0 and self.name != 'ddpm':
-            raise UserError(f'sampling.solver.temperature = {self.temperature} has no effect with '
-                            f'{self.name}: only ddpm draws noise on the way')  # fmt: skip
+            raise UserError(
+                f'sampling.solver.temperature = {self.temperature} has no effect with '
+                f'{self.name}: only ddpm draws noise on the way'
+            )
 
 
 class Table(NamedTuple):
@@ -162,10 +164,15 @@ def ddim_table(steps):
         keep = math.sqrt(1.0 - p2) / sigma
         rows.append(
             dict(
-                t=float(t), alpha=alpha, sigma=sigma, start=1.0,
-                base=keep, first=math.sqrt(p2) - keep * alpha, now=0.0,
+                t=float(t),
+                alpha=alpha,
+                sigma=sigma,
+                start=1.0,
+                base=keep,
+                first=math.sqrt(p2) - keep * alpha,
+                now=0.0,
             )
-        )  # fmt: skip
+        )
     return _stack(rows[::-1])
 
 

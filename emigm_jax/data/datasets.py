@@ -99,13 +99,17 @@ class Pictures:
         self._size, self.flip = config.image_size, config.flip
         spec = self.tokenizer.spec
         if self._size % spec.stride:
-            raise UserError(f'data.image_size = {self._size} is no multiple of the {spec.stride} '
-                            f'pixels per token of {spec.name}')  # fmt: skip
+            raise UserError(
+                f'data.image_size = {self._size} is no multiple of the {spec.stride} '
+                f'pixels per token of {spec.name}'
+            )
         self.grid, self.channels = self._size // spec.stride, spec.channels
         if isinstance(self.tokenizer, learned.Learned):
             if learned.KINDS[self.tokenizer.name].raw == 'codes':
-                raise UserError(f'data.tokenizer: {spec.name} makes codes, which nothing here is '
-                                'trained on; use KL-16 or DC-AE')  # fmt: skip
+                raise UserError(
+                    f'data.tokenizer: {spec.name} makes codes, which nothing here is '
+                    'trained on; use KL-16 or DC-AE'
+                )
             self.params = self.tokenizer.params
 
     def row(self, index, mirrored):
@@ -157,9 +161,11 @@ def tokenizer(config):
         return None
     if config.tokenizer:
         return learned.load(config.tokenizer)
-    return None if config.name == 'latents' else Pixels(
-        config.image_size, config.patch, 3, scale=config.scale
-    )  # fmt: skip
+    return (
+        None
+        if config.name == 'latents'
+        else Pixels(config.image_size, config.patch, 3, scale=config.scale)
+    )
 
 
 def source(config):

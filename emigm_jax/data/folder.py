@@ -40,8 +40,10 @@ class ImageFolder:
             raise UserError(f'{path}: holds no class folders (it should hold CLASS/PICTURE.jpg)')
         for name, pictures in found.items():
             if not pictures:
-                raise UserError(f'{path}: the class folder {name} holds no pictures '
-                                f'({", ".join(ENDINGS)}); fill or remove it')  # fmt: skip
+                raise UserError(
+                    f'{path}: the class folder {name} holds no pictures '
+                    f'({", ".join(ENDINGS)}); fill or remove it'
+                )
         self.class_names = tuple(sorted(found))
         self._names, self._sizes = [], []
         labels = []

@@ -91,8 +91,10 @@ class _Disk:
         self._open, self._lock = {}, threading.Lock()
         for file, shard in zip(self._paths, shards, strict=True):
             if not os.path.exists(file):
-                raise UserError(f'{file}: the shard is missing; copy it again, or delete its .json '
-                                'and run `emigm prepare latents` again')  # fmt: skip
+                raise UserError(
+                    f'{file}: the shard is missing; copy it again, or delete its .json '
+                    'and run `emigm prepare latents` again'
+                )
             size = os.path.getsize(file)
             if size != shard['bytes']:
                 raise UserError(
@@ -133,9 +135,11 @@ class _Bucket:
         rows = out.reshape(len(out), -1).view(np.uint8)
         starts, size = offsets.tolist(), rows.shape[1]
         parts = self._system.cat_ranges(
-            [self._paths[n] for n in shards.tolist()], starts, [s + size for s in starts],
+            [self._paths[n] for n in shards.tolist()],
+            starts,
+            [s + size for s in starts],
             on_error='raise',
-        )  # fmt: skip
+        )
         for row, part in zip(rows, parts, strict=True):
             if len(part) != size:
                 raise UserError('a shard was cut short')
@@ -151,13 +155,16 @@ def read_manifest(path):
     path = paths.absolute(path)
     manifest = files.read_json(path / 'manifest.json')
     if manifest is None:
-        hint = ('preparing it has not ended: run the same `emigm prepare latents` again'
-                if (path / 'settings.json').exists() else
-                '`emigm prepare latents` makes one')  # fmt: skip
+        hint = (
+            'preparing it has not ended: run the same `emigm prepare latents` again'
+            if (path / 'settings.json').exists()
+            else '`emigm prepare latents` makes one'
+        )
         raise UserError(f'{path}: holds no finished latent cache; {hint}')
     if manifest.get('format') != FORMAT:
-        raise UserError(f'{path}: is a cache of format {manifest.get("format")!r}, this version '
-                        f'reads {FORMAT}')  # fmt: skip
+        raise UserError(
+            f'{path}: is a cache of format {manifest.get("format")!r}, this version reads {FORMAT}'
+        )
     return manifest
 
 
@@ -203,8 +210,9 @@ def copied(path, target, progress=lambda shards: shards):
             if held == manifest:
                 return target
             if held is not None:
-                raise UserError(f'{target}: holds another cache; delete it or choose another '
-                                'data.local_copy')  # fmt: skip
+                raise UserError(
+                    f'{target}: holds another cache; delete it or choose another data.local_copy'
+                )
             for number in progress(range(len(manifest['shards']))):
                 shard, file = manifest['shards'][number], target / shard_file(number)
                 if not file.exists() or file.stat().length != shard['bytes']:

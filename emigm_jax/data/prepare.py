@@ -137,8 +137,10 @@ def _converted(views, dtype, target):
     if not np.isfinite(views).all():
         raise UserError(f'{target}: the tokenizer gave numbers that are not finite')
     if not np.isfinite(converted).all():
-        raise UserError(f'{target}: numbers up to {np.abs(views).max():.3g} do not fit {dtype}; '
-                        'use --dtype float32 and another target')  # fmt: skip
+        raise UserError(
+            f'{target}: numbers up to {np.abs(views).max():.3g} do not fit {dtype}; '
+            'use --dtype float32 and another target'
+        )
     return converted
 
 

@@ -34,8 +34,10 @@ class Encoded:
 
     def __init__(self, source, tokenizer, image_size):
         if learned.KINDS[tokenizer.name].raw == 'codes':
-            raise UserError(f'{tokenizer.spec.name} makes codes, which nothing here is trained on; '
-                            'use KL-16 or DC-AE')  # fmt: skip
+            raise UserError(
+                f'{tokenizer.spec.name} makes codes, which nothing here is trained on; '
+                'use KL-16 or DC-AE'
+            )
         if image_size % tokenizer.spec.stride:
             raise UserError(
                 f'--image-size {image_size} is no multiple of the '
@@ -126,8 +128,10 @@ class OfficialFiles:
         except Exception as error:  # zipfile, zlib and NumPy each have their own
             return Skipped(name, f'{type(error).__name__}: {" ".join(str(error).split())[:120]}')
         if views.ndim != 4 or views.shape[1] != self._channels:
-            raise UserError(f'{name}: arrays of {views.shape[1:]} are none of {self._title}, whose '
-                            f'have {self._channels} channels first')  # fmt: skip
+            raise UserError(
+                f'{name}: arrays of {views.shape[1:]} are none of {self._title}, whose '
+                f'have {self._channels} channels first'
+            )
         return Row(label, name.removesuffix('.npz'), views.transpose(0, 2, 3, 1) / self._scale)
 
     def rows(self, start, stop):

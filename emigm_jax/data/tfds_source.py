@@ -27,11 +27,14 @@ class TFDS:
             import tensorflow_datasets as tfds
             from tensorflow_datasets.core import read_only_builder
         except ImportError as error:
-            raise UserError('reading TFDS data sets needs the extra: pip install '
-                            f"'emigm_jax[tfds]' ({error})") from error  # fmt: skip
+            raise UserError(
+                f"reading TFDS data sets needs the extra: pip install 'emigm_jax[tfds]' ({error})"
+            ) from error
         place = f' --data_dir={data_dir}' if data_dir else ''
-        remedy = (f'prepare it once, with TensorFlow installed: tfds build {name}{place} '
-                  '--file_format=array_record')  # fmt: skip
+        remedy = (
+            f'prepare it once, with TensorFlow installed: tfds build {name}{place} '
+            '--file_format=array_record'
+        )
         try:
             builder = read_only_builder.builder_from_files(name, data_dir=data_dir)
         except Exception as error:  # TFDS has many, and they are long
@@ -39,15 +42,19 @@ class TFDS:
             raise UserError(f'TFDS data set {name!r}: {where}; {remedy}') from error
         self._check_features(tfds, name, builder.info.features)
         if not any(f.value == 'array_record' for f in builder.info.available_file_formats()):
-            raise UserError(f'TFDS data set {name!r} in {builder.data_dir}: is not in array_record '
-                            f'form; delete it and {remedy}')  # fmt: skip
+            raise UserError(
+                f'TFDS data set {name!r} in {builder.data_dir}: is not in array_record '
+                f'form; delete it and {remedy}'
+            )
         try:
             raw = tfds.decode.DeserializeMethod.RAW_BYTES
             self._records = builder.as_data_source(split=split, deserialize_method=raw)
         except Exception as error:
             reason, splits = ' '.join(str(error).split())[:200], ', '.join(builder.info.splits)
-            raise UserError(f'TFDS data set {name!r}, split {split!r}: cannot be read ({reason}); '
-                            f'it has {splits}') from error  # fmt: skip
+            raise UserError(
+                f'TFDS data set {name!r}, split {split!r}: cannot be read ({reason}); '
+                f'it has {splits}'
+            ) from error
         self._split = split
         self._identity = f'{builder.info.full_name} {split}'
         self.class_names = tuple(builder.info.features['label'].names)
@@ -56,8 +63,10 @@ class TFDS:
     def _check_features(tfds, name, features):
         for key, kind in (('image', tfds.features.Image), ('label', tfds.features.ClassLabel)):
             if key not in features or not isinstance(features[key], kind):
-                raise UserError(f'TFDS data set {name!r}: has no feature {key!r} of kind '
-                                f'{kind.__name__}; it has {", ".join(features)}')  # fmt: skip
+                raise UserError(
+                    f'TFDS data set {name!r}: has no feature {key!r} of kind '
+                    f'{kind.__name__}; it has {", ".join(features)}'
+                )
 
     def __len__(self):
         return len(self._records)

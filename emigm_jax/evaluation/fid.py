@@ -28,8 +28,10 @@ def infinite(features, mean, covariance, smallest=SMALLEST, points=POINTS, seed=
       UserError: fewer than 2 * smallest images, from which no line can be drawn.
     """
     if len(features) < 2 * smallest:
-        raise UserError(f'FID of infinitely many images needs at least {2 * smallest} images, '
-                        f'not {len(features)}')  # fmt: skip
+        raise UserError(
+            f'FID of infinitely many images needs at least {2 * smallest} images, '
+            f'not {len(features)}'
+        )
     rng = np.random.Generator(np.random.Philox(key=seed))
     distance = scores.frechet_distance_from(mean, covariance)
     sizes = np.linspace(smallest, len(features), points).astype(int)

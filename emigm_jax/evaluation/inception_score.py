@@ -53,8 +53,10 @@ def from_sums(counts, probabilities, entropies):
         np.asarray(x, np.float64) for x in (counts, probabilities, entropies)
     )
     if counts.min() < 1:
-        raise UserError(f'the Inception Score needs images in all {len(counts)} splits, '
-                        f'they hold {counts.astype(int).tolist()}')  # fmt: skip
+        raise UserError(
+            f'the Inception Score needs images in all {len(counts)} splits, '
+            f'they hold {counts.astype(int).tolist()}'
+        )
     if not (np.isfinite(sums).all() and np.isfinite(entropies).all()):
         raise UserError('the Inception Score cannot be computed: the logits are not finite')
     q = sums / counts[:, None]

@@ -211,8 +211,9 @@ def joined(folder, name, count):
     """
     whole = np.concatenate(list(stored(folder, name)))
     if len(whole) != count:
-        raise UserError(f'{folder}/{name}: holds {len(whole)} of {count} rows; delete {folder} to '
-                        'start afresh')  # fmt: skip
+        raise UserError(
+            f'{folder}/{name}: holds {len(whole)} of {count} rows; delete {folder} to start afresh'
+        )
     return whole
 
 

@@ -33,8 +33,10 @@ def evaluator(config, data):
     """
     settings = config.evaluation
     if data.tokenizer is None:
-        raise UserError('evaluation.every: the tokens of this data cannot be turned into pictures; '
-                        'name their tokenizer in data.tokenizer')  # fmt: skip
+        raise UserError(
+            'evaluation.every: the tokens of this data cannot be turned into pictures; '
+            'name their tokenizer in data.tokenizer'
+        )
     sampler = Sampler(config.model, config.sampling)
     weights = str(config.optimizer.ema_decays[0])
     measured = _by_inception(settings) if settings.reference else _in_pixels(settings)

@@ -55,8 +55,10 @@ def read(path):
         value = lambda key: np.asarray(found[key])
     if not {'mu', 'sigma'} <= found.keys():
         keys = ', '.join(ascii(key)[1:-1][:40] for key in list(found)[:8]) or 'nothing'
-        raise UserError(f'{path}: holds no reference statistics but {keys}; {_EXPECTED}: take the '
-                        'statistics that ADM, MAR or MeanFlow publish')  # fmt: skip
+        raise UserError(
+            f'{path}: holds no reference statistics but {keys}; {_EXPECTED}: take the '
+            'statistics that ADM, MAR or MeanFlow publish'
+        )
 
     statistics = []
     for mean, covariance, size in _PAIRS:
@@ -67,8 +69,10 @@ def read(path):
     fingerprint = fingerprint_of(*statistics)
     ours = {'fingerprint', 'count', 'source'} <= found.keys()
     if ours and str(value('fingerprint')) != fingerprint:
-        raise UserError(f'{path}: its numbers do not have its fingerprint: the file was changed '
-                        'or is damaged, fetch it again')  # fmt: skip
+        raise UserError(
+            f'{path}: its numbers do not have its fingerprint: the file was changed '
+            'or is damaged, fetch it again'
+        )
     rows = {
         key: found[key] for key in ('arr_0', 'features') if isinstance(found.get(key), npz.Rows)
     }
@@ -125,8 +129,9 @@ def fingerprint_of(*statistics):
 def _pickled(path):
     """{name: array} of a pickle or a .pt file, through the reader that runs nothing."""
     if '://' in str(path):
-        raise UserError(f'{path}: is no npz file, and pickles are read from local disks only: '
-                        'copy it here')  # fmt: skip
+        raise UserError(
+            f'{path}: is no npz file, and pickles are read from local disks only: copy it here'
+        )
     tree = torch_files.read(path)
     if isinstance(tree, dict) and isinstance(tree.get('fid'), dict):
         tree = tree['fid']
@@ -155,11 +160,15 @@ def _checked(path, mean_name, mean, covariance_name, covariance, size):
     scale = np.abs(covariance).max()
     # Files in float32, or from a blocked product, are symmetric only to their rounding.
     if np.abs(covariance - covariance.T).max() > 1e-4 * scale:
-        raise UserError(f'{path}: {covariance_name} is not symmetric, so it is no covariance; '
-                        'compute or fetch it again')  # fmt: skip
+        raise UserError(
+            f'{path}: {covariance_name} is not symmetric, so it is no covariance; '
+            'compute or fetch it again'
+        )
     if np.diag(covariance).min() < -1e-6 * scale:
-        raise UserError(f'{path}: {covariance_name} has a negative variance, so it is no '
-                        'covariance; compute or fetch it again')  # fmt: skip
+        raise UserError(
+            f'{path}: {covariance_name} has a negative variance, so it is no '
+            'covariance; compute or fetch it again'
+        )
     return [mean, (covariance + covariance.T) / 2]
 
 
@@ -167,8 +176,9 @@ def _checked_images(path, images):
     if images is not None and (
         images.dtype != np.uint8 or len(images.shape) != 4 or images.shape[3] != 3
     ):
-        raise UserError(f'{path}: arr_0 must be uint8 images (M, H, W, 3), not {images.dtype} '
-                        f'{images.shape}')  # fmt: skip
+        raise UserError(
+            f'{path}: arr_0 must be uint8 images (M, H, W, 3), not {images.dtype} {images.shape}'
+        )
     return images
 
 
@@ -176,6 +186,8 @@ def _checked_features(path, features):
     if features is not None and (
         features.dtype.kind != 'f' or len(features.shape) != 2 or features.shape[1] != POOL
     ):
-        raise UserError(f'{path}: features must be real numbers (M, {POOL}), not {features.dtype} '
-                        f'{features.shape}')  # fmt: skip
+        raise UserError(
+            f'{path}: features must be real numbers (M, {POOL}), not {features.dtype} '
+            f'{features.shape}'
+        )
     return features

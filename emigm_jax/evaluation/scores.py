@@ -121,8 +121,10 @@ def precision_recall(real, fake, k=3):
     real, fake = np.asarray(real), np.asarray(fake)
     for what, rows in (('real', real), ('generated', fake)):
         if len(rows) <= k:
-            raise UserError(f'precision and recall with k = {k} need more than {k} {what} images, '
-                            f'not {len(rows)}')  # fmt: skip
+            raise UserError(
+                f'precision and recall with k = {k} need more than {k} {what} images, '
+                f'not {len(rows)}'
+            )
     # Distances do not change, but lose fewer digits when the origin is near the data.
     centre = real.mean(0, dtype=np.float64).astype(np.result_type(real, np.float32))
     real, fake = real - centre, fake - centre

@@ -174,8 +174,10 @@ def combine(first, second):
     )
     fixed = [key for key in first if key.endswith(_SHIFT)]
     if not same or any((first[key] != second[key]).any() for key in fixed):
-        raise UserError('the saved sums belong to another reference or to other metrics; '
-                        'delete them to start afresh')  # fmt: skip
+        raise UserError(
+            'the saved sums belong to another reference or to other metrics; '
+            'delete them to start afresh'
+        )
     return {key: x if key in fixed else x + second[key] for key, x in first.items()}
 
 

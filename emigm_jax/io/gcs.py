@@ -14,8 +14,10 @@ from emigm_jax.errors import UserError
 
 WRITER, READER = 'roles/storage.objectAdmin', 'roles/storage.objectViewer'
 _LIBRARIES = ('gcsfs', 'google', 'aiohttp', 'requests', 'tensorflow')
-_LOGIN = ('no credentials were found: run `gcloud auth application-default login`, or set '
-          'GOOGLE_APPLICATION_CREDENTIALS to the key file of a service account')  # fmt: skip
+_LOGIN = (
+    'no credentials were found: run `gcloud auth application-default login`, or set '
+    'GOOGLE_APPLICATION_CREDENTIALS to the key file of a service account'
+)
 
 
 def remote(path):
@@ -105,14 +107,18 @@ class _explained:
         if anonymous and code in (401, 403):
             reason = f'{_LOGIN} (without, there is no permission to {verb})'
         elif code == 401:
-            reason = ('the credentials are no longer valid; run `gcloud auth application-default '
-                      'login` again')  # fmt: skip
+            reason = (
+                'the credentials are no longer valid; run `gcloud auth application-default '
+                'login` again'
+            )
         elif code == 403:
             reason = f'no permission to {verb} objects in gs://{bucket}; grant {role} there to '
             reason += _who(system) + after
         elif code == 404:
-            reason = (f'there is no bucket gs://{bucket}, or nobody may see it: check the name, or '
-                      f'make it: `gcloud storage buckets create gs://{bucket}`')  # fmt: skip
+            reason = (
+                f'there is no bucket gs://{bucket}, or nobody may see it: check the name, or '
+                f'make it: `gcloud storage buckets create gs://{bucket}`'
+            )
         else:
             reason = f'cannot {verb} objects in gs://{bucket} ({brief(error)})'
         raise UserError(f'{path}: {reason}') from error

@@ -18,5 +18,6 @@ def absolute(path):
         path = epath.Path(path)
         return path if gcs.remote(path) else path.resolve()
     except (KeyError, ImportError) as error:
-        raise UserError(f'{path}: no access to such places ({error}); gs:// needs the extra '
-                        'emigm_jax[gcs]') from error  # fmt: skip
+        raise UserError(
+            f'{path}: no access to such places ({error}); gs:// needs the extra emigm_jax[gcs]'
+        ) from error

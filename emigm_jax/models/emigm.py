@@ -17,9 +17,18 @@ DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 # Smallest sensible sizes. Masking needs two tokens, the last decoder block stands apart from its
 # stack, and without a buffer a fully masked image would leave the encoder no token.
 _LEAST = dict(
-    grid=2, channels=1, classes=1, width=1, heads=1, encoder_depth=1, decoder_depth=2, buffer=1,
-    head_width=1, head_depth=1, mlp_ratio=0.01,
-)  # fmt: skip
+    grid=2,
+    channels=1,
+    classes=1,
+    width=1,
+    heads=1,
+    encoder_depth=1,
+    decoder_depth=2,
+    buffer=1,
+    head_width=1,
+    head_depth=1,
+    mlp_ratio=0.01,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,8 +149,17 @@ def preset(image_size, size, **changes):
 
 def preset_name(config):
     """The key of `PRESETS` whose network has the sizes of `config`, or None."""
-    sizes = ('grid', 'channels', 'width', 'heads', 'encoder_depth', 'decoder_depth', 'head_width',
-             'head_depth', 'mae')  # fmt: skip
+    sizes = (
+        'grid',
+        'channels',
+        'width',
+        'heads',
+        'encoder_depth',
+        'decoder_depth',
+        'head_width',
+        'head_depth',
+        'mae',
+    )
     for key in PRESETS:
         known = preset(*key)
         if all(getattr(known, name) == getattr(config, name) for name in sizes):

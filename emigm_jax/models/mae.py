@@ -40,9 +40,13 @@ class MaskedAutoencoder(nnx.Module):
         self.config = config
         width, dtype = config.width, config.compute_dtype
         block = transformer.BlockConfig(
-            width, config.heads, config.mlp_ratio, config.attention_dropout,
-            config.projection_dropout, dtype,
-        )  # fmt: skip
+            width,
+            config.heads,
+            config.mlp_ratio,
+            config.attention_dropout,
+            config.projection_dropout,
+            dtype,
+        )
         loop = config.loop
         length = config.buffer + config.tokens
         self.class_embed = embedding((config.classes, width), rngs)
@@ -77,11 +81,13 @@ class MaskedAutoencoder(nnx.Module):
     def positions(self, order):
         """Gathers the position embeddings once for an order (B, N)."""
         buffer = self.config.buffer
-        return sharding.constrain_batch(Positions(
-            self.encoder_position[...][buffer:][order],
-            self.decoder_position[...][buffer:][order],
-            self.output_position[...][order],
-        ))  # fmt: skip
+        return sharding.constrain_batch(
+            Positions(
+                self.encoder_position[...][buffer:][order],
+                self.decoder_position[...][buffer:][order],
+                self.output_position[...][order],
+            )
+        )
 
     def encode(self, groups, key=None):
         """Encodes the visible prefixes of groups of images.

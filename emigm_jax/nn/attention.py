@@ -53,8 +53,9 @@ def _all_heads(rate, q, k, v, seen, keys):
 
 def _head_by_head(rate, q, k, v, seen, keys):
     """As `_all_heads`."""
-    one = lambda h: _head(rate, q[:, :, h], k[:, :, h], v[:, :, h], seen,
-                          None if keys is None else keys[h])  # fmt: skip
+    one = lambda h: _head(
+        rate, q[:, :, h], k[:, :, h], v[:, :, h], seen, None if keys is None else keys[h]
+    )
     return jnp.stack([one(h) for h in range(q.shape[2])], axis=2)
 
 

@@ -110,8 +110,10 @@ def check_same(what, value):
 
     def check():
         if mine != theirs:
-            raise UserError(f'{what} of process {jax.process_index()} are not those of process 0: '
-                            'all need the same flags and the same files')  # fmt: skip
+            raise UserError(
+                f'{what} of process {jax.process_index()} are not those of process 0: '
+                'all need the same flags and the same files'
+            )
 
     agreed(check)
 

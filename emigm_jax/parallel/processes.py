@@ -38,24 +38,33 @@ def start(coordinator=None, processes=None, process=None, timeout=300):
         if not (host and colon and port.isdigit()):
             raise UserError(f'--coordinator must look like HOST:PORT, not {coordinator!r}')
         if not 0 <= process < processes:
-            raise UserError(f'--process-id must be 0 to {processes - 1} (--num-processes - 1), not '
-                            f'{process}')  # fmt: skip
+            raise UserError(
+                f'--process-id must be 0 to {processes - 1} (--num-processes - 1), not {process}'
+            )
         if processes == 1:
             return
     elif not _in_a_cluster():
         return
     where = coordinator or 'the coordinator (process 0)'
     # jax would abort the process at the end of its own, longer wait.
-    waiting = threading.Timer(timeout, _give_up, [
-        f'no connection with all processes through {where} within {timeout} s: is each of them '
-        'running, and can they reach that address and port?'])  # fmt: skip
+    waiting = threading.Timer(
+        timeout,
+        _give_up,
+        [
+            f'no connection with all processes through {where} within {timeout} s: is each of them '
+            'running, and can they reach that address and port?'
+        ],
+    )
     waiting.daemon = True
     waiting.start()
     try:
         jax.distributed.initialize(
-            coordinator, processes, process,
-            initialization_timeout=timeout + 60, heartbeat_timeout_seconds=100,
-        )  # fmt: skip
+            coordinator,
+            processes,
+            process,
+            initialization_timeout=timeout + 60,
+            heartbeat_timeout_seconds=100,
+        )
     except (RuntimeError, ValueError) as error:
         raise UserError(f'{where}: {" ".join(str(error).split())[:200]}') from error
     finally:
@@ -97,8 +106,11 @@ def _give_up(message, code=2):
 
 def lost(reason):
     """Ends this process, because another one of the run has ended."""
-    _give_up(f'{reason}; this process ends, too (code {RESTART}). The same command, started again '
-             'on all of them, goes on from the newest checkpoint', RESTART)  # fmt: skip
+    _give_up(
+        f'{reason}; this process ends, too (code {RESTART}). The same command, started again '
+        'on all of them, goes on from the newest checkpoint',
+        RESTART,
+    )
 
 
 def _explain_aborts():
@@ -157,8 +169,16 @@ def _watch():
 
 
 # What a collective or the coordinator says when another process is not there any more.
-_LOSS = ('Gloo', 'NCCL', 'UNAVAILABLE', 'DEADLINE_EXCEEDED', 'CANCELLED', 'ABORTED', 'oordination',
-         'heartbeat')  # fmt: skip
+_LOSS = (
+    'Gloo',
+    'NCCL',
+    'UNAVAILABLE',
+    'DEADLINE_EXCEEDED',
+    'CANCELLED',
+    'ABORTED',
+    'oordination',
+    'heartbeat',
+)
 
 
 @contextlib.contextmanager

@@ -10,8 +10,10 @@ from emigm_jax.report import parse, pictures
 from emigm_jax.report.runs import Grid, Run
 
 METRICS, CONFIG, SAMPLES, RESULT = 'metrics.jsonl', 'config.json', 'samples', 'result.json'
-_EXPECTED = (f'a run is a workdir of `emigm train` ({CONFIG}, {METRICS}), a folder or .json file '
-             'of `emigm evaluate`, or a folder of such folders')  # fmt: skip
+_EXPECTED = (
+    f'a run is a workdir of `emigm train` ({CONFIG}, {METRICS}), a folder or .json file '
+    'of `emigm evaluate`, or a folder of such folders'
+)
 
 
 def gather(paths):
@@ -169,9 +171,11 @@ def _joined(folder, runs):
         measured = [m for run in same for m in run.measurements]
         notes = [note for run in same for note in run.notes]
         path = str(folder) if len(models) == 1 and len(same) > 1 else same[0].path
-        joined.append(dataclasses.replace(
-            same[0], path=path, measurements=tuple(measured), notes=tuple(notes)
-        ))  # fmt: skip
+        joined.append(
+            dataclasses.replace(
+                same[0], path=path, measurements=tuple(measured), notes=tuple(notes)
+            )
+        )
     return joined
 
 

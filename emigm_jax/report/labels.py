@@ -6,10 +6,15 @@ import numpy as np
 
 # (dx, dy) in points of a name from its point, horizontal and vertical alignment, best first
 _PLACES = (
-    ((6, 0), 'left', 'center'), ((-6, 0), 'right', 'center'), ((0, 5), 'center', 'bottom'),
-    ((0, -5), 'center', 'top'), ((5, 4), 'left', 'bottom'), ((5, -4), 'left', 'top'),
-    ((-5, 4), 'right', 'bottom'), ((-5, -4), 'right', 'top'),
-)  # fmt: skip
+    ((6, 0), 'left', 'center'),
+    ((-6, 0), 'right', 'center'),
+    ((0, 5), 'center', 'bottom'),
+    ((0, -5), 'center', 'top'),
+    ((5, 4), 'left', 'bottom'),
+    ((5, -4), 'left', 'top'),
+    ((-5, 4), 'right', 'bottom'),
+    ((-5, -4), 'right', 'top'),
+)
 
 
 def place(figure, axes, named, paths, annotate):
@@ -39,8 +44,15 @@ def place(figure, axes, named, paths, annotate):
         if name in written:
             continue
         for offset, horizontal, vertical in _PLACES:
-            text = annotate(name, (x, y), offset, textcoords='offset points', ha=horizontal,
-                            va=vertical, annotation_clip=True)  # fmt: skip
+            text = annotate(
+                name,
+                (x, y),
+                offset,
+                textcoords='offset points',
+                ha=horizontal,
+                va=vertical,
+                annotation_clip=True,
+            )
             extent = text.get_window_extent(renderer)
             box = (extent.x0, extent.y0, extent.x1, extent.y1)
             others = boxes[:index] + boxes[index + 1 :]

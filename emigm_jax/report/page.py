@@ -68,16 +68,21 @@ def build(runs, made, progress=lambda: None):
     ]
     title = f'Report of {names[0]}' if len(names) == 1 else f'Report of {len(names)} runs'
     page = _PAGE.substitute(
-        title=html.escape(title), made=html.escape(made), css=CSS.substitute(colours=_colours()),
-        files_entry=FILES, files=html.escape(' '.join(sorted(files))), body='\n'.join(body),
-    )  # fmt: skip
+        title=html.escape(title),
+        made=html.escape(made),
+        css=CSS.substitute(colours=_colours()),
+        files_entry=FILES,
+        files=html.escape(' '.join(sorted(files))),
+        body='\n'.join(body),
+    )
     return page, files
 
 
 def count(runs):
     """How many pictures `build` draws."""
-    return sum(len(part(runs)) for part in (panels.over_steps, panels.against_cost,
-                                            panels.training))  # fmt: skip
+    return sum(
+        len(part(runs)) for part in (panels.over_steps, panels.against_cost, panels.training)
+    )
 
 
 def _colours():
@@ -136,8 +141,10 @@ def _table(table):
         first = f'<th scope="row"{kind}>{chip}{_breakable(row[0])}</th>'
         rest = ''.join(f'<td{right(i)}>{html.escape(c)}</td>' for i, c in enumerate(row) if i)
         rows.append(f'<tr>{first}{rest}</tr>')
-    return (f'<div class="scroll" tabindex="0"><table><thead><tr>{heads}</tr></thead>'
-            f'<tbody>{"".join(rows)}</tbody></table></div>')  # fmt: skip
+    return (
+        f'<div class="scroll" tabindex="0"><table><thead><tr>{heads}</tr></thead>'
+        f'<tbody>{"".join(rows)}</tbody></table></div>'
+    )
 
 
 def _details(summary, content):
@@ -177,13 +184,17 @@ def _samples(runs, files):
         parts.append(
             f'<h3>{_chip(index)}{html.escape(run.name)}</h3>'
             f'{_sample(index, run, run.grids[-1], pictures.LARGEST, files, "newest")}'
-            + (f'<p class="muted">Earlier ones.{left_out}</p><div class="strip">{earlier}</div>'
-               if earlier else '')
-        )  # fmt: skip
+            + (
+                f'<p class="muted">Earlier ones.{left_out}</p><div class="strip">{earlier}</div>'
+                if earlier
+                else ''
+            )
+        )
     without = [run.name for run in runs if run.trained and not run.grids]
     if parts and without:
-        parts.append(f'<p class="said">No pictures in samples/ of {html.escape(", ".join(without))}'
-                     '.</p>')  # fmt: skip
+        parts.append(
+            f'<p class="said">No pictures in samples/ of {html.escape(", ".join(without))}.</p>'
+        )
     return ''.join(parts)
 
 
@@ -222,10 +233,16 @@ def _settings(runs):
 
 
 def _paper(runs):
-    sizes = {e.image_size for run in runs for e in run.evaluations + run.measurements
-             if 'fid' in e.scores}  # fmt: skip
+    sizes = {
+        e.image_size
+        for run in runs
+        for e in run.evaluations + run.measurements
+        if 'fid' in e.scores
+    }
     return ''.join(
-        _details(f'ImageNet at {size} pixels, as arXiv 2503.07197 (v3) gives them',
-                 _table(tables.paper(size)))
+        _details(
+            f'ImageNet at {size} pixels, as arXiv 2503.07197 (v3) gives them',
+            _table(tables.paper(size)),
+        )
         for size in sorted(sizes & set(tables.published.OTHERS))
-    )  # fmt: skip
+    )

@@ -72,10 +72,17 @@ def training(runs):
         columns = [run.column(name) for run in runs]
         curves = tuple(Curve(i, x, y) for i, (x, y) in enumerate(columns) if len(x))
         if curves:
-            panels.append(Panel(
-                name, title, STEPS, label, curves,
-                log_y=logarithmic and _spans_a_decade(curves), whole=whole,
-            ))  # fmt: skip
+            panels.append(
+                Panel(
+                    name,
+                    title,
+                    STEPS,
+                    label,
+                    curves,
+                    log_y=logarithmic and _spans_a_decade(curves),
+                    whole=whole,
+                )
+            )
     return panels
 
 
@@ -129,9 +136,13 @@ def _score_panel(runs, name, pixels):
     return Panel(
         f'{name}_of_pixels_over_steps' if of_pixels else f'{name}_over_steps',
         f'{score.title}{" of pixels" if of_pixels else ""} over training',
-        STEPS, score.label, tuple(curves), levels=tuple(levels.values()),
-        log_y=score.less and _spans_a_decade(curves), caption=caption,
-    )  # fmt: skip
+        STEPS,
+        score.label,
+        tuple(curves),
+        levels=tuple(levels.values()),
+        log_y=score.less and _spans_a_decade(curves),
+        caption=caption,
+    )
 
 
 def _grows(runs, curves):
@@ -143,9 +154,12 @@ def _grows(runs, curves):
 def _curve(run, evaluations, name, x, kind):
     error = [e.scores.get('fid_standard_error', 0.0) if name == 'fid' else 0.0 for e in evaluations]
     return Curve(
-        run, np.array(x, np.float64), np.array([e.scores[name] for e in evaluations]), kind,
+        run,
+        np.array(x, np.float64),
+        np.array([e.scores[name] for e in evaluations]),
+        kind,
         np.array(error) if any(error) else None,
-    )  # fmt: skip
+    )
 
 
 def against_cost(runs):
@@ -153,8 +167,9 @@ def against_cost(runs):
     panels = []
     for score in ('fid', 'frechet_distance'):
         for attribute, label, marks in (
-            ('nfe', _NFE, marks_by_nfe), ('seconds', _SECONDS, marks_by_seconds),
-        ):  # fmt: skip
+            ('nfe', _NFE, marks_by_nfe),
+            ('seconds', _SECONDS, marks_by_seconds),
+        ):
             panels += _cost_panels(runs, score, attribute, label, marks)
     return panels
 
@@ -175,14 +190,19 @@ def _cost_panels(runs, score, attribute, label, marks):
         if not beside and not _grows(runs, curves):
             continue
         pixels = f' at {size} pixels' if size and score == 'fid' else ''
-        panels.append(Panel(
-            f'{score}_against_{attribute}' + (f'_{size}' if size else ''),
-            f'{SCORES[score].title} against {short}{pixels}', label, SCORES[score].label,
-            curves, marks=beside,
-            log_x=len(beside) > 0 or max(values) > 3 * min(values),
-            log_y=len(beside) > 0 and _positive(curves),
-            caption=_cost_caption(attribute, beside, size, score),
-        ))  # fmt: skip
+        panels.append(
+            Panel(
+                f'{score}_against_{attribute}' + (f'_{size}' if size else ''),
+                f'{SCORES[score].title} against {short}{pixels}',
+                label,
+                SCORES[score].label,
+                curves,
+                marks=beside,
+                log_x=len(beside) > 0 or max(values) > 3 * min(values),
+                log_y=len(beside) > 0 and _positive(curves),
+                caption=_cost_caption(attribute, beside, size, score),
+            )
+        )
     return panels
 
 

@@ -33,13 +33,39 @@ class Theme:
 
 
 THEMES = {
-    'light': Theme('#ffffff', '#1d2129', '#68707d', '#e7e9ee', (
-        '#1668b5', '#c8501a', '#11805a', '#9c3587', '#836a00', '#5a50c9', '#b02a3c', '#3b7483',
-    )),
-    'dark': Theme('#171a20', '#e4e6ea', '#9aa2af', '#2b3039', (
-        '#62b0f2', '#f2945a', '#4fc79c', '#df8cc8', '#d5b645', '#a5a1fa', '#f27d86', '#86c2d2',
-    )),
-}  # fmt: skip
+    'light': Theme(
+        '#ffffff',
+        '#1d2129',
+        '#68707d',
+        '#e7e9ee',
+        (
+            '#1668b5',
+            '#c8501a',
+            '#11805a',
+            '#9c3587',
+            '#836a00',
+            '#5a50c9',
+            '#b02a3c',
+            '#3b7483',
+        ),
+    ),
+    'dark': Theme(
+        '#171a20',
+        '#e4e6ea',
+        '#9aa2af',
+        '#2b3039',
+        (
+            '#62b0f2',
+            '#f2945a',
+            '#4fc79c',
+            '#df8cc8',
+            '#d5b645',
+            '#a5a1fa',
+            '#f27d86',
+            '#86c2d2',
+        ),
+    ),
+}
 DASHES = ('-', (0, (5, 1.6)), (0, (1.2, 1.4)), (0, (6, 1.6, 1.2, 1.6)))
 WIDTH, HEIGHT = 4.7, 3.1  # inches, without title and legend; shown at 300 to 550 pixels
 DPI = 210
@@ -112,16 +138,30 @@ def shortened(name, length=NAME_LENGTH):
 
 def _settings(theme):
     return {
-        'font.size': 9.5, 'axes.labelcolor': theme.ink, 'text.color': theme.ink,
-        'axes.edgecolor': theme.muted, 'axes.linewidth': 0.8, 'axes.spines.top': False,
-        'axes.spines.right': False, 'axes.facecolor': theme.background,
-        'figure.facecolor': theme.background, 'savefig.facecolor': theme.background,
-        'axes.grid': True, 'axes.axisbelow': True, 'grid.color': theme.faint,
-        'grid.linewidth': 0.8, 'xtick.color': theme.muted, 'ytick.color': theme.muted,
-        'xtick.labelcolor': theme.ink, 'ytick.labelcolor': theme.ink, 'xtick.labelsize': 9,
-        'ytick.labelsize': 9, 'text.parse_math': False,
-        'axes.formatter.limits': (-3, 5), 'axes.formatter.useoffset': False,
-    }  # fmt: skip
+        'font.size': 9.5,
+        'axes.labelcolor': theme.ink,
+        'text.color': theme.ink,
+        'axes.edgecolor': theme.muted,
+        'axes.linewidth': 0.8,
+        'axes.spines.top': False,
+        'axes.spines.right': False,
+        'axes.facecolor': theme.background,
+        'figure.facecolor': theme.background,
+        'savefig.facecolor': theme.background,
+        'axes.grid': True,
+        'axes.axisbelow': True,
+        'grid.color': theme.faint,
+        'grid.linewidth': 0.8,
+        'xtick.color': theme.muted,
+        'ytick.color': theme.muted,
+        'xtick.labelcolor': theme.ink,
+        'ytick.labelcolor': theme.ink,
+        'xtick.labelsize': 9,
+        'ytick.labelsize': 9,
+        'text.parse_math': False,
+        'axes.formatter.limits': (-3, 5),
+        'axes.formatter.useoffset': False,
+    }
 
 
 def colour(theme, run):
@@ -136,20 +176,37 @@ def _dash(run, theme):
 def _draw(axes, curve, panel, theme):
     line = dict(color=theme.runs[curve.run % len(theme.runs)], linestyle=_dash(curve.run, theme))
     if curve.error is not None:
-        axes.errorbar(curve.x, curve.y, curve.error, fmt='none', ecolor=line['color'],
-                      elinewidth=1, capsize=2.5)  # fmt: skip
+        axes.errorbar(
+            curve.x,
+            curve.y,
+            curve.error,
+            fmt='none',
+            ecolor=line['color'],
+            elinewidth=1,
+            capsize=2.5,
+        )
     if curve.kind != 'line':
         if curve.kind == 'measured':
             line['linestyle'] = 'none'
-        axes.plot(curve.x, curve.y, marker='D', markersize=6.5, linewidth=1.2, zorder=4,
-                  markeredgecolor=theme.background, markeredgewidth=0.8, **line)  # fmt: skip
+        axes.plot(
+            curve.x,
+            curve.y,
+            marker='D',
+            markersize=6.5,
+            linewidth=1.2,
+            zorder=4,
+            markeredgecolor=theme.background,
+            markeredgewidth=0.8,
+            **line,
+        )
     elif len(curve.x) > _SMOOTHED:
         axes.plot(curve.x, curve.y, alpha=0.3, linewidth=0.7, **line)
         axes.plot(curve.x, smoothed(curve.y), linewidth=1.7, **line)
     else:
         few = len(curve.x) <= 30
-        axes.plot(curve.x, curve.y, marker='o' if few else None, markersize=3.2, linewidth=1.7,
-                  **line)  # fmt: skip
+        axes.plot(
+            curve.x, curve.y, marker='o' if few else None, markersize=3.2, linewidth=1.7, **line
+        )
 
 
 def smoothed(values):
@@ -185,8 +242,9 @@ def _limits(axes, panel):
     ys += [mark.y for mark in panel.marks] + list(panel.levels)
     xs += [mark.x for mark in panel.marks]
     for axis, values, log, limits in (
-        (axes.xaxis, xs, panel.log_x, axes.set_xlim), (axes.yaxis, ys, panel.log_y, axes.set_ylim),
-    ):  # fmt: skip
+        (axes.xaxis, xs, panel.log_x, axes.set_xlim),
+        (axes.yaxis, ys, panel.log_y, axes.set_ylim),
+    ):
         low, high = min(values), max(values)
         if log:
             room = (high / low) ** 0.06 if high > low else 1.5
@@ -212,14 +270,23 @@ def tick(value):
 
 def _legend(drawn, entries, theme, columns):
     handles = [
-        lines.Line2D([], [], color=theme.runs[i % len(theme.runs)], linestyle=_dash(i, theme),
-                     linewidth=2.2)
+        lines.Line2D(
+            [], [], color=theme.runs[i % len(theme.runs)], linestyle=_dash(i, theme), linewidth=2.2
+        )
         for i, _ in entries
-    ]  # fmt: skip
+    ]
     legend = drawn.legend(
-        handles, [' '] * len(entries), loc='outside lower left', ncols=columns, frameon=False,
-        fontsize=8.5, handlelength=1.6, borderpad=0.2, labelspacing=0.35, columnspacing=1.4,
-    )  # fmt: skip
+        handles,
+        [' '] * len(entries),
+        loc='outside lower left',
+        ncols=columns,
+        frameon=False,
+        fontsize=8.5,
+        handlelength=1.6,
+        borderpad=0.2,
+        labelspacing=0.35,
+        columnspacing=1.4,
+    )
     # Set afterwards: matplotlib would leave out names that begin with an underscore.
     for text, (_, name) in zip(legend.get_texts(), entries, strict=True):
         text.set_text(name)
@@ -232,13 +299,31 @@ def _marks(drawn, axes, panel, theme):
         if mark.ours:
             joined.setdefault(mark.name, []).append(mark)
     for same in joined.values():
-        axes.plot([m.x for m in same], [m.y for m in same], color=theme.muted, linewidth=0.8,
-                  alpha=0.6, zorder=2)  # fmt: skip
+        axes.plot(
+            [m.x for m in same],
+            [m.y for m in same],
+            color=theme.muted,
+            linewidth=0.8,
+            alpha=0.6,
+            zorder=2,
+        )
     for ours, marker, size in ((True, 'o', 5), (False, 'x', 4)):
         some = [mark for mark in panel.marks if mark.ours == ours]
-        axes.plot([m.x for m in some], [m.y for m in some], linestyle='none', marker=marker,
-                  markersize=size, color=theme.muted, zorder=2.5)  # fmt: skip
+        axes.plot(
+            [m.x for m in some],
+            [m.y for m in some],
+            linestyle='none',
+            marker=marker,
+            markersize=size,
+            color=theme.muted,
+            zorder=2.5,
+        )
     paths = [[(m.x, m.y) for m in same] for same in joined.values() if len(same) > 1]
     paths += [list(zip(curve.x, curve.y, strict=True)) for curve in panel.curves]
-    labels.place(drawn, axes, [(m.name, m.x, m.y) for m in panel.marks], paths,
-                 functools.partial(axes.annotate, color=theme.muted, fontsize=7.8))  # fmt: skip
+    labels.place(
+        drawn,
+        axes,
+        [(m.name, m.x, m.y) for m in panel.marks],
+        paths,
+        functools.partial(axes.annotate, color=theme.muted, fontsize=7.8),
+    )

@@ -31,12 +31,22 @@ def overview(runs):
             for name, pair in zip(scores, found, strict=True)
         ]
         loss, speed = run.column('loss')[1], run.column('images_per_second')[1]
-        rows.append((
-            run.name, _progress(run), f'{loss[-1]:.4f}' if len(loss) else NONE,
-            f'{np.median(speed):,.4g}' if len(speed) else NONE, *shown,
-        ))  # fmt: skip
-    heads = ('run', 'steps', 'last loss', 'images/s (median)',
-             *(f'best {SCORES[name].label}' for name in scores))  # fmt: skip
+        rows.append(
+            (
+                run.name,
+                _progress(run),
+                f'{loss[-1]:.4f}' if len(loss) else NONE,
+                f'{np.median(speed):,.4g}' if len(speed) else NONE,
+                *shown,
+            )
+        )
+    heads = (
+        'run',
+        'steps',
+        'last loss',
+        'images/s (median)',
+        *(f'best {SCORES[name].label}' for name in scores),
+    )
     return Table(heads, tuple(rows), tuple(range(len(runs))), tuple(range(2, len(heads))))
 
 
@@ -143,11 +153,26 @@ def paper(size):
     for (kind, image_size, name, _), row in published.ROWS.items():
         if image_size == size:
             millions = published.PARAMETERS[kind, size, name]
-            rows.append((f'{method[kind]}-{name.upper()}', f'{millions:,}', row.nfe,
-                         f'{row.fid:.2f}', *map(number, row[2:])))  # fmt: skip
+            rows.append(
+                (
+                    f'{method[kind]}-{name.upper()}',
+                    f'{millions:,}',
+                    row.nfe,
+                    f'{row.fid:.2f}',
+                    *map(number, row[2:]),
+                )
+            )
     for row in published.OTHERS[size]:
         millions = NONE if row.parameters is None else f'{row.parameters:,}'
         rows.append((row.name, millions, row.nfe, f'{row.fid:.2f}', *[NONE] * 4))
-    heads = ('model', 'parameters (millions)', 'NFE', 'FID', 'sFID', 'Inception Score',
-             'precision', 'recall')  # fmt: skip
+    heads = (
+        'model',
+        'parameters (millions)',
+        'NFE',
+        'FID',
+        'sFID',
+        'Inception Score',
+        'precision',
+        'recall',
+    )
     return Table(heads, tuple(rows), numbers=tuple(range(1, len(heads))))

@@ -45,8 +45,9 @@ def write(folder, page, pictures):
         earlier = _earlier(place)
         for name in pictures:
             if name not in earlier and (place / name).exists():
-                raise UserError(f'{folder}: has a {name} that is not of a report; choose another '
-                                '--out')  # fmt: skip
+                raise UserError(
+                    f'{folder}: has a {name} that is not of a report; choose another --out'
+                )
         if files.remote(place):
             for name, content in contents.items():
                 files.write(place / name, [content])

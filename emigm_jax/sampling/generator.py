@@ -62,8 +62,10 @@ def from_checkpoint(saved, sampling, weights='', batch_size=64, tokenizer=None, 
     if tokenizer is None:
         tokenizer = datasets.tokenizer(saved.config.data)
     if tokenizer is None:
-        raise UserError(f"{saved.path} makes latents: `emigm sample --tokenizer DIR` names their "
-                        "tokenizer's checkpoint, which turns them into pictures")  # fmt: skip
+        raise UserError(
+            f'{saved.path} makes latents: `emigm sample --tokenizer DIR` names their '
+            "tokenizer's checkpoint, which turns them into pictures"
+        )
     if tokenizer.spec.channels != model.channels:
         raise UserError(
             f'the tokenizer {tokenizer.spec.name} has tokens of {tokenizer.spec.channels} numbers, '

@@ -42,8 +42,9 @@ class Sampler:
     @property
     def flops(self):
         """Matrix-product FLOPs per image, padding included."""
-        return sum((s.stop - s.start) * self._cost(s.visible, s.reveal, s.guided)
-                   for s in self.segments)  # fmt: skip
+        return sum(
+            (s.stop - s.start) * self._cost(s.visible, s.reveal, s.guided) for s in self.segments
+        )
 
     @property
     def nfe(self):
@@ -107,8 +108,9 @@ def _on_device(plan, batch):
     return full(plan.counts), full(plan.guidance)
 
 
-def _generate(model, table, segments, params, labels, keys, counts, guidance,
-              order=None, noise=None):  # fmt: skip
+def _generate(
+    model, table, segments, params, labels, keys, counts, guidance, order=None, noise=None
+):
     """One batch: tokens (B, N, C) in raster order; counts and guidance (B, K)."""
     net = emigm.network(model).bind(params)
     batch, tokens, channels = labels.shape[0], model.tokens, model.channels

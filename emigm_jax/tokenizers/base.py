@@ -46,8 +46,9 @@ class Pixels:
 
     def __post_init__(self):
         if self.patch < 1 or self.image_size % self.patch:
-            raise UserError(f'data.patch = {self.patch} does not divide the image size '
-                            f'{self.image_size}')  # fmt: skip
+            raise UserError(
+                f'data.patch = {self.patch} does not divide the image size {self.image_size}'
+            )
 
     @property
     def grid(self):

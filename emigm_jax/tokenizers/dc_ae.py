@@ -41,8 +41,10 @@ class DCAEConfig:
         positive = ('colours', 'channels', 'widths', 'encoder_depths', 'decoder_depths')
         layers.check_sizes(self, 'dc_ae', (*positive, 'head_width'))
         if not len(self.widths) == len(self.encoder_depths) == len(self.decoder_depths):
-            raise UserError(f'dc_ae.encoder_depths and decoder_depths must have one number per '
-                            f'width, that is {len(self.widths)}')  # fmt: skip
+            raise UserError(
+                f'dc_ae.encoder_depths and decoder_depths must have one number per '
+                f'width, that is {len(self.widths)}'
+            )
         for width in self.widths[self.residual_stages :]:
             if width % self.head_width:
                 raise UserError(f'dc_ae.head_width = {self.head_width} does not divide {width}')
@@ -52,8 +54,10 @@ class DCAEConfig:
         wide = [4 * width for width in self.widths[:-1]]
         for a, b in zip([*wide, self.widths[-1]], [*self.widths[1:], self.channels], strict=True):
             if max(a, b) % min(a, b):
-                raise UserError(f'dc_ae: no shortcut from {a} to {b} channels, choose widths and '
-                                f'channels that divide one another')  # fmt: skip
+                raise UserError(
+                    f'dc_ae: no shortcut from {a} to {b} channels, choose widths and '
+                    f'channels that divide one another'
+                )
         layers.check_dtype(self, 'dc_ae')
 
     @property

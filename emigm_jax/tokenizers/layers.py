@@ -170,8 +170,10 @@ def check_images(images, stride, colours):
         raise UserError(f'images must have shape (B, H, W, {colours}), not {images.shape}')
     height, width = images.shape[1:3]
     if height % stride or width % stride:
-        raise UserError(f'images of {height} x {width} pixels do not fit a tokenizer of stride '
-                        f'{stride}: resize or crop them to multiples of it')  # fmt: skip
+        raise UserError(
+            f'images of {height} x {width} pixels do not fit a tokenizer of stride '
+            f'{stride}: resize or crop them to multiples of it'
+        )
 
 
 def check_latents(latents, channels):

@@ -36,16 +36,25 @@ class Kind(NamedTuple):
 
 KINDS = {
     'kl16': Kind(
-        'KL-16', kl_vae, kl_vae.KLVAEConfig, 0.2325,
-        '1 / standard deviation of the latents of ImageNet 256 (MAR; eMIGM at 256)', -1.0,
+        'KL-16',
+        kl_vae,
+        kl_vae.KLVAEConfig,
+        0.2325,
+        '1 / standard deviation of the latents of ImageNet 256 (MAR; eMIGM at 256)',
+        -1.0,
         'moments',
     ),
     'dc_ae': Kind(
-        'DC-AE', dc_ae, dc_ae.DCAEConfig, 0.3189,
-        '1 / standard deviation of the latents of ImageNet 512 (eMIGM at 512)', -1.0, 'latents',
+        'DC-AE',
+        dc_ae,
+        dc_ae.DCAEConfig,
+        0.3189,
+        '1 / standard deviation of the latents of ImageNet 512 (eMIGM at 512)',
+        -1.0,
+        'latents',
     ),
     'vqgan': Kind('VQGAN', vqgan, vqgan.VQGANConfig, 1.0, 'codes have no scale', 0.0, 'codes'),
-}  # fmt: skip
+}
 
 
 @dataclasses.dataclass(frozen=True)

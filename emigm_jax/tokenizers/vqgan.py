@@ -1,7 +1,8 @@
 """The VQGAN of MaskGIT at 256 and 512 pixels: one architecture for both.
 
-After maskgit nets/vqgan_tokenizer.py. An autoencoder without attention whose 16 x 16 pixels become one of 1024 codes. The plans number
-their layers as the official checkpoints do: per kind, in order of execution.
+After maskgit nets/vqgan_tokenizer.py. An autoencoder without attention whose 16 x 16 pixels become
+one of 1024 codes. The plans number their layers as the official checkpoints do: per kind, in order
+of execution.
 """
 
 import dataclasses

@@ -63,8 +63,10 @@ def train(config, workdir, evaluator=None):
     if first:
         prepare(workdir, config, built.net)
     cuts = ' x '.join(f'{size} {axis}' for axis, size in mesh.shape.items() if size > 1)
-    say(f'model: {parameter_count(built.net.shapes()):,} parameters on {mesh.size} device(s)'
-        + f' ({cuts})' * bool(cuts))  # fmt: skip
+    say(
+        f'model: {parameter_count(built.net.shapes()):,} parameters on {mesh.size} device(s)'
+        + f' ({cuts})' * bool(cuts)
+    )
     current = built.create() if current is None else current
     start = int(current['step'])
 
@@ -99,8 +101,10 @@ def train(config, workdir, evaluator=None):
                 if leaving:
                     writer.save(current)
                     writer.wait()
-                    raise Preempted(f'this machine is about to be taken away: saved step {at} in '
-                                    f'{workdir}; the same command goes on from there')  # fmt: skip
+                    raise Preempted(
+                        f'this machine is about to be taken away: saved step {at} in '
+                        f'{workdir}; the same command goes on from there'
+                    )
                 showing = steps('sample_every') and (last or due('sample_every', at))
                 scoring = evaluate and (last or due('evaluation.every', at))
                 scores = None
@@ -120,8 +124,10 @@ def train(config, workdir, evaluator=None):
             if jax.process_count() > 1 or current['step'].is_deleted():
                 raise
             writer.save(current)
-            print(f'interrupted: saved step {int(current["step"])} in {workdir}; '
-                  'the same command goes on from there')  # fmt: skip
+            print(
+                f'interrupted: saved step {int(current["step"])} in {workdir}; '
+                'the same command goes on from there'
+            )
             raise
         finally:
             metrics.close()
@@ -160,14 +166,20 @@ def check_resumable(saved, config, data, workdir, total):
     changes = nested.differences(saved.config, config)
     if changes:
         shown = ', '.join(changes[:4]) + (', ...' if len(changes) > 4 else '')
-        raise UserError(f'{workdir} holds a checkpoint of another config ({shown}): use another '
-                        '--workdir, or the config it was made with')  # fmt: skip
+        raise UserError(
+            f'{workdir} holds a checkpoint of another config ({shown}): use another '
+            '--workdir, or the config it was made with'
+        )
     if saved.data not in ('', data.fingerprint):
-        raise UserError(f'{workdir} holds a checkpoint that was trained on other data of the same '
-                        'kind: use another --workdir, or the data it was trained on')  # fmt: skip
+        raise UserError(
+            f'{workdir} holds a checkpoint that was trained on other data of the same '
+            'kind: use another --workdir, or the data it was trained on'
+        )
     if saved.step > total:
-        raise UserError(f'{workdir} is at step {saved.step} already, beyond training.total = '
-                        f'{config.training.total!r}')  # fmt: skip
+        raise UserError(
+            f'{workdir} is at step {saved.step} already, beyond training.total = '
+            f'{config.training.total!r}'
+        )
 
 
 def prepare(workdir, config, net):

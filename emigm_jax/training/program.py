@@ -59,9 +59,15 @@ def build(config, mesh, warmup, total):
     placed = sharding.of_state(mesh, shapes)
     rows, whole = sharding.batch_sharding(mesh), sharding.whole(mesh)
     run = functools.partial(
-        step.train_step, net, config.model, config.loss, config.optimizer, tx,
-        config.seed, accumulate,
-    )  # fmt: skip
+        step.train_step,
+        net,
+        config.model,
+        config.loss,
+        config.optimizer,
+        tx,
+        config.seed,
+        accumulate,
+    )
     jitted = jax.jit(
         run,
         in_shardings=(placed, rows, whole),

@@ -40,10 +40,14 @@ def optimizer(config, schedule):
     return optax.chain(
         optax.clip_by_global_norm(config.clip),
         optax.adamw(
-            schedule, config.beta1, config.beta2, config.epsilon,
-            weight_decay=config.weight_decay, mask=decayed,
+            schedule,
+            config.beta1,
+            config.beta2,
+            config.epsilon,
+            weight_decay=config.weight_decay,
+            mask=decayed,
         ),
-    )  # fmt: skip
+    )
 
 
 def create(net, config, tx, key):

@@ -15,8 +15,9 @@ def layout(config, batch, accumulate):
     return masking.group_count(config.masking, batch // accumulate)
 
 
-def train_step(net, model, config, optimizer_config, tx, seed, accumulate, state, batch,
-               number=None):  # fmt: skip
+def train_step(
+    net, model, config, optimizer_config, tx, seed, accumulate, state, batch, number=None
+):
     """Advances the state by one batch.
 
     Args:

@@ -85,8 +85,11 @@ def rows(module, slices=1):
 def test_collectives_of_a_recorded_program():
     found = rows(hlo.parse(TPU))
     assert set(found) == {
-        ('all-gather', 4), ('reduce-scatter', 8), ('all-reduce', 2), ('collective-permute', 2)
-    }  # fmt: skip
+        ('all-gather', 4),
+        ('reduce-scatter', 8),
+        ('all-reduce', 2),
+        ('collective-permute', 2),
+    }
     gather = found['all-gather', 4]
     assert gather.count == 5  # from 2 to 7; its -done is not counted
     assert gather.payload == 5 * 64 * 16 * 2
@@ -103,8 +106,9 @@ def test_collectives_between_slices():
     """Devices 0-3 and 4-7 are slices: {0,4} crosses, the gather along 'b' does not."""
     found = rows(hlo.parse(TPU), slices=2)
     assert {kind for (kind, _), c in found.items() if c.between_slices} == {
-        'all-reduce', 'reduce-scatter'
-    }  # fmt: skip
+        'all-reduce',
+        'reduce-scatter',
+    }
 
 
 # As libtpu writes a program of two slices: four devices of one, and transfers to the other.
@@ -282,8 +286,11 @@ def huge(**training):
 def test_meshes_in_order():
     levels = search.plan(huge(), chips.topology('v5e:16x16'))
     assert [level[:2] for level in levels[:4]] == [
-        ('dots', 1), ('dots', 2), ('full', 1), ('full', 2)
-    ]  # fmt: skip
+        ('dots', 1),
+        ('dots', 2),
+        ('full', 1),
+        ('full', 2),
+    ]
     for _, accumulate, found in levels:
         assert found == sorted(found, key=lambda c: c.seconds)
         for candidate in found:
@@ -348,10 +355,19 @@ def test_search_tries_until_one_fits(takes, settings, monkeypatch):
 def test_refusals_of_the_compiler_are_read():
     gib = 2**30
     read = program.needed
-    assert read('RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO '
-                'temporaries (18.43G) exceeds available HBM (15.75G).') == 18.43 * gib  # fmt: skip
-    assert read('RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 30.00G of 15.75G '
-                'hbm.') == 30 * gib  # fmt: skip
+    assert (
+        read(
+            'RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO '
+            'temporaries (18.43G) exceeds available HBM (15.75G).'
+        )
+        == 18.43 * gib
+    )
+    assert (
+        read(
+            'RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 30.00G of 15.75G hbm.'
+        )
+        == 30 * gib
+    )
     with pytest.raises(RuntimeError, match='the compiler failed'):
         read('INTERNAL: something else')
 
@@ -447,9 +463,14 @@ needs_libtpu = pytest.mark.skipif(
 @needs_libtpu
 @pytest.mark.parametrize(
     ('name', 'slices', 'sizes'),
-    [('v6e:8x8', 1, (4, 16, 1)), ('v5e:8x8', 1, (4, 16, 1)), ('v4:2x2x4', 1, (2, 4, 2)),
-     ('v5e:4x4', 2, (1, 16, 1)), ('v6e:4x4', 2, (4, 2, 2))],
-)  # fmt: skip
+    [
+        ('v6e:8x8', 1, (4, 16, 1)),
+        ('v5e:8x8', 1, (4, 16, 1)),
+        ('v4:2x2x4', 1, (2, 4, 2)),
+        ('v5e:4x4', 2, (1, 16, 1)),
+        ('v6e:4x4', 2, (4, 2, 2)),
+    ],
+)
 def test_meshes_of_tpus(name, slices, sizes):
     """Axes of the torus may be split; slices stay apart."""
     topology = chips.topology(name, slices)
@@ -493,8 +514,11 @@ def test_two_slices_of_a_tpu():
     rows = attempt.compiled.collectives
     gathered = {row.between_slices: row.payload for row in rows if row.kind == 'all-gather'}
     summed = sum(row.payload for row in rows if row.kind == 'all-reduce' and row.between_slices)
-    assert all(row.devices == (2 if row.between_slices else 4) for row in rows
-               if row.kind in ('all-gather', 'reduce-scatter'))  # fmt: skip
+    assert all(
+        row.devices == (2 if row.between_slices else 4)
+        for row in rows
+        if row.kind in ('all-gather', 'reduce-scatter')
+    )
     assert gathered.get(True, 0.0) < 0.01 * gathered[False]
     parameters, whole = attempt.compiled.state['parameters']
     assert parameters == pytest.approx(whole / 4, rel=0.05)
@@ -515,8 +539,9 @@ def test_memory_is_what_the_compiler_counts():
         return jnp.sum(z * y[::-1])
 
     def compiled(gib):
-        x = jax.ShapeDtypeStruct((gib * 2**18, 1024), jnp.float32,
-                                 sharding=NamedSharding(mesh, P()))  # fmt: skip
+        x = jax.ShapeDtypeStruct(
+            (gib * 2**18, 1024), jnp.float32, sharding=NamedSharding(mesh, P())
+        )
         return program._compiled(jax.jit(work).lower(x), {}, 1.0, mesh)
 
     made = compiled(1)

@@ -27,8 +27,9 @@ pytestmark = pytest.mark.filterwarnings('ignore:Sending a large body:ResourceWar
 @pytest.fixture(scope='module')
 def state():
     """A train state with random numbers, and its config."""
-    config = arguments.load_config(SMOKE, ['--config.optimizer.ema_decays=(0.9, 0.5)',
-                                           '--config.training.keep=5'])  # fmt: skip
+    config = arguments.load_config(
+        SMOKE, ['--config.optimizer.ema_decays=(0.9, 0.5)', '--config.training.keep=5']
+    )
     shapes = program.build(config, sharding.make_mesh(config.mesh), 1, 10).state
     rng = np.random.default_rng(0)
     made = jax.tree.map(lambda s: np.asarray(rng.normal(0, 0.1, s.shape)).astype(s.dtype), shapes)
@@ -74,8 +75,10 @@ def test_ls(run, state, bucket, tmp_path, capsys):
     found = told(capsys, 'ls', run)
     (run / 'checkpoints/15.orbax-checkpoint-tmp').rmdir()
     assert [(e['name'], e['step'], e['finished']) for e in found] == [
-        ('5', 5, True), ('10', 10, True), ('15.orbax-checkpoint-tmp', None, False),
-    ]  # fmt: skip
+        ('5', 5, True),
+        ('10', 10, True),
+        ('15.orbax-checkpoint-tmp', None, False),
+    ]
     on_disk = sum(f.stat().st_size for f in (run / 'checkpoints/10').rglob('*') if f.is_file())
     assert found[1]['size'] == on_disk
     assert found[1]['changed'] >= '2024'
@@ -89,8 +92,9 @@ def test_ls(run, state, bucket, tmp_path, capsys):
     assert [line.split()[0] for line in table] == ['checkpoint', '5', '10']
     assert [line.endswith('not finished') for line in table[1:]] == [False, True]
     assert [e['step'] for e in json.loads(paths.absolute(f'{bucket}/ls.json').read_text())] == [
-        5, 10,
-    ]  # fmt: skip
+        5,
+        10,
+    ]
     # A folder of models, and a model itself.
     store.save(f'{bucket}/models/small', {'params': {'a': np.ones(3)}}, {})
     assert [e['name'] for e in told(capsys, 'ls', f'{bucket}/models')] == ['small']
@@ -102,8 +106,10 @@ def test_inspect(run, capsys):
     assert (facts['kind'], facts['step'], facts['data']) == ('run', 10, 'digits')
     assert facts['parameters'] == PARAMETERS
     assert facts['arrays']['ema/0.5'] == {
-        'numbers': PARAMETERS, 'bytes': 4 * PARAMETERS, 'dtypes': ['float32'],
-    }  # fmt: skip
+        'numbers': PARAMETERS,
+        'bytes': 4 * PARAMETERS,
+        'dtypes': ['float32'],
+    }
     assert sorted(facts['ema_decays']) == ['0.5', '0.9']
     assert facts['config']['model']['width'] == 32
     assert told(capsys, 'inspect', run, '--step', '5')['step'] == 5
@@ -125,8 +131,9 @@ def test_inspect_what_is_no_model(tmp_path, capsys):
     assert facts['versions']['orbax'] == store.versions()['orbax']
 
 
-@pytest.mark.parametrize('way', ['to', 'from', *(pytest.param(w, marks=pytest.mark.slow)
-                                                for w in ('disk', 'within'))])  # fmt: skip
+@pytest.mark.parametrize(
+    'way', ['to', 'from', *(pytest.param(w, marks=pytest.mark.slow) for w in ('disk', 'within'))]
+)
 def test_copy(way, run, state, bucket, tmp_path, capsys):
     source, target = run, f'{bucket}/there'
     if way in ('from', 'within'):
@@ -258,13 +265,14 @@ def test_export_of_what_was_exported(run, state, bucket, tmp_path, capsys):
     assert saved.source['step'] == 5
     facts = told(capsys, 'inspect', tmp_path / 'other')
     assert (facts['kind'], facts['ema_decays'], facts['parameters']) == (
-        'model', ['0.5'], PARAMETERS,
-    )  # fmt: skip
+        'model',
+        ['0.5'],
+        PARAMETERS,
+    )
     # An exported model is exported, copied and sampled like any other.
     emigm('copy', tmp_path / 'other', f'{bucket}/copied')
     emigm('export', f'{bucket}/copied', tmp_path / 'again')
-    same(runs.load_params(runs.require(tmp_path / 'again'))[0],
-         state[1]['ema']['0.5'])  # fmt: skip
+    same(runs.load_params(runs.require(tmp_path / 'again'))[0], state[1]['ema']['0.5'])
 
 
 @pytest.mark.parametrize(
@@ -287,7 +295,7 @@ def test_export_of_what_was_exported(run, state, bucket, tmp_path, capsys):
         (('export', '{run}', '{empty}'), 'exists already'),
         (('lss', '{run}'), "'ls', 'inspect', 'copy', 'export'"),
     ],
-)  # fmt: skip
+)
 def test_refusals(command, says, run, bucket, tmp_path, capsys):
     (tmp_path / 'empty').mkdir()
     places = dict(run=run, empty=tmp_path / 'empty', new=tmp_path / 'new')

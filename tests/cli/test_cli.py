@@ -34,8 +34,19 @@ def pixels(path):
 
 def test_sample(run, tmp_path, capsys):
     out = tmp_path / 'out'
-    command = ['sample', '--checkpoint', str(run), '--classes', '3,7', '--seeds', '0-2,9',
-               '--out', str(out), '--batch-size', '3']  # fmt: skip
+    command = [
+        'sample',
+        '--checkpoint',
+        str(run),
+        '--classes',
+        '3,7',
+        '--seeds',
+        '0-2,9',
+        '--out',
+        str(out),
+        '--batch-size',
+        '3',
+    ]
     assert main.main(command) == 0
     with np.load(out / 'samples.npz') as data:
         assert data['images'].shape == (8, 8, 8, 1)
@@ -53,9 +64,28 @@ def test_sample(run, tmp_path, capsys):
 
 
 def test_sample_with_other_settings(run, tmp_path):
-    flags = ['--steps', '2', '--solver', 'ddpm', '--solver-steps', '3', '--temperature', '0.9',
-             '--guidance', '3', '--guidance-schedule', 'linear', '--interval', '0,1', '--schedule',
-             'cosine', '--weights', 'params', '--counts', 'per_image']  # fmt: skip
+    flags = [
+        '--steps',
+        '2',
+        '--solver',
+        'ddpm',
+        '--solver-steps',
+        '3',
+        '--temperature',
+        '0.9',
+        '--guidance',
+        '3',
+        '--guidance-schedule',
+        'linear',
+        '--interval',
+        '0,1',
+        '--schedule',
+        'cosine',
+        '--weights',
+        'params',
+        '--counts',
+        'per_image',
+    ]
     command = ['sample', '--checkpoint', str(run), '--seeds', '0', '--classes', 'none', *flags]
     assert main.main([*command, '--out', str(tmp_path)]) == 0
     assert (tmp_path / 'class_null_seed_000000.png').exists()

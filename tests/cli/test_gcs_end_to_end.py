@@ -101,9 +101,15 @@ def test_a_model_is_exported_sampled_and_scored(
     assert 'there is no bucket' in capsys.readouterr().err
 
 
-TRAIN = ('train', SMOKE, '--config.training.total=24 steps', '--config.training.log_every=1 step',
-         '--config.training.checkpoint_every=4 steps', '--config.training.sample_every=12 steps',
-         '--config.training.keep=2')  # fmt: skip
+TRAIN = (
+    'train',
+    SMOKE,
+    '--config.training.total=24 steps',
+    '--config.training.log_every=1 step',
+    '--config.training.checkpoint_every=4 steps',
+    '--config.training.sample_every=12 steps',
+    '--config.training.keep=2',
+)
 
 
 @pytest.mark.slow
@@ -161,15 +167,36 @@ def test_pictures_to_cache_to_model_to_pictures(bucket, tmp_path):
         if path.is_file():
             name = path.relative_to(folder.path).as_posix()
             files.write(f'{bucket}/pictures/{name}', [path.read_bytes()])
-    emigm('prepare', 'latents', f'{bucket}/cache', '--folder', f'{bucket}/pictures', '--tokenizer',
-          f'{bucket}/kl16', '--image-size', '16', '--batch-size', '8', '--shard-rows', '64',
-          '--max-unreadable', '0.05')  # fmt: skip
+    emigm(
+        'prepare',
+        'latents',
+        f'{bucket}/cache',
+        '--folder',
+        f'{bucket}/pictures',
+        '--tokenizer',
+        f'{bucket}/kl16',
+        '--image-size',
+        '16',
+        '--batch-size',
+        '8',
+        '--shard-rows',
+        '64',
+        '--max-unreadable',
+        '0.05',
+    )
     emigm('prepare', 'stats', f'{bucket}/cache')
     assert latents.read_manifest(f'{bucket}/cache')['count'] == len(folder.readable)
 
-    tiny = ('--config', CONFIG, *SHORT, '--config.data.name=latents', '--config.model.grid=8',
-            f'--config.data.path={bucket}/cache', f'--config.data.tokenizer={bucket}/kl16',
-            f'--config.model.classes={len(folder.classes)}')  # fmt: skip
+    tiny = (
+        '--config',
+        CONFIG,
+        *SHORT,
+        '--config.data.name=latents',
+        '--config.model.grid=8',
+        f'--config.data.path={bucket}/cache',
+        f'--config.data.tokenizer={bucket}/kl16',
+        f'--config.model.classes={len(folder.classes)}',
+    )
     emigm('train', *tiny, '--workdir', f'{bucket}/run')
     emigm('train', *tiny, '--workdir', f'{bucket}/copied', f'--config.data.local_copy={tmp_path}/c')
     losses = [[row['loss'] for row in metrics.read(f'{bucket}/{r}')] for r in ('run', 'copied')]
@@ -179,8 +206,20 @@ def test_pictures_to_cache_to_model_to_pictures(bucket, tmp_path):
     # Out as PyTorch users have it, in again, and pictures of both.
     emigm('convert', f'{bucket}/run', tmp_path / 'm.safetensors', '--to', 'safetensors')
     emigm('convert', tmp_path / 'm.safetensors', f'{bucket}/model', '--heads', '2')
-    flags = ('--tokenizer', f'{bucket}/kl16', '--classes', '0,1', '--seeds', '0-1', '--steps', '2',
-             '--solver-steps', '2', '--guidance', '1')  # fmt: skip
+    flags = (
+        '--tokenizer',
+        f'{bucket}/kl16',
+        '--classes',
+        '0,1',
+        '--seeds',
+        '0-1',
+        '--steps',
+        '2',
+        '--solver-steps',
+        '2',
+        '--guidance',
+        '1',
+    )
     emigm('sample', '--checkpoint', f'{bucket}/run', '--out', f'{bucket}/a', *flags)
     emigm('sample', '--checkpoint', f'{bucket}/model', '--out', f'{bucket}/b', *flags)
     assert names(f'{bucket}/a') == names(f'{bucket}/b')

@@ -116,8 +116,17 @@ def test_files_in_a_bucket(tmp_path, monkeypatch):
 
 
 # image size, size: keys of the official state dict
-KEYS = {(256, 'xs'): 292, (256, 's'): 340, (256, 'b'): 364, (256, 'l'): 476, (256, 'h'): 604,
-        (512, 'xs'): 316, (512, 's'): 364, (512, 'b'): 380, (512, 'l'): 476}  # fmt: skip
+KEYS = {
+    (256, 'xs'): 292,
+    (256, 's'): 340,
+    (256, 'b'): 364,
+    (256, 'l'): 476,
+    (256, 'h'): 604,
+    (512, 'xs'): 316,
+    (512, 's'): 364,
+    (512, 'b'): 380,
+    (512, 'l'): 476,
+}
 
 
 @pytest.mark.parametrize('key', KEYS)
@@ -138,8 +147,13 @@ def test_every_preset_is_recognised_by_its_official_shapes(key):
 
 
 # (method, image size, size): NFE of fast and best, as the code really runs
-NFE = {('emigm', 256, 'xs'): (19, 181), ('emigm', 256, 'b'): (19, 173), ('emigm', 256, 'h'):
-       (19, 179), ('emigm', 512, 'l'): (19, 80), ('mar', 256, 'h'): (128, 512)}  # fmt: skip
+NFE = {
+    ('emigm', 256, 'xs'): (19, 181),
+    ('emigm', 256, 'b'): (19, 173),
+    ('emigm', 256, 'h'): (19, 179),
+    ('emigm', 512, 'l'): (19, 80),
+    ('mar', 256, 'h'): (128, 512),
+}
 
 
 @pytest.mark.parametrize('key', NFE)
@@ -209,17 +223,21 @@ def test_refusals(tiny, tmp_path, capsys):
         ((release, tmp_path / 'out', *HEADS, '--kind', 'kl16'), 'eMIGM or MAR'),
         ((release, tiny, *HEADS), 'exists already'),
         ((tiny, tmp_path / 'out'), 'is converted already'),
-        ((golden.path('mar_tiny.pth'), tmp_path / 'out', *HEADS, '--null', 'fake_latent'),
-         'separate null token'),
+        (
+            (golden.path('mar_tiny.pth'), tmp_path / 'out', *HEADS, '--null', 'fake_latent'),
+            'separate null token',
+        ),
         ((tiny, tmp_path / 'no' / 'x.safetensors', '--to', 'safetensors'), 'does not exist'),
-        ((tiny, tmp_path / 'x.safetensors', '--to', 'safetensors', '--weights', '0.5'),
-         "no weights '0.5'"),
+        (
+            (tiny, tmp_path / 'x.safetensors', '--to', 'safetensors', '--weights', '0.5'),
+            "no weights '0.5'",
+        ),
         ((release, '/proc/out', *HEADS), 'written'),
         ((release, 'foo://out', *HEADS), 'no access'),
         ((release, tmp_path / 'out', *HEADS, '--heads', '0'), 'at least 1'),
         ((tiny, '/proc/x.safetensors', '--to', 'safetensors'), 'cannot be written'),
         ((tiny, tmp_path / 'x', '--to', 'safetensors', '--null', 'mask_token'), 'not apply'),
-    ]:  # fmt: skip
+    ]:
         assert says in refusal(capsys, 'convert', *command)
         assert [p.name for p in tmp_path.iterdir()] == ['tiny']
     assert convert(release, tmp_path / 'out', *HEADS, '--dry-run') == 0
@@ -238,8 +256,7 @@ sys.exit(main(sys.argv[2:]))
 
 
 def sample(devices, *flags):
-    environment = {**os.environ,
-                   'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}  # fmt: skip
+    environment = {**os.environ, 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
     command = [sys.executable, '-c', SAMPLE, str(devices), 'sample', *map(str, flags)]
     subprocess.run(command, check=True, env=environment)
 
@@ -247,8 +264,20 @@ def sample(devices, *flags):
 def test_pth_to_pictures(tiny, tmp_path, capsys):
     tokenizer = small('kl16')
     learned.save(tmp_path / 'kl16', 'kl16', tokenizer.config, tokenizer.params)
-    flags = ('--checkpoint', tiny, '--tokenizer', tmp_path / 'kl16', '--classes', '3,7',
-             '--seeds', '0-7', '--steps', '4', '--solver-steps', '3')  # fmt: skip
+    flags = (
+        '--checkpoint',
+        tiny,
+        '--tokenizer',
+        tmp_path / 'kl16',
+        '--classes',
+        '3,7',
+        '--seeds',
+        '0-7',
+        '--steps',
+        '4',
+        '--solver-steps',
+        '3',
+    )
     for devices, batch in ((1, 1), (8, 16)):
         out = tmp_path / f'{devices}-{batch}'
         sample(devices, *flags, '--out', out, '--batch-size', batch)

@@ -52,12 +52,16 @@ def draw(batch=1024, tokens=256, groups=8, **changes):
 @pytest.mark.parametrize(
     ('schedule', 'times', 't_min', 'mean'),
     [
-        ('linear', 'clamp', 0.0, 0.5005), ('linear', 'clamp', 0.2, 0.5205),
-        ('linear', 'range', 0.4, 0.7003), ('cosine', 'clamp', 0.4, 0.7506),
-        ('exp', 'clamp', 0.0, 0.8021), ('exp', 'clamp', 0.2, 0.8547),
-        ('exp', 'range', 0.2, 0.9100), ('log-exp', 'range', 0.2, 0.8820),
+        ('linear', 'clamp', 0.0, 0.5005),
+        ('linear', 'clamp', 0.2, 0.5205),
+        ('linear', 'range', 0.4, 0.7003),
+        ('cosine', 'clamp', 0.4, 0.7506),
+        ('exp', 'clamp', 0.0, 0.8021),
+        ('exp', 'clamp', 0.2, 0.8547),
+        ('exp', 'range', 0.2, 0.9100),
+        ('log-exp', 'range', 0.2, 0.8820),
     ],
-)  # fmt: skip
+)
 def test_mean_mask_ratio(schedule, times, t_min, mean):
     _, _, masks = draw(schedule=schedule, times=times, t_min=t_min)
     ratio = 1.0 - np.asarray(masks.visible) / 256
@@ -113,10 +117,12 @@ def test_weight_is_mdm():
 
 def plans(count, **changes):
     tokens = changes.pop('tokens', 256)
-    return np.stack([
-        reveal.plan(reveal.RevealConfig(plan_seed=i, **changes), tokens).counts[0]
-        for i in range(count)
-    ])  # fmt: skip
+    return np.stack(
+        [
+            reveal.plan(reveal.RevealConfig(plan_seed=i, **changes), tokens).counts[0]
+            for i in range(count)
+        ]
+    )
 
 
 @pytest.mark.parametrize('schedule', schedules.SCHEDULES)
@@ -163,9 +169,16 @@ def test_per_image_counts_follow_the_same_law():
 
 @pytest.mark.parametrize(
     ('steps', 'low', 'high', 'nfe'),
-    [(16, 0.1, 0.3, 19), (16, 0.2, 0.4, 19), (128, 0.18, 0.6, 181), (128, 0.05, 0.4, 173),
-     (128, 0.3, 0.7, 179), (16, 0.15, 0.35, 19), (64, 0.25, 0.5, 80)],
-)  # fmt: skip
+    [
+        (16, 0.1, 0.3, 19),
+        (16, 0.2, 0.4, 19),
+        (128, 0.18, 0.6, 181),
+        (128, 0.05, 0.4, 173),
+        (128, 0.3, 0.7, 179),
+        (16, 0.15, 0.35, 19),
+        (64, 0.25, 0.5, 80),
+    ],
+)
 def test_guided_steps(steps, low, high, nfe):
     """NFE as the official half-open interval really gives it (models/emigm.py:457-462)."""
     config = reveal.RevealConfig(steps=steps, guidance_from=low, guidance_to=high)

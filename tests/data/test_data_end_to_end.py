@@ -30,11 +30,20 @@ CONFIG = str(pathlib.Path(__file__).parents[2] / 'configs/imagenet256.py:size=xs
 # Small enough to compile in seconds.
 SHORT = tuple(
     f'--config.{name}'
-    for name in ('model.width=16', 'model.heads=2', 'model.head_width=16', 'model.head_depth=1',
-                 'model.encoder_depth=1', 'model.decoder_depth=2', 'sampling.reveal.steps=2',
-                 'sampling.solver.steps=2', 'training.batch_size=16', 'training.sample_images=4',
-                 'loss.masking.groups=1')
-)  # fmt: skip
+    for name in (
+        'model.width=16',
+        'model.heads=2',
+        'model.head_width=16',
+        'model.head_depth=1',
+        'model.encoder_depth=1',
+        'model.decoder_depth=2',
+        'sampling.reveal.steps=2',
+        'sampling.solver.steps=2',
+        'training.batch_size=16',
+        'training.sample_images=4',
+        'loss.masking.groups=1',
+    )
+)
 
 
 @pytest.fixture(scope='module')
@@ -63,9 +72,16 @@ def prepare(cache, *flags):
 
 def train_and_sample(cache, kl16, classes, workdir):
     """Trains on a cache and draws pictures; returns the flags it trained with."""
-    tiny = ('--config', CONFIG, *SHORT, '--config.data.name=latents', f'--config.data.path={cache}',
-            f'--config.data.tokenizer={kl16}', '--config.model.grid=8',
-            f'--config.model.classes={classes}')  # fmt: skip
+    tiny = (
+        '--config',
+        CONFIG,
+        *SHORT,
+        '--config.data.name=latents',
+        f'--config.data.path={cache}',
+        f'--config.data.tokenizer={kl16}',
+        '--config.model.grid=8',
+        f'--config.model.classes={classes}',
+    )
     run('train', *tiny, '--workdir', workdir)
     rows = metrics.read(workdir)
     assert all(0.0 <= row['data_wait'] <= 1.0 for row in rows)
@@ -156,15 +172,34 @@ def test_ten_kills(folder, kl16, tmp_path):
 
 @pytest.mark.slow
 def test_training_on_pictures_directly(folder, kl16, tmp_path):
-    common = ('--config', CONFIG, *SHORT, '--config.data.name=folder',
-              f'--config.data.path={folder.path}',
-              f'--config.model.classes={len(folder.classes)}')  # fmt: skip
-    run('train', *common, '--config.model.grid=8', '--config.data.image_size=16',
-        f'--config.data.tokenizer={kl16}', '--workdir', tmp_path / 'latent')  # fmt: skip
+    common = (
+        '--config',
+        CONFIG,
+        *SHORT,
+        '--config.data.name=folder',
+        f'--config.data.path={folder.path}',
+        f'--config.model.classes={len(folder.classes)}',
+    )
+    run(
+        'train',
+        *common,
+        '--config.model.grid=8',
+        '--config.data.image_size=16',
+        f'--config.data.tokenizer={kl16}',
+        '--workdir',
+        tmp_path / 'latent',
+    )
     # With no tokenizer the tokens are patches of pixels.
-    run('train', *common, '--config.model.grid=2', '--config.data.image_size=8',
-        '--config.data.patch=4', '--config.model.channels=48',
-        '--workdir', tmp_path / 'pixels')  # fmt: skip
+    run(
+        'train',
+        *common,
+        '--config.model.grid=2',
+        '--config.data.image_size=8',
+        '--config.data.patch=4',
+        '--config.model.channels=48',
+        '--workdir',
+        tmp_path / 'pixels',
+    )
     for name in ('latent', 'pixels'):
         assert all(np.isfinite(row['loss']) for row in metrics.read(tmp_path / name))
         assert list((tmp_path / name / 'samples').glob('*.png'))
@@ -233,8 +268,19 @@ def test_official_files(tmp_path, kl16):
             np.savez(file, moments=views[0], moments_flip=views[1])
             want.append(views.transpose(0, 2, 3, 1))
     (tmp_path / 'npz/n01/torn.JPEG.npz').write_bytes(b'PK\x03\x04')
-    run('prepare', 'latents', tmp_path / 'cache', '--from-npz', tmp_path / 'npz', '--tokenizer',
-        kl16, '--dtype', 'float32', '--max-unreadable', '0.2')  # fmt: skip
+    run(
+        'prepare',
+        'latents',
+        tmp_path / 'cache',
+        '--from-npz',
+        tmp_path / 'npz',
+        '--tokenizer',
+        kl16,
+        '--dtype',
+        'float32',
+        '--max-unreadable',
+        '0.2',
+    )
     cache = latents.Cache(tmp_path / 'cache')
     for view in (0, 1):
         got = cache.take(range(10), [bool(view)] * 10)
@@ -252,8 +298,17 @@ def test_dc_ae_files_were_scaled(tmp_path):
     raw = np.random.default_rng(3).standard_normal((2, tokenizer.spec.channels, 2, 2))
     held = (raw * 0.3189).astype(np.float32)
     np.savez(tmp_path / 'npz/n01/a.JPEG.npz', moments=held[0], moments_flip=held[1])
-    run('prepare', 'latents', tmp_path / 'cache', '--from-npz', tmp_path / 'npz', '--tokenizer',
-        tmp_path / 'dc_ae', '--dtype', 'float32')  # fmt: skip
+    run(
+        'prepare',
+        'latents',
+        tmp_path / 'cache',
+        '--from-npz',
+        tmp_path / 'npz',
+        '--tokenizer',
+        tmp_path / 'dc_ae',
+        '--dtype',
+        'float32',
+    )
     got = latents.Cache(tmp_path / 'cache').take([0, 0], [False, True])
     np.testing.assert_allclose(got, raw.transpose(0, 2, 3, 1), rtol=1e-6)
 
@@ -266,20 +321,30 @@ def test_dc_ae_files_were_scaled(tmp_path):
         (('latents', 'x', '--folder', 'nowhere', '--tokenizer', 'KL16'), 'nowhere'),
         (('latents', 'x', '--folder', 'y', '--split', 'train', '--tokenizer', 'KL16'), '--tfds'),
         (('latents', 'x', '--from-npz', 'nowhere', '--tokenizer', 'KL16'), 'no such folder'),
-        (('latents', 'x', '--folder', 'FOLDER', '--tokenizer', 'KL16', '--image-size', '41'),
-         'no multiple of the 2 pixels'),
-        (('latents', 'x', '--folder', 'FOLDER', '--tokenizer', 'KL16', '--worker', '4/4'),
-         "must look like '0/4'"),
-        (('latents', 'x', '--folder', 'FOLDER', '--tokenizer', 'KL16', '--shard-rows', '0'),
-         '--shard-rows must be at least 1'),
-        (('latents', 'x', '--folder', 'FOLDER', '--tokenizer', 'KL16', '--image-size', '0'),
-         '--image-size must be at least 1'),
-        (('latents', 'x', '--folder', 'FOLDER', '--tokenizer', 'KL16', '--image-size', '32'),
-         'more than the share 0.001'),
+        (
+            ('latents', 'x', '--folder', 'FOLDER', '--tokenizer', 'KL16', '--image-size', '41'),
+            'no multiple of the 2 pixels',
+        ),
+        (
+            ('latents', 'x', '--folder', 'FOLDER', '--tokenizer', 'KL16', '--worker', '4/4'),
+            "must look like '0/4'",
+        ),
+        (
+            ('latents', 'x', '--folder', 'FOLDER', '--tokenizer', 'KL16', '--shard-rows', '0'),
+            '--shard-rows must be at least 1',
+        ),
+        (
+            ('latents', 'x', '--folder', 'FOLDER', '--tokenizer', 'KL16', '--image-size', '0'),
+            '--image-size must be at least 1',
+        ),
+        (
+            ('latents', 'x', '--folder', 'FOLDER', '--tokenizer', 'KL16', '--image-size', '32'),
+            'more than the share 0.001',
+        ),
         (('stats', 'nowhere'), 'no finished latent cache'),
         (('stats', 'nowhere', '--dtype', 'float16'), 'does not apply'),
     ],
-)  # fmt: skip
+)
 def test_refusals(command, says, folder, kl16, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     places = {'KL16': str(kl16), 'FOLDER': str(folder.path)}

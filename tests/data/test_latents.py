@@ -20,8 +20,10 @@ SHAPE = (4, 4, 6)  # moments of 3 channels
 SETTINGS = {
     'source': {'kind': 'made', 'fingerprint': '0', 'pictures': 50},
     'tokenizer': {'name': 'kl16', 'fingerprint': '0', 'channels': 3, 'stride': 16},
-    'image_size': 64, 'dtype': 'float16', 'shard_rows': 8,
-}  # fmt: skip
+    'image_size': 64,
+    'dtype': 'float16',
+    'shard_rows': 8,
+}
 
 
 class Made:

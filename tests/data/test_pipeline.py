@@ -39,10 +39,9 @@ class NumberedPictures:
 def stream(hosts, start=0, stop=30, batch=20, examples=200, kind=Numbered):
     """(rows, 2) of steps start to stop, put together from the shares of several hosts."""
     parts = [
-        [b['tokens'] for b in
-         pipeline.host_batches(kind(examples), batch, 5, start, stop, rows)]
+        [b['tokens'] for b in pipeline.host_batches(kind(examples), batch, 5, start, stop, rows)]
         for rows in np.split(np.arange(batch), hosts)
-    ]  # fmt: skip
+    ]
     return np.concatenate([np.concatenate(step) for step in zip(*parts, strict=True)])
 
 

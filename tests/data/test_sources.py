@@ -27,9 +27,18 @@ def written(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ('width', 'height', 'size'),
-    [(500, 375, 64), (375, 500, 64), (64, 64, 64), (1, 7, 8), (33, 31, 64), (511, 129, 64),
-     (128, 128, 64), (127, 300, 64), (640, 481, 37)],
-)  # fmt: skip
+    [
+        (500, 375, 64),
+        (375, 500, 64),
+        (64, 64, 64),
+        (1, 7, 8),
+        (33, 31, 64),
+        (511, 129, 64),
+        (128, 128, 64),
+        (127, 300, 64),
+        (640, 481, 37),
+    ],
+)
 def test_crop_is_that_of_adm(width, height, size):
     image = Image.fromarray(scene(np.random.default_rng(width), width, height))
     want = image

@@ -58,8 +58,18 @@ def pictures(tmp_path_factory):
 @pytest.fixture(scope='module')
 def reference(network, pictures, tmp_path_factory):
     path = tmp_path_factory.mktemp('reference') / 'real.npz'
-    run('prepare', 'reference', path, '--folder', pictures[0], '--inception', network,
-        '--keep-features', '--batch-size', '8')  # fmt: skip
+    run(
+        'prepare',
+        'reference',
+        path,
+        '--folder',
+        pictures[0],
+        '--inception',
+        network,
+        '--keep-features',
+        '--batch-size',
+        '8',
+    )
     return path
 
 
@@ -68,8 +78,18 @@ def run(*command):
 
 
 def evaluate(network, reference, *flags, metrics='fid,sfid,inception_score,precision_recall'):
-    run('evaluate', '--inception', network, '--reference', reference, '--metrics', metrics,
-        '--batch-size', '8', *flags)  # fmt: skip
+    run(
+        'evaluate',
+        '--inception',
+        network,
+        '--reference',
+        reference,
+        '--metrics',
+        metrics,
+        '--batch-size',
+        '8',
+        *flags,
+    )
 
 
 def arrays(folder):
@@ -104,19 +124,30 @@ def test_npz_and_other_references(network, reference, pictures, tmp_path, capsys
     np.savez(tmp_path / 'made.npz', arr_0=arrays(pictures[1]))
     held = {name: rows.read() for name, rows in npz.members(reference).items()}
     # As ADM publishes it: statistics and images, from which precision and recall are computed.
-    np.savez(tmp_path / 'VIRTUAL.npz', arr_0=arrays(pictures[0]),
-             **{name: held[name] for name in ('mu', 'sigma', 'mu_s', 'sigma_s')})  # fmt: skip
+    np.savez(
+        tmp_path / 'VIRTUAL.npz',
+        arr_0=arrays(pictures[0]),
+        **{name: held[name] for name in ('mu', 'sigma', 'mu_s', 'sigma_s')},
+    )
     evaluate(network, reference, '--npz', tmp_path / 'made.npz', '--out', tmp_path / 'a')
-    evaluate(network, tmp_path / 'VIRTUAL.npz', '--npz', tmp_path / 'made.npz', '--out',
-             tmp_path / 'b')  # fmt: skip
+    evaluate(
+        network, tmp_path / 'VIRTUAL.npz', '--npz', tmp_path / 'made.npz', '--out', tmp_path / 'b'
+    )
     a, b = (json.loads((tmp_path / f'{n}/result.json').read_text()) for n in 'ab')
     for name in ('fid', 'sfid', 'precision', 'recall', 'inception_score'):
         np.testing.assert_allclose(a[name], b[name], rtol=1e-5)
     # As eMIGM and MAR publish it: no sFID, no precision and recall, and it says so.
     np.savez(tmp_path / 'mar.npz', mu=held['mu'].astype(np.float32), sigma=held['sigma'])
     capsys.readouterr()
-    evaluate(network, tmp_path / 'mar.npz', '--npz', tmp_path / 'made.npz', '--out',
-             tmp_path / 'c', metrics=f'{",".join(metrics.METRICS)}')  # fmt: skip
+    evaluate(
+        network,
+        tmp_path / 'mar.npz',
+        '--npz',
+        tmp_path / 'made.npz',
+        '--out',
+        tmp_path / 'c',
+        metrics=f'{",".join(metrics.METRICS)}',
+    )
     c = json.loads((tmp_path / 'c/result.json').read_text())
     np.testing.assert_allclose(c['fid'], a['fid'], rtol=1e-4)
     assert set(c['missing']) >= {'sfid', 'precision_recall', 'kid', 'fid_infinite'}
@@ -148,9 +179,12 @@ def start(*command, parts=0, devices=8):
     """A command in a process of its own."""
     flags = os.environ['XLA_FLAGS'].replace('device_count=8', f'device_count={devices}')
     return subprocess.Popen(
-        list(map(str, [sys.executable, '-c', DRIVER, parts, *command])), text=True,
-        env={**os.environ, 'XLA_FLAGS': flags}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        list(map(str, [sys.executable, '-c', DRIVER, parts, *command])),
+        text=True,
+        env={**os.environ, 'XLA_FLAGS': flags},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def start_two(*command, parts=0):
@@ -179,9 +213,25 @@ def result(folder):
 @pytest.fixture
 def command(network, reference, digits):
     """`emigm evaluate` of 26 images in batches of 8, so that the last one is a quarter full."""
-    return ('evaluate', '--inception', network, '--reference', reference, '--checkpoint', digits,
-            '--metrics', 'fid,sfid,inception_score,precision_recall', '--batch-size', 8,
-            '--num-images', 26, '--steps', 2, '--solver-steps', 2)  # fmt: skip
+    return (
+        'evaluate',
+        '--inception',
+        network,
+        '--reference',
+        reference,
+        '--checkpoint',
+        digits,
+        '--metrics',
+        'fid,sfid,inception_score,precision_recall',
+        '--batch-size',
+        8,
+        '--num-images',
+        26,
+        '--steps',
+        2,
+        '--solver-steps',
+        2,
+    )
 
 
 @pytest.fixture
@@ -205,8 +255,9 @@ def test_a_killed_evaluation_ends_with_the_same_numbers(command, whole, tmp_path
     run(*command)
     resumed = result(tmp_path / 'killed')
     assert {name: resumed[name] for name in SCORES} == {name: whole[name] for name in SCORES}
-    for one, two in zip(*(np.load(tmp_path / f'{n}.npz')['arr_0'] for n in ('whole', 'killed')),
-                        strict=True):  # fmt: skip
+    for one, two in zip(
+        *(np.load(tmp_path / f'{n}.npz')['arr_0'] for n in ('whole', 'killed')), strict=True
+    ):
         np.testing.assert_array_equal(one, two)
     assert 'NFE 2x' in capsys.readouterr().out
     # Asked once more, it makes nothing.
@@ -235,8 +286,9 @@ def test_two_processes_give_the_numbers_of_one(command, whole, tmp_path):
     for name in SCORES:
         np.testing.assert_allclose(two[name], whole[name], rtol=1e-6)
         np.testing.assert_allclose(one[name], whole[name], rtol=1e-6)
-    for one, other in zip(*(np.load(tmp_path / f'{n}.npz')['arr_0'] for n in ('whole', 'two')),
-                          strict=True):  # fmt: skip
+    for one, other in zip(
+        *(np.load(tmp_path / f'{n}.npz')['arr_0'] for n in ('whole', 'two')), strict=True
+    ):
         np.testing.assert_array_equal(one, other)
     assert 'Inception Score' in told[0][0]
     assert 'FID' not in told[1][0] and 'images' not in told[1][1]  # one of them speaks
@@ -245,9 +297,21 @@ def test_two_processes_give_the_numbers_of_one(command, whole, tmp_path):
 def test_what_one_process_cannot_read_ends_both(network, reference, pictures, tmp_path):
     shutil.copytree(pictures[1], tmp_path / 'torn')
     (tmp_path / 'torn/00013.png').write_bytes(b'no picture')  # in the share of the second
-    processes = start_two('evaluate', '--inception', network, '--reference', reference, '--metrics',
-                          'fid', '--batch-size', 8, '--images', tmp_path / 'torn', '--out',
-                          tmp_path / 'out')  # fmt: skip
+    processes = start_two(
+        'evaluate',
+        '--inception',
+        network,
+        '--reference',
+        reference,
+        '--metrics',
+        'fid',
+        '--batch-size',
+        8,
+        '--images',
+        tmp_path / 'torn',
+        '--out',
+        tmp_path / 'out',
+    )
     told = [process.communicate(timeout=600)[1] for process in processes]
     assert f'emigm: {tmp_path}/torn/00013.png: cannot be read' in told[0]
     # The second one may be told that the first one has left before it says the same.
@@ -256,25 +320,54 @@ def test_what_one_process_cannot_read_ends_both(network, reference, pictures, tm
 
 
 def test_save_npz_gives_the_images(network, reference, digits, tmp_path):
-    evaluate(network, reference, '--checkpoint', digits, '--num-images', 20, '--steps', 2,
-             '--solver-steps', 2, '--out', tmp_path / 'a', '--save-npz', tmp_path / 'a.npz',
-             metrics='fid')  # fmt: skip
+    evaluate(
+        network,
+        reference,
+        '--checkpoint',
+        digits,
+        '--num-images',
+        20,
+        '--steps',
+        2,
+        '--solver-steps',
+        2,
+        '--out',
+        tmp_path / 'a',
+        '--save-npz',
+        tmp_path / 'a.npz',
+        metrics='fid',
+    )
     assert np.load(tmp_path / 'a.npz')['arr_0'].shape == (20, 8, 8, 3)
-    evaluate(network, reference, '--npz', tmp_path / 'a.npz', '--out', tmp_path / 'b',
-             metrics='fid')  # fmt: skip
+    evaluate(
+        network, reference, '--npz', tmp_path / 'a.npz', '--out', tmp_path / 'b', metrics='fid'
+    )
     a, b = (json.loads((tmp_path / f'{n}/result.json').read_text()) for n in 'ab')
     np.testing.assert_allclose(a['fid'], b['fid'], rtol=1e-6)
 
 
 def test_reference_of_a_tfds_data_set(network, tmp_path):
     written = write_tfds(tmp_path, 12, np.random.default_rng(0))
-    run('prepare', 'reference', tmp_path / 'real.npz', '--tfds', written.name, '--data-dir',
-        tmp_path, '--image-size', SIDE, '--inception', network, '--batch-size', 8)  # fmt: skip
+    run(
+        'prepare',
+        'reference',
+        tmp_path / 'real.npz',
+        '--tfds',
+        written.name,
+        '--data-dir',
+        tmp_path,
+        '--image-size',
+        SIDE,
+        '--inception',
+        network,
+        '--batch-size',
+        8,
+    )
     found = references.read(tmp_path / 'real.npz')
     crops = [center_crop(Image.fromarray(image), SIDE) for image in written.images]
     pool = np.asarray(inception.load(network).features(np.stack(crops)).pool, np.float64)
-    for one, two in zip((found.mean, found.covariance), scores.mean_and_covariance(pool),
-                        strict=True):  # fmt: skip
+    for one, two in zip(
+        (found.mean, found.covariance), scores.mean_and_covariance(pool), strict=True
+    ):
         np.testing.assert_allclose(one, two, atol=1e-5 * np.abs(two).max())
     assert found.count == 12 and 'shapes train, centre crops of 40' in found.name
 
@@ -316,6 +409,18 @@ def test_refusals(network, reference, pictures, tmp_path, capsys, monkeypatch):
         prepare.run(['reference', 'x.npz', '--folder', 'a', '--tfds', 'b'])
     with pytest.raises(UserError, match='--split goes with --tfds'):
         prepare.run(['reference', 'x.npz', '--folder', 'a', '--split', 'b'])
-    assert main.main(['prepare', 'reference', str(reference), '--folder', str(pictures[0]),
-                      '--inception', str(network)]) == 2  # fmt: skip
+    assert (
+        main.main(
+            [
+                'prepare',
+                'reference',
+                str(reference),
+                '--folder',
+                str(pictures[0]),
+                '--inception',
+                str(network),
+            ]
+        )
+        == 2
+    )
     assert 'exists already' in capsys.readouterr().err

@@ -143,8 +143,11 @@ def test_resize_is_that_of_tensorflow_1(size):
 
 
 def test_images_that_are_none(extractor):
-    for wrong in (np.zeros((2, 8, 8), np.uint8), np.zeros((2, 8, 8, 1), np.uint8),
-                  np.zeros((0, 8, 8, 3), np.uint8)):  # fmt: skip
+    for wrong in (
+        np.zeros((2, 8, 8), np.uint8),
+        np.zeros((2, 8, 8, 1), np.uint8),
+        np.zeros((0, 8, 8, 3), np.uint8),
+    ):
         with pytest.raises(UserError, match='shape'):
             extractor.features(wrong)
     with pytest.raises(UserError, match='uint8'):
@@ -207,8 +210,11 @@ def test_export_is_exact(official, converted, tmp_path):
 
 def test_counters_come_and_go(official, extractor):
     """Files saved again from PyTorch modules have `num_batches_tracked`; others do not."""
-    counters = {name.replace('running_var', 'num_batches_tracked'): np.asarray(7, np.int64)
-                for name in official if name.endswith('running_var')}  # fmt: skip
+    counters = {
+        name.replace('running_var', 'num_batches_tracked'): np.asarray(7, np.int64)
+        for name in official
+        if name.endswith('running_var')
+    }
     made = inception_tables.read({**official, **counters}, 'x.pth')
     assert len(made.left_out) == len(made.counters) == 94
     same(made.params, extractor.params)

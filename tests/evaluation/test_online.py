@@ -24,8 +24,9 @@ SMOKE = f'{pathlib.Path(__file__).parents[2]}/configs/digits.py:smoke'
 
 def smoke(**evaluation):
     flags = [f'--config.evaluation.{name}={value}' for name, value in evaluation.items()]
-    return load_config(SMOKE, [*flags, '--config.training.total=4 steps',
-                               '--config.training.warmup=1 step'])  # fmt: skip
+    return load_config(
+        SMOKE, [*flags, '--config.training.total=4 steps', '--config.training.warmup=1 step']
+    )
 
 
 def counted(monkeypatch, module, name):
@@ -58,9 +59,11 @@ def test_digits_are_compared_in_pixels(monkeypatch):
     )
     flat = lambda images: np.asarray(images).reshape(len(images), -1) / 255.0
     exact = scores.compare(
-        flat(data.source.images), data.source.labels, flat(data.tokenizer.decode(tokens)),
+        flat(data.source.images),
+        data.source.labels,
+        flat(data.tokenizer.decode(tokens)),
         np.arange(20) // 2,
-    )  # fmt: skip
+    )
     assert results[0] == pytest.approx(exact, rel=1e-9)
 
 
@@ -76,8 +79,20 @@ def test_digits_while_training(tmp_path, monkeypatch, capsys):
     assert [line['step'] for line in lines] == [2, 4]
     assert lines[0]['frechet_distance'] != lines[1]['frechet_distance']
     # The images and the numbers are those of the command.
-    assert main.main(['evaluate', '--checkpoint', str(tmp_path / 'run'), '--num-images', '30',
-                      '--json', str(tmp_path / 'scores.json')]) == 0  # fmt: skip
+    assert (
+        main.main(
+            [
+                'evaluate',
+                '--checkpoint',
+                str(tmp_path / 'run'),
+                '--num-images',
+                '30',
+                '--json',
+                str(tmp_path / 'scores.json'),
+            ]
+        )
+        == 0
+    )
     scores = json.loads((tmp_path / 'scores.json').read_text())
     for name in ('accuracy', 'frechet_distance', 'precision', 'recall'):
         assert lines[1][name] == pytest.approx(scores[name], rel=1e-9)
@@ -129,22 +144,48 @@ def test_inception_while_training(tmp_path, monkeypatch, capsys):
         * rng.standard_normal(s.shape, np.float32)
     )
     still = lambda s: np.ones(s.shape, np.float32)
-    inception.save(tmp_path / 'fid', jax.tree.map(
-        lambda s: normal(s) if len(s.shape) > 1 else still(s), shapes))  # fmt: skip
+    inception.save(
+        tmp_path / 'fid',
+        jax.tree.map(lambda s: normal(s) if len(s.shape) > 1 else still(s), shapes),
+    )
     mean = rng.standard_normal(2048)
     references.write(tmp_path / 'real.npz', (mean, np.eye(2048)), source='made up', count=9)
     traces = counted(monkeypatch, inception, 'features')
-    config = smoke(every='2 steps', num_images=21, batch_size=8, reference=tmp_path / 'real.npz',
-                   inception=tmp_path / 'fid', metrics='fid,sfid,inception_score')  # fmt: skip
+    config = smoke(
+        every='2 steps',
+        num_images=21,
+        batch_size=8,
+        reference=tmp_path / 'real.npz',
+        inception=tmp_path / 'fid',
+        metrics='fid,sfid,inception_score',
+    )
     loop.train(config, tmp_path / 'run', functools.partial(online.evaluator, config))
     assert len(traces) == 1
     assert 'sfid: not computed, the reference has no mu_s' in capsys.readouterr().out
     lines = [line for line in metrics.read(tmp_path / 'run') if 'fid' in line]
     assert [line['step'] for line in lines] == [2, 4]
-    assert main.main(['evaluate', '--checkpoint', str(tmp_path / 'run'), '--num-images', '21',
-                      '--batch-size', '8', '--inception', str(tmp_path / 'fid'), '--reference',
-                      str(tmp_path / 'real.npz'), '--metrics', 'fid,inception_score', '--out',
-                      str(tmp_path / 'out')]) == 0  # fmt: skip
+    assert (
+        main.main(
+            [
+                'evaluate',
+                '--checkpoint',
+                str(tmp_path / 'run'),
+                '--num-images',
+                '21',
+                '--batch-size',
+                '8',
+                '--inception',
+                str(tmp_path / 'fid'),
+                '--reference',
+                str(tmp_path / 'real.npz'),
+                '--metrics',
+                'fid,inception_score',
+                '--out',
+                str(tmp_path / 'out'),
+            ]
+        )
+        == 0
+    )
     result = json.loads((tmp_path / 'out/result.json').read_text())
     for name in ('fid', 'inception_score'):
         assert lines[1][name] == pytest.approx(result[name], rel=1e-6)

@@ -36,8 +36,14 @@ def theirs():
     plumbing.__getattr__ = lambda name: None
     before = {k: v for k, v in sys.modules.items() if k.startswith('torch_fidelity')}
     sys.modules.update({'torch_fidelity': package, 'torch_fidelity.utils': plumbing})
-    names = ('feature_extractor_inceptionv3', 'metric_fid', 'metric_isc', 'metric_kid',
-             'metric_prc', 'version')  # fmt: skip
+    names = (
+        'feature_extractor_inceptionv3',
+        'metric_fid',
+        'metric_isc',
+        'metric_kid',
+        'metric_prc',
+        'version',
+    )
     yield {name: importlib.import_module(f'torch_fidelity.{name}') for name in names}
     for name in [k for k in sys.modules if k.startswith('torch_fidelity')]:
         del sys.modules[name]
@@ -109,9 +115,12 @@ def ours(weights, images, tmp_path_factory):
     stored = image_sets.stored(real)
     found = measure.once(stored, network, measure.pilot(stored, network, BATCH), plan)
     references.write(
-        folder / 'reference.npz', sums.moments(found.totals), source='real', count=COUNT,
+        folder / 'reference.npz',
+        sums.moments(found.totals),
+        source='real',
+        count=COUNT,
         features=found.features,
-    )  # fmt: skip
+    )
     reference = references.read(folder / 'reference.npz')
     shifts = {'pool': reference.mean}
     found = measure.totals(image_sets.stored(made), folder / 'out', {}, network, shifts, plan)

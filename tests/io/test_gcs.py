@@ -254,14 +254,17 @@ def account(monkeypatch):
 @pytest.mark.parametrize(
     ('statuses', 'says'),
     [
-        ({'GET': 403}, 'no permission to list objects in gs://b; grant roles/storage.objectAdmin '
-         'there to me@project.iam.gserviceaccount.com'),
+        (
+            {'GET': 403},
+            'no permission to list objects in gs://b; grant roles/storage.objectAdmin '
+            'there to me@project.iam.gserviceaccount.com',
+        ),
         ({'POST': 403}, 'no permission to write objects in gs://b; grant roles/storage'),
         ({'DELETE': 403}, 'no permission to delete .* stays behind'),
         ({'GET': 404}, 'there is no bucket gs://b'),
         ({'GET': 400}, 'cannot list objects in gs://b .*Refused'),
     ],
-)  # fmt: skip
+)
 def test_what_a_bucket_refuses(refusing, account, statuses, says):
     refusing(**statuses)
     with pytest.raises(UserError, match=says) as caught:
@@ -295,10 +298,12 @@ def test_without_gcsfs(monkeypatch):
 def test_tensorflow_is_not_asked(bucket, tmp_path, choice):
     """etils would import an installed TensorFlow; we do not, and say so where somebody insists."""
     (tmp_path / 'tensorflow.py').write_text('raise ImportError("no GPU, no fun")')
-    code = (f'import sys; from emigm_jax.io import gcs; gcs.probe("{bucket}/x")\n'
-            'from etils import epath\n'
-            f'assert not epath.Path("{bucket}/x").exists()\n'
-            'assert "tensorflow" not in sys.modules')  # fmt: skip
+    code = (
+        f'import sys; from emigm_jax.io import gcs; gcs.probe("{bucket}/x")\n'
+        'from etils import epath\n'
+        f'assert not epath.Path("{bucket}/x").exists()\n'
+        'assert "tensorflow" not in sys.modules'
+    )
     env = {**os.environ, 'PYTHONPATH': f'{tmp_path}:{gcs.SERVER.parents[2]}'}
     if choice:
         env['EPATH_USE_TF'] = choice

@@ -101,7 +101,7 @@ GKE = {'ZONE': 'z', 'TPU_TYPE': 'v5litepod-16', 'CLUSTER': 'c', 'IMAGE': 'i'}
         ('local.sh', '2 -- a', {'CUDA_VISIBLE_DEVICES': '0,1,2'}, '3 GPUs do not divide among 2'),
         ('local.sh', '2 -- a', {'CUDA_VISIBLE_DEVICES': '0,1,2', 'GPUS': '2'}, 'need 4 GPUs'),
     ],
-)  # fmt: skip
+)
 def test_mistakes_are_one_line(desk, script, arguments, environment, message):
     ran = desk.run(script, *arguments.split(), **environment)
     assert ran.code == 2
@@ -139,16 +139,23 @@ XPK = 'xpk workload create --workload a --cluster c --zone z'
 @pytest.mark.parametrize(
     ('environment', 'flags'),
     [
-        ({}, '--num-slices 1 --docker-image i --priority medium --max-restarts 100 '
-         '--restart-on-exit-codes 75 --termination-grace-period-seconds 300'),
-        ({'CAPACITY': 'spot', 'SLICES': '4', 'PRIORITY': 'low', 'RESTARTS': '3', 'GRACE': '20'},
-         '--num-slices 4 --docker-image i --priority low --max-restarts 3 '
-         '--restart-on-exit-codes 75 --termination-grace-period-seconds 20 --spot'),
-        ({'CAPACITY': 'ours'},
-         '--num-slices 1 --docker-image i --priority medium --max-restarts 100 '
-         '--restart-on-exit-codes 75 --termination-grace-period-seconds 300 --reservation ours'),
+        (
+            {},
+            '--num-slices 1 --docker-image i --priority medium --max-restarts 100 '
+            '--restart-on-exit-codes 75 --termination-grace-period-seconds 300',
+        ),
+        (
+            {'CAPACITY': 'spot', 'SLICES': '4', 'PRIORITY': 'low', 'RESTARTS': '3', 'GRACE': '20'},
+            '--num-slices 4 --docker-image i --priority low --max-restarts 3 '
+            '--restart-on-exit-codes 75 --termination-grace-period-seconds 20 --spot',
+        ),
+        (
+            {'CAPACITY': 'ours'},
+            '--num-slices 1 --docker-image i --priority medium --max-restarts 100 '
+            '--restart-on-exit-codes 75 --termination-grace-period-seconds 300 --reservation ours',
+        ),
     ],
-)  # fmt: skip
+)
 def test_gke_run(desk, environment, flags):
     ran = desk.run('gke_xpk.sh', 'run', 'a', '--', *TRAIN, **{**GKE, **environment})
     assert ran.code == 0
@@ -216,8 +223,13 @@ def test_slurm_directives(desk):
     directives = [line.split()[1] for line in lines[:first] if line.startswith('#SBATCH')]
     assert {'--requeue', '--open-mode=append', '--signal=TERM@300'} <= set(directives)
     usage = desk.run('slurm.sbatch', '-h').out
-    for name, flag in [('NODES', 'nodes'), ('GPUS', 'gpus-per-node'), ('GPUS', 'ntasks-per-node'),
-                       ('CPUS', 'cpus-per-task'), ('TIME_LIMIT', 'time')]:  # fmt: skip
+    for name, flag in [
+        ('NODES', 'nodes'),
+        ('GPUS', 'gpus-per-node'),
+        ('GPUS', 'ntasks-per-node'),
+        ('CPUS', 'cpus-per-task'),
+        ('TIME_LIMIT', 'time'),
+    ]:
         stated = re.search(rf'^  {name} .*\((\S+)\)$', usage, re.M)[1]
         assert f'--{flag}={stated}' in directives
 

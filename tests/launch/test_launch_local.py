@@ -184,15 +184,22 @@ def test_what_a_process_leaves_behind_is_ended(local, desk, tmp_path):
     ('environment', 'settings'),
     [
         ({}, ['', '']),
-        ({'DEVICES': '4', 'XLA_FLAGS': '--xla_a=b'},
-         2 * ["JAX_PLATFORMS=cpu 'XLA_FLAGS=--xla_a=b --xla_force_host_platform_device_count=4' "]),
-        ({'CUDA_VISIBLE_DEVICES': '4,5,6,7'},
-         ['CUDA_VISIBLE_DEVICES=4,5 ', 'CUDA_VISIBLE_DEVICES=6,7 ']),
-        ({'CUDA_VISIBLE_DEVICES': '4,5,6', 'GPUS': '1'},
-         ['CUDA_VISIBLE_DEVICES=4 ', 'CUDA_VISIBLE_DEVICES=5 ']),
+        (
+            {'DEVICES': '4', 'XLA_FLAGS': '--xla_a=b'},
+            2
+            * ["JAX_PLATFORMS=cpu 'XLA_FLAGS=--xla_a=b --xla_force_host_platform_device_count=4' "],
+        ),
+        (
+            {'CUDA_VISIBLE_DEVICES': '4,5,6,7'},
+            ['CUDA_VISIBLE_DEVICES=4,5 ', 'CUDA_VISIBLE_DEVICES=6,7 '],
+        ),
+        (
+            {'CUDA_VISIBLE_DEVICES': '4,5,6', 'GPUS': '1'},
+            ['CUDA_VISIBLE_DEVICES=4 ', 'CUDA_VISIBLE_DEVICES=5 '],
+        ),
         ({'CUDA_VISIBLE_DEVICES': '4', 'GPUS': '0'}, ['', '']),
     ],
-)  # fmt: skip
+)
 def test_dry_run_and_devices(desk, environment, settings):
     ran = desk.run('local.sh', '2', '--dry-run', '--', 'emigm', 'a b', PORT='9', **environment)
     common = "emigm 'a b' --coordinator 127.0.0.1:9 --num-processes 2 --process-id"

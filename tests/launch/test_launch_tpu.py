@@ -195,14 +195,26 @@ def test_tpu_setup_that_fails(desk):
     ('environment', 'nodes', 'kind', 'rest'),
     [
         ({}, '--node-id=a', 'v5litepod-16', 'v2-alpha-tpuv5-lite --spot'),
-        ({'TPU_TYPE': 'v4-32', 'CAPACITY': 'on-demand'},
-         '--node-id=a', 'v4-32', 'tpu-ubuntu2204-base'),
-        ({'TPU_TYPE': 'v6e-64', 'CAPACITY': 'reserved', 'SLICES': '2'},
-         '--node-count=2 --node-prefix=a', 'v6e-64', 'v2-alpha-tpuv6e --reserved'),
-        ({'TPU_TYPE': 'v5p-8', 'RUNTIME': 'mine', 'CREATE_FLAGS': '--network=n --internal-ips'},
-         '--node-id=a', 'v5p-8', 'mine --spot --network=n --internal-ips'),
+        (
+            {'TPU_TYPE': 'v4-32', 'CAPACITY': 'on-demand'},
+            '--node-id=a',
+            'v4-32',
+            'tpu-ubuntu2204-base',
+        ),
+        (
+            {'TPU_TYPE': 'v6e-64', 'CAPACITY': 'reserved', 'SLICES': '2'},
+            '--node-count=2 --node-prefix=a',
+            'v6e-64',
+            'v2-alpha-tpuv6e --reserved',
+        ),
+        (
+            {'TPU_TYPE': 'v5p-8', 'RUNTIME': 'mine', 'CREATE_FLAGS': '--network=n --internal-ips'},
+            '--node-id=a',
+            'v5p-8',
+            'mine --spot --network=n --internal-ips',
+        ),
     ],
-)  # fmt: skip
+)
 def test_tpu_create_flags(desk, environment, nodes, kind, rest):
     desk.answer('* describe *', ABSENT, 'ACTIVE')
     ran = desk.run('tpu_vm.sh', 'create', 'a', **{**TPU, **environment})
@@ -252,8 +264,10 @@ def test_tpu_dry_run(desk):
     start = next(call for call in real if 'start' in call[-2])
     echo = subprocess.run(
         ['bash', '-c', f'gcloud() {{ printf "%s\\n" "$@"; }}; {printed[5]}'],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert echo.stdout.splitlines() == start[1:]
 
 

@@ -79,9 +79,21 @@ def test_official_files_to_pictures(tmp_path):
     params, _ = runs.load_params(saved)
     jax.tree.map(np.testing.assert_array_equal, params, golden.params(MODEL, tensors))
 
-    command = ['sample', '--checkpoint', str(model), '--tokenizer', str(tmp_path / 'kl16'),
-               '--classes', '207', '--seeds', '0-1', '--steps', '3',
-               '--solver-steps', '2']  # fmt: skip
+    command = [
+        'sample',
+        '--checkpoint',
+        str(model),
+        '--tokenizer',
+        str(tmp_path / 'kl16'),
+        '--classes',
+        '207',
+        '--seeds',
+        '0-1',
+        '--steps',
+        '3',
+        '--solver-steps',
+        '2',
+    ]
     for batch in ('1', '2'):
         out = tmp_path / batch
         assert main.main([*command, '--batch-size', batch, '--out', str(out)]) == 0

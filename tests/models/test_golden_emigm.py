@@ -102,8 +102,9 @@ def test_dpm_solver(tiny, steps, scale):
     golden.close(x, data[f'dpm_{steps}_cfg{scale}'], SOLVER)
 
 
-@pytest.mark.parametrize('name', ['ddpm_10_temp0.9_cfg1.0', 'ddpm_100_temp1.0_cfg1.0',
-                                  'ddpm_10_temp1.0_cfg3.0'])  # fmt: skip
+@pytest.mark.parametrize(
+    'name', ['ddpm_10_temp0.9_cfg1.0', 'ddpm_100_temp1.0_cfg1.0', 'ddpm_10_temp1.0_cfg3.0']
+)
 def test_ddpm(tiny, name):
     net, data = tiny
     steps, temperature, scale = (
@@ -156,19 +157,29 @@ def test_end_to_end_mar(name):
     steps, rows, cfg, temperature = get('settings')
     config = settings.SamplingConfig(
         reveal=reveal.RevealConfig(
-            steps=int(steps), schedule='cosine', rule='fixed', guidance=cfg,
-            guidance_schedule='linear', guidance_from=-1.0, guidance_to=1.0,
+            steps=int(steps),
+            schedule='cosine',
+            rule='fixed',
+            guidance=cfg,
+            guidance_schedule='linear',
+            guidance_from=-1.0,
+            guidance_to=1.0,
         ),
         solver=solvers.SolverConfig('ddpm', int(rows), temperature=temperature),
-    )  # fmt: skip
+    )
     plan = reveal.plan(config.reveal, golden.MAR_TINY.tokens)
     np.testing.assert_array_equal(plan.counts[0], get('counts'))
     np.testing.assert_allclose(plan.guidance[0], get('guidance'), rtol=1e-6)
     order = jnp.asarray(get('order').astype(np.int32))
     tokens = sampler.replay(
-        golden.MAR_TINY, config, params, get('labels'), order, plan,
+        golden.MAR_TINY,
+        config,
+        params,
+        get('labels'),
+        order,
+        plan,
         jnp.asarray(get('noise_in_order')),
-    )  # fmt: skip
+    )
     golden.close(nchw(tokens), get('out_nchw'), SAMPLE)
 
 

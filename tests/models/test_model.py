@@ -16,9 +16,17 @@ from emigm_jax.nn import attention, functional
 from emigm_jax.training import state
 
 TINY = emigm.ModelConfig(
-    grid=4, channels=3, classes=5, width=32, heads=4, encoder_depth=2, decoder_depth=2, buffer=4,
-    head_width=24, head_depth=2,
-)  # fmt: skip
+    grid=4,
+    channels=3,
+    classes=5,
+    width=32,
+    heads=4,
+    encoder_depth=2,
+    decoder_depth=2,
+    buffer=4,
+    head_width=24,
+    head_depth=2,
+)
 
 
 @pytest.mark.parametrize('key', emigm.PRESETS)
@@ -142,9 +150,18 @@ def counted(function, *arguments):
 def test_flops_are_those_of_the_compiled_program():
     """The compiler counts elementwise work as well, hence the allowance."""
     config = emigm.ModelConfig(
-        grid=16, channels=16, classes=10, width=128, heads=4, encoder_depth=2, decoder_depth=3,
-        buffer=64, head_width=256, head_depth=2, unroll=True,
-    )  # fmt: skip
+        grid=16,
+        channels=16,
+        classes=10,
+        width=128,
+        heads=4,
+        encoder_depth=2,
+        decoder_depth=3,
+        buffer=64,
+        head_width=256,
+        head_depth=2,
+        unroll=True,
+    )
     net = emigm.network(config)
     shapes = net.shapes()
     tokens = jnp.zeros((1, 256, 16))
@@ -173,9 +190,16 @@ def test_padded_training_flops_are_near_the_ideal():
 
 @pytest.mark.parametrize(
     'change',
-    [dict(width=30), dict(heads=0), dict(grid=1), dict(dtype='float16'), dict(remat='all'),
-     dict(decoder_depth=1), dict(attention_dropout=1.0)],
-)  # fmt: skip
+    [
+        dict(width=30),
+        dict(heads=0),
+        dict(grid=1),
+        dict(dtype='float16'),
+        dict(remat='all'),
+        dict(decoder_depth=1),
+        dict(attention_dropout=1.0),
+    ],
+)
 def test_bad_sizes(change):
     with pytest.raises(UserError, match='model'):
         dataclasses.replace(TINY, **change)

@@ -47,7 +47,7 @@ def run(name, folder, *flags):
     env = {**os.environ, **offline, 'PATH': path, 'PYTHONPATH': packages}
     command = [sys.executable, ROOT / 'tests/support/run_notebook.py', ROOT / f'notebooks/{name}.ipynb']
     done = subprocess.run([*command, 'done.ipynb', *flags], cwd=folder, env=env, check=False,
-                          capture_output=True, text=True)  # fmt: skip
+                          capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     values = json.loads((folder / 'values.json').read_text())
     return nbformat.read(folder / 'done.ipynb', as_version=4), values
@@ -130,7 +130,7 @@ def test_every_flag_is_one_of_its_command(capsys):
     assert set(re.findall(r"= f?'(--[a-z-]+) ", source)) == {'--tokenizer', '--preset'}
     assert {'--tokenizer', '--preset'} <= flags_of('evaluate', capsys)
     told = '\n'.join(c.source for name in NAMES for c in read(name).cells
-                     if c.cell_type == 'markdown')  # fmt: skip
+                     if c.cell_type == 'markdown')
     spoken = set(re.findall(r'(?<!\w)--[a-z][a-z-]*', told)) - {'--config'}
     assert spoken
     assert spoken <= flags_of('sample', capsys) & flags_of('evaluate', capsys)
@@ -231,7 +231,7 @@ def test_cells_of_the_official_weights(image_size, size, monkeypatch, tmp_path):
         **install(kernel, '.'), 'MODEL': 'official', 'SIZE': size, 'IMAGE_SIZE': image_size,
         'FOLDER': 'my results', 'EVALUATION': 'full', 'BATCH': 50, 'DTYPE': 'bfloat16',
         'published': {'fast': None}, 'saved': data,
-    }  # fmt: skip
+    }
     for name in ('command', 'official', 'tokenizer', 'evaluate-digits', 'evaluate'):
         with monkeypatch.context() as inner:  # `command` tells stderr that it is a terminal
             inner.setattr(sys, 'stderr', io.StringIO())
@@ -260,7 +260,7 @@ def test_masking(tmp_path):
             'simulated={k: list(v.mean(0)) for k, v in simulated.items()}, padded=padded, '
             'ideal=ideal, prefix=[int((step_in_order < k).argmin()) for k in range(1, K)], '
             'before=[int(n) for n in counts.cumsum()[:-1]], t8=list(tables["DPM-Solver++, 8"].t), '
-            't14=list(tables["DPM-Solver++, 14"].t)')  # fmt: skip
+            't14=list(tables["DPM-Solver++, 14"].t)')
     done, values = run('masking', tmp_path, '--keep', keep)
     assert not [o for o in outputs(done) if o.output_type == 'error']
     assert not any(printed(done, 'stderr').values())
@@ -273,7 +273,7 @@ def test_masking(tmp_path):
 
     # The paper's Figure 6, from its formulas.
     exp = [0.64, 0.87, 1.19, 1.63, 2.22, 3.04, 4.15, 5.68, 7.76, 10.61, 14.50, 19.82, 27.09, 37.02,
-           50.60, 69.18]  # fmt: skip
+           50.60, 69.18]
     np.testing.assert_allclose(values['analytic']['exp'], exp, atol=0.006)
     np.testing.assert_allclose(values['analytic']['linear'], 16.0, atol=0.005)
     np.testing.assert_allclose(values['analytic']['cosine'][::15], [1.23, 25.10], atol=0.006)
@@ -286,7 +286,7 @@ def test_masking(tmp_path):
     # Mean mask ratios.
     want = {'linear clamp 0.2': 0.5205, 'cosine range 0.4': 0.8587, 'exp clamp 0.0': 0.8021,
             'exp clamp 0.2': 0.8547, 'exp range 0.2': 0.9100, 'exp clamp 0.4': 0.9204,
-            'log-exp range 0.4': 0.9230}  # fmt: skip
+            'log-exp range 0.4': 0.9230}
     assert {name: round(values['means'][name], 4) for name in want} == want
     drawn = list(values['drawn'].values())
     assert drawn[:2] == pytest.approx([0.8547, 0.9100], abs=2e-3)
@@ -295,7 +295,7 @@ def test_masking(tmp_path):
     assert values['nfe'] == {
         '256 XS/S/B/L 16': 19, '256 H 16': 19, '256 XS/S/L 128': 181, '256 B 128': 173,
         '256 H 128': 179, '512 XS/S/B/L 16': 19, '512 XS/S/B/L 64': 80,
-    }  # fmt: skip
+    }
     assert 1.0 <= values['padded']['shared'] / values['ideal']['shared'] < 1.05
     assert values['padded']['per_image'] > values['padded']['shared']
     exact, four, one = values['cost'].values()
@@ -310,7 +310,7 @@ def test_colab_smoke(tmp_path):
     keep = ('drawn=[[c.reveal.steps, c.reveal.guidance, p.size] for c, p in drawn.items()], '
             'seconds=seconds, sliders={w._kwarg: w.value for w in sliders.widget.kwargs_widgets}, '
             'start=start, devices=len(devices), checkpoint=CHECKPOINT, step=saved.step, '
-            'shapes=[list(pictures.shape), str(pictures.dtype)]')  # fmt: skip
+            'shapes=[list(pictures.shape), str(pictures.dtype)]')
     done, values = run('emigm_colab', tmp_path, '--set', 'MODEL=smoke', '--keep', keep)
     assert not [o for o in outputs(done) if o.output_type == 'error']
     assert (values['checkpoint'], values['step']) == ('runs/smoke', 12)
@@ -336,6 +336,6 @@ def test_colab_smoke(tmp_path):
     assert 'data:image/png' in page
     assert list((folder / 'report').glob('*.png'))
     (shown,) = [o.data['text/html'] for c in done.cells if c.id == 'report'
-                for o in c.outputs if 'text/html' in o.get('data', {})]  # fmt: skip
+                for o in c.outputs if 'text/html' in o.get('data', {})]
     assert shown.startswith('<div><iframe srcdoc=')
     assert {p.name for p in tmp_path.iterdir()} == {'runs', 'done.ipynb', 'values.json'}

@@ -50,9 +50,10 @@ def smoke(**training):
 
 def test_sigterm_saves_the_step_it_is_at(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        metrics.Metrics, 'write',
+        metrics.Metrics,
+        'write',
         lambda self, step, *_: signal.raise_signal(signal.SIGTERM) if step == 4 else None,
-    )  # fmt: skip
+    )
     with pytest.raises(loop.Preempted, match='saved step 5 '):
         loop.train(smoke(log_every='4 steps', checkpoint_every='12 steps'), tmp_path)
     assert [p.name for p in runs.finished(tmp_path)] == ['5']
@@ -128,12 +129,14 @@ def test_which_checkpoints_are_kept(tmp_path):
 
 @pytest.mark.parametrize(
     ('flags', 'says'),
-    [(('--coordinator', 'here'), 'go together'),
-     (('--coordinator', 'here', '--num-processes', '2', '--process-id', '0'), 'HOST:PORT'),
-     (('--coordinator', 'a:1', '--num-processes', '2', '--process-id', '2'), '0 to 1'),
-     (('--config.mesh.fsdp=3',), 'mesh.fsdp = 3'),
-     (('--config.training.batch_size=12',), 'multiple of 8')],
-)  # fmt: skip
+    [
+        (('--coordinator', 'here'), 'go together'),
+        (('--coordinator', 'here', '--num-processes', '2', '--process-id', '0'), 'HOST:PORT'),
+        (('--coordinator', 'a:1', '--num-processes', '2', '--process-id', '2'), '0 to 1'),
+        (('--config.mesh.fsdp=3',), 'mesh.fsdp = 3'),
+        (('--config.training.batch_size=12',), 'multiple of 8'),
+    ],
+)
 def test_refusals(flags, says, capsys, tmp_path):
     workdir = tmp_path / 'run'
     assert main.main([*train(workdir), *flags]) == 2
@@ -149,8 +152,16 @@ def test_one_process_of_one_needs_no_coordinator():
 
 
 def test_an_unreachable_coordinator(tmp_path):
-    flags = ['--coordinator', f'127.0.0.1:{free_port()}', '--num-processes', '2', '--process-id',
-             '1', '--join-timeout', '1']  # fmt: skip
+    flags = [
+        '--coordinator',
+        f'127.0.0.1:{free_port()}',
+        '--num-processes',
+        '2',
+        '--process-id',
+        '1',
+        '--join-timeout',
+        '1',
+    ]
     run = Run(tmp_path / 'run', [*train(tmp_path / 'run'), *flags])
     assert run.codes() == [2]
     assert 'no connection with all processes through 127.0.0.1' in run.output().splitlines()[-1]
@@ -174,11 +185,15 @@ def test_two_processes_are_one_run(tmp_path):
         )
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6),
-        final_params(tmp_path / 'two'), final_params(tmp_path / 'one'),
-    )  # fmt: skip
+        final_params(tmp_path / 'two'),
+        final_params(tmp_path / 'one'),
+    )
     # What two processes wrote, cut over eight devices, one goes on with, cut otherwise.
-    command = [*train(tmp_path / 'two', total='14 steps'), '--config.mesh.data=1',
-               '--config.mesh.fsdp=4']  # fmt: skip
+    command = [
+        *train(tmp_path / 'two', total='14 steps'),
+        '--config.mesh.data=1',
+        '--config.mesh.fsdp=4',
+    ]
     run = Run(tmp_path / 'two', command, 1, 4)
     assert run.codes() == [0], run.output()
     assert 'resumed from step 12' in run.output()
@@ -209,8 +224,9 @@ def test_a_killed_process_ends_the_run_which_then_goes_on_exactly(tmp_path):
 
 @pytest.mark.slow
 def test_sigterm_at_one_of_two_processes(tmp_path):
-    command = train(tmp_path / 'run', total='100000 steps', checkpoint_every='100000 steps',
-                    log_every='1 step')  # fmt: skip
+    command = train(
+        tmp_path / 'run', total='100000 steps', checkpoint_every='100000 steps', log_every='1 step'
+    )
     run = Run(tmp_path / 'run', command, 2, 2)
     run.await_text('step 3/')
     run.processes[1].send_signal(signal.SIGTERM)

@@ -21,9 +21,17 @@ from emigm_jax.training import program, state
 
 BATCH, STEPS = 16, 20
 TINY = ModelConfig(
-    grid=4, channels=8, classes=5, width=64, heads=4, encoder_depth=2, decoder_depth=2, buffer=8,
-    head_width=64, head_depth=2,
-)  # fmt: skip
+    grid=4,
+    channels=8,
+    classes=5,
+    width=64,
+    heads=4,
+    encoder_depth=2,
+    decoder_depth=2,
+    buffer=8,
+    head_width=64,
+    head_depth=2,
+)
 DEEP = dataclasses.replace(TINY, width=32, encoder_depth=8, decoder_depth=8, head_width=32)
 
 
@@ -41,9 +49,13 @@ def of_preset(mesh, *name):
 
 @pytest.mark.parametrize(
     ('name', 'sizes'),
-    [((256, 'h'), dict(fsdp=256)), ((256, 'h'), dict(fsdp=32, tensor=8)),
-     ((512, 'l'), dict(data=2, fsdp=64)), ((256, 'xs'), dict(fsdp=8))],
-)  # fmt: skip
+    [
+        ((256, 'h'), dict(fsdp=256)),
+        ((256, 'h'), dict(fsdp=32, tensor=8)),
+        ((512, 'l'), dict(data=2, fsdp=64)),
+        ((256, 'xs'), dict(fsdp=8)),
+    ],
+)
 def test_a_device_holds_its_share_of_the_state(name, sizes):
     held = of_preset(abstract_mesh(**sizes), *name)
     size = lambda shape: math.prod(shape) * 4
@@ -71,10 +83,15 @@ def test_rules():
 
 @pytest.mark.parametrize(
     ('settings', 'says'),
-    [(dict(data=3), '3'), (dict(data=-1, tensor=3), 'do not make up 8 device'),
-     (dict(data=-1, fsdp=-1), 'both'), (dict(tensor=0), 'mesh.tensor'),
-     (dict(data=0), 'mesh.data'), (dict(slices=16), 'slices')],
-)  # fmt: skip
+    [
+        (dict(data=3), '3'),
+        (dict(data=-1, tensor=3), 'do not make up 8 device'),
+        (dict(data=-1, fsdp=-1), 'both'),
+        (dict(tensor=0), 'mesh.tensor'),
+        (dict(data=0), 'mesh.data'),
+        (dict(slices=16), 'slices'),
+    ],
+)
 def test_meshes_that_cannot_be(settings, says):
     with pytest.raises(UserError, match=says):
         sharding.make_mesh(sharding.MeshConfig(**settings))
@@ -118,10 +135,8 @@ def run(model, devices, steps=STEPS, accumulate=1, **mesh):
         defaults,
         model=model,
         loss=dataclasses.replace(defaults.loss, masking=MaskingConfig(groups=2)),
-        training=dataclasses.replace(
-            defaults.training, batch_size=BATCH, accumulate=accumulate
-        ),
-    )  # fmt: skip
+        training=dataclasses.replace(defaults.training, batch_size=BATCH, accumulate=accumulate),
+    )
     mesh = sharding.make_mesh(sharding.MeshConfig(**mesh), jax.devices()[:devices])
     built = program.build(config, mesh, 2, steps)
     rng = np.random.default_rng(0)
@@ -142,15 +157,20 @@ def run(model, devices, steps=STEPS, accumulate=1, **mesh):
 @pytest.mark.parametrize('model', [TINY, DEEP], ids=['tiny', 'deep'])
 def test_every_mesh_trains_alike(model):
     _, expected, whole = run(model, 1, data=1)
-    for sizes in (dict(), dict(data=2, fsdp=4), dict(data=2, fsdp=2, tensor=2),
-                  dict(slices=2, data=1, fsdp=4)):  # fmt: skip
+    for sizes in (
+        dict(),
+        dict(data=2, fsdp=4),
+        dict(data=2, fsdp=2, tensor=2),
+        dict(slices=2, data=1, fsdp=4),
+    ):
         _, found, cut = run(model, 8, **sizes)
         np.testing.assert_allclose(found, expected, rtol=1e-5, err_msg=str(sizes))
         for name in ('params', 'ema'):
             jax.tree.map(
                 lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6),
-                cut[name], whole[name],
-            )  # fmt: skip
+                cut[name],
+                whole[name],
+            )
 
 
 @pytest.mark.slow

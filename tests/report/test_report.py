@@ -40,8 +40,9 @@ def test_a_workdir(tmp_path):
     assert [e.image_size for e in run.evaluations] == [256, 256]
     assert run.settings['model.width'] == 768
     assert [(grid.step, grid.name) for grid in run.grids] == [
-        (1000, '00001000.png'), (3000, '00003000.png')
-    ]  # fmt: skip
+        (1000, '00001000.png'),
+        (3000, '00003000.png'),
+    ]
     assert run.notes == ()
 
 
@@ -54,11 +55,17 @@ def test_a_run_that_goes_on(tmp_path):
 
 def test_metrics_that_are_damaged():
     good = json.dumps(synthetic.training_line(10, 30))
-    text = '\n'.join([
-        good, json.dumps(synthetic.training_line(20, 30, loss='nan', vlb='-inf')),
-        '{"step": "x"}', '[1]', json.dumps(synthetic.training_line(10, 30, loss=7.0)),
-        '{"step": 30, "loss": 3.0, "mse": NaN, "vlb": true}', '{"step": 40, "loss": 1.',
-    ])  # fmt: skip
+    text = '\n'.join(
+        [
+            good,
+            json.dumps(synthetic.training_line(20, 30, loss='nan', vlb='-inf')),
+            '{"step": "x"}',
+            '[1]',
+            json.dumps(synthetic.training_line(10, 30, loss=7.0)),
+            '{"step": 30, "loss": 3.0, "mse": NaN, "vlb": true}',
+            '{"step": 40, "loss": 1.',
+        ]
+    )
     lines, evaluations, notes = parse.metrics(text)
     assert [line['step'] for line in lines] == [10, 20, 30]
     assert lines[0]['loss'] == 7.0  # of two lines of a step the last one
@@ -68,9 +75,10 @@ def test_metrics_that_are_damaged():
     assert notes == [
         'the last line of metrics.jsonl is cut off and left out',
         '2 lines of metrics.jsonl cannot be read and are left out',
-        'loss is not finite once at step 20', 'vlb is not finite once at step 20',
+        'loss is not finite once at step 20',
+        'vlb is not finite once at step 20',
         'mse is not finite once at step 30',
-    ]  # fmt: skip
+    ]
     assert parse.metrics(good + '\n' + '{"step"\n')[2] == [
         '1 line of metrics.jsonl cannot be read and is left out'
     ]
@@ -99,8 +107,12 @@ def test_scores_of_digits(tmp_path):
     table = tables.scores([run])
     assert table.rows[0][:5] == ('scores', '0.250', '0.950', '0.450', '0.700')
     assert table.rows[1][:5] == (
-        'one half of the real images against the other', '0.060', '0.980', '0.900', '0.910'
-    )  # fmt: skip
+        'one half of the real images against the other',
+        '0.060',
+        '0.980',
+        '0.900',
+        '0.910',
+    )
     # Beside results of another kind: what a row has no value of stays empty.
     other = only(synthetic.evaluated(tmp_path / 'evaluation', 3.25))
     both = tables.scores([run, other])
@@ -285,8 +297,10 @@ def test_at_512_pixels_it_is_table_3_and_10(tmp_path):
     assert (nfe.name, seconds.name) == ('fid_against_nfe_512', 'fid_against_seconds_512')
     assert panels.Mark('eMIGM-L', 80.0, 1.77, True) in nfe.marks
     assert {(m.name, m.x, m.y) for m in seconds.marks} == {
-        ('eMIGM-L', 0.165, 1.77), ('EDM2-XXL', 0.552, 1.81), ('EDM2-XXL, interval', 0.481, 1.40)
-    }  # fmt: skip
+        ('eMIGM-L', 0.165, 1.77),
+        ('EDM2-XXL', 0.552, 1.81),
+        ('EDM2-XXL, interval', 0.481, 1.40),
+    }
 
 
 def test_the_paper_gives_parameters_of_all_its_rows():
@@ -300,8 +314,10 @@ def test_the_paper_gives_parameters_of_all_its_rows():
 
 
 def test_digits_are_not_set_beside_the_paper(tmp_path):
-    folder = synthetic.workdir(tmp_path / 'digits', config={'data': {'name': 'digits'},
-                               'model': {}, 'training': {'batch_size': 100}})  # fmt: skip
+    folder = synthetic.workdir(
+        tmp_path / 'digits',
+        config={'data': {'name': 'digits'}, 'model': {}, 'training': {'batch_size': 100}},
+    )
     for i, (step, nfe) in enumerate([(900, 6), (900, 4), (1800, 6)]):
         scores = synthetic.pixel_scores(step, nfe, 0.2 + 0.1 * i)
         (folder / f'scores{i}.json').write_text(json.dumps(scores))
@@ -412,9 +428,13 @@ def report(tmp_path_factory):
     )
     path = os.pathsep.join([str(pathlib.Path(__file__).parents[2]), *sys.path])
     done = subprocess.run(
-        [sys.executable, '-W', 'error', '-c', code], cwd=root, capture_output=True, text=True,
-        check=True, env={**os.environ, 'PYTHONPATH': path},
-    )  # fmt: skip
+        [sys.executable, '-W', 'error', '-c', code],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, 'PYTHONPATH': path},
+    )
     return root / 'report', done.stdout
 
 
@@ -472,8 +492,10 @@ def test_an_earlier_report_is_replaced_as_a_whole(report, tmp_path, capsys):
     # What works leaves nothing of the earlier one.
     assert main.main(['report', str(run), '--out', str(out)]) == 0
     assert {path.name for path in out.iterdir()} == {
-        'notes.txt', 'report.html', *(f'{name}.png' for name in panels.TRAINING)
-    }  # fmt: skip
+        'notes.txt',
+        'report.html',
+        *(f'{name}.png' for name in panels.TRAINING),
+    }
     assert 'Report of a' in (out / 'report.html').read_text()
 
 

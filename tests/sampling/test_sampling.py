@@ -16,9 +16,17 @@ from emigm_jax.models import emigm
 from emigm_jax.sampling.sampler import Sampler
 
 MODEL = emigm.ModelConfig(
-    grid=4, channels=3, classes=5, width=16, heads=2, encoder_depth=1, decoder_depth=2, buffer=2,
-    head_width=16, head_depth=1,
-)  # fmt: skip
+    grid=4,
+    channels=3,
+    classes=5,
+    width=16,
+    heads=2,
+    encoder_depth=1,
+    decoder_depth=2,
+    buffer=2,
+    head_width=16,
+    head_depth=1,
+)
 CONFIG = SamplingConfig(reveal=RevealConfig(steps=5), solver=SolverConfig(steps=3))
 LABELS, SEEDS = np.arange(70) % 5, np.arange(70)
 
@@ -72,8 +80,10 @@ def test_settings_decide_the_image(params):
 def test_every_token_is_drawn_once(steps, counts):
     """With one solver row and a network of zeros a token is its first noise over alpha."""
     params = jax.jit(emigm.network(MODEL).init)(jax.random.key(0))  # epsilon = 0 at init
-    config = SamplingConfig(reveal=RevealConfig(steps=steps, counts=counts, guidance=1.0),
-                            solver=SolverConfig('ddim', 1))  # fmt: skip
+    config = SamplingConfig(
+        reveal=RevealConfig(steps=steps, counts=counts, guidance=1.0),
+        solver=SolverConfig('ddim', 1),
+    )
     tokens = Sampler(MODEL, config)(params, LABELS[:40], SEEDS[:40])
     # DDIM with one row jumps to x / alpha(0): unit noise, never the zeros of an unset token.
     assert (np.asarray(tokens) != 0).all()

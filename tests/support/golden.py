@@ -12,13 +12,30 @@ from emigm_jax.models import emigm
 FOLDER = pathlib.Path(__file__).parents[1] / 'golden'
 
 TINY = emigm.ModelConfig(
-    grid=4, channels=16, classes=10, width=32, heads=4, encoder_depth=2, decoder_depth=3,
-    buffer=4, head_width=48, head_depth=2,
-)  # fmt: skip
+    grid=4,
+    channels=16,
+    classes=10,
+    width=32,
+    heads=4,
+    encoder_depth=2,
+    decoder_depth=3,
+    buffer=4,
+    head_width=48,
+    head_depth=2,
+)
 MAR_TINY = emigm.ModelConfig(
-    grid=4, channels=16, classes=10, width=32, heads=4, encoder_depth=2, decoder_depth=2,
-    buffer=4, head_width=48, head_depth=2, shared_null=False,
-)  # fmt: skip
+    grid=4,
+    channels=16,
+    classes=10,
+    width=32,
+    heads=4,
+    encoder_depth=2,
+    decoder_depth=2,
+    buffer=4,
+    head_width=48,
+    head_depth=2,
+    shared_null=False,
+)
 
 
 def path(name):

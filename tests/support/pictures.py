@@ -57,7 +57,7 @@ KINDS = (
     ('.png', lambda image: png(image.convert('RGBA'))),
     ('.jpg', _turned),
     ('.png', lambda image: png(_deep(image))),
-)  # fmt: skip
+)
 
 
 def write_folder(path, count, rng, classes=('n01', 'n02', 'n10')):
@@ -121,19 +121,26 @@ def write_tfds(path, count, rng, name='shapes', names=('cat', 'dog', 'owl'), spl
             labels.append(label)
             images.append(np.asarray(Image.open(io.BytesIO(picture)).convert('RGB')))
         writer.close()
-    features = tfds.features.FeaturesDict({
-        'image': tfds.features.Image(),
-        'label': tfds.features.ClassLabel(names=names),
-        'file_name': tfds.features.Text(),
-    })  # fmt: skip
+    features = tfds.features.FeaturesDict(
+        {
+            'image': tfds.features.Image(),
+            'label': tfds.features.ClassLabel(names=names),
+            'file_name': tfds.features.Text(),
+        }
+    )
     info = tfds.core.SplitInfo(
-        name=split, shard_lengths=lengths, num_bytes=0,
+        name=split,
+        shard_lengths=lengths,
+        num_bytes=0,
         filename_template=tfds.core.ShardedFileTemplate(
             data_dir=folder, dataset_name=name, filetype_suffix='array_record', split=split
         ),
-    )  # fmt: skip
+    )
     tfds.folder_dataset.write_metadata(
-        data_dir=folder, features=features, split_infos=[info],
-        filename_template='{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}', check_data=False,
-    )  # fmt: skip
+        data_dir=folder,
+        features=features,
+        split_infos=[info],
+        filename_template='{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}',
+        check_data=False,
+    )
     return Prepared(name, labels, images)

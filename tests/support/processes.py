@@ -25,8 +25,18 @@ class Run:
         self.logs = [folder.with_name(f'{folder.name}.{i}.log') for i in range(count)]
         self.processes = []
         for i, log in enumerate(self.logs):
-            joined = ['--coordinator', f'127.0.0.1:{port}', '--num-processes', str(count),
-                      '--process-id', str(i)] if count > 1 else []  # fmt: skip
+            joined = (
+                [
+                    '--coordinator',
+                    f'127.0.0.1:{port}',
+                    '--num-processes',
+                    str(count),
+                    '--process-id',
+                    str(i),
+                ]
+                if count > 1
+                else []
+            )
             with log.open('w') as f:
                 self.processes.append(
                     subprocess.Popen(

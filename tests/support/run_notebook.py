@@ -62,8 +62,12 @@ def main():
     parser.add_argument('source')
     parser.add_argument('target')
     parser.add_argument('--set', action='append', default=[], metavar='NAME=VALUE')
-    parser.add_argument('--keep', default='', metavar='NAME=EXPRESSION, ...',
-                        help='values to be written to values.json at the end')  # fmt: skip
+    parser.add_argument(
+        '--keep',
+        default='',
+        metavar='NAME=EXPRESSION, ...',
+        help='values to be written to values.json at the end',
+    )
     arguments = parser.parse_args()
     notebook = nbformat.read(arguments.source, as_version=4)
     if arguments.set:

@@ -8,10 +8,15 @@ SMALL = {
     'kl16': kl_vae.KLVAEConfig(
         channels=16, width=8, multipliers=(1, 2), attention_levels=(1,), groups=4
     ),
-    'dc_ae': dc_ae.DCAEConfig(channels=8, widths=(16, 32, 32), encoder_depths=(1, 1, 1),
-                              decoder_depths=(1, 1, 1), head_width=8),
+    'dc_ae': dc_ae.DCAEConfig(
+        channels=8,
+        widths=(16, 32, 32),
+        encoder_depths=(1, 1, 1),
+        decoder_depths=(1, 1, 1),
+        head_width=8,
+    ),
     'vqgan': vqgan.VQGANConfig(codes=16, channels=8, width=8, multipliers=(1, 2), groups=4),
-}  # fmt: skip
+}
 
 
 def small(name, batch=16):

@@ -16,15 +16,23 @@ IMAGENET = {
 def training_line(step, total, **changes):
     """One line of training; 50 images per second in batches of 100."""
     return {
-        'step': step, 'loss': 1.5 + 300 / (step + 100), 'mse': 0.5 + 100 / (step + 100),
-        'vlb': 1.0 + 200 / (step + 100), 'mask_ratio': 0.85, 'gradient_norm': 20 / (step + 10),
-        'learning_rate': 4e-4 * min(1.0, step / 1000), 'data_wait': 0.01,
-        'images_per_second': 50.0, 'seconds_left': 2.0 * (total - step), **changes,
-    }  # fmt: skip
+        'step': step,
+        'loss': 1.5 + 300 / (step + 100),
+        'mse': 0.5 + 100 / (step + 100),
+        'vlb': 1.0 + 200 / (step + 100),
+        'mask_ratio': 0.85,
+        'gradient_norm': 20 / (step + 10),
+        'learning_rate': 4e-4 * min(1.0, step / 1000),
+        'data_wait': 0.01,
+        'images_per_second': 50.0,
+        'seconds_left': 2.0 * (total - step),
+        **changes,
+    }
 
 
-def workdir(path, steps=(1000, 2000, 3000), total=3000, fids=None, config=IMAGENET, grids=(),
-            **changes):  # fmt: skip
+def workdir(
+    path, steps=(1000, 2000, 3000), total=3000, fids=None, config=IMAGENET, grids=(), **changes
+):
     """A workdir.
 
     Args:
@@ -39,8 +47,14 @@ def workdir(path, steps=(1000, 2000, 3000), total=3000, fids=None, config=IMAGEN
     path.mkdir(parents=True)
     lines = [training_line(step, total, **changes) for step in steps]
     for step, fid in (fids or {}).items():
-        lines.append({'step': step, 'fid': fid, 'inception_score': 300 / float(fid),
-                      'inception_score_std': 0.5})  # fmt: skip
+        lines.append(
+            {
+                'step': step,
+                'fid': fid,
+                'inception_score': 300 / float(fid),
+                'inception_score_std': 0.5,
+            }
+        )
     lines.sort(key=lambda line: line['step'])
     (path / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
     if config is not None:
@@ -55,21 +69,30 @@ def workdir(path, steps=(1000, 2000, 3000), total=3000, fids=None, config=IMAGEN
 def result(fid, nfe='16x1.2', seconds=0.5, **changes):
     """A result of `emigm evaluate` against statistics of ImageNet at 256 pixels."""
     return {
-        'fid': fid, 'fid_standard_error': 0.05, 'inception_score': 200.0,
-        'inception_score_std': 2.5, 'precision': 0.75, 'recall': 0.5,
+        'fid': fid,
+        'fid_standard_error': 0.05,
+        'inception_score': 200.0,
+        'inception_score_std': 2.5,
+        'precision': 0.75,
+        'recall': 0.5,
         'missing': {'sfid': 'the reference has no mu_s and sigma_s, as those of ADM have'},
-        'images': 50_000, 'seconds_per_image': seconds,
+        'images': 50_000,
+        'seconds_per_image': seconds,
         'reference': {'name': 'VIRTUAL_imagenet256_labeled.npz', 'fingerprint': '0123abcd'},
         'settings': {
-            'source': 'checkpoint', 'step': 3000, 'weights': '0.9999', 'content': 'weights-a',
+            'source': 'checkpoint',
+            'step': 3000,
+            'weights': '0.9999',
+            'content': 'weights-a',
             'sampling': {
                 'reveal': {'steps': 16, 'guidance': 4.0, 'guidance_from': 0.1, 'guidance_to': 0.3},
                 'solver': {'name': 'dpm', 'steps': 8},
             },
-            'nfe_as_the_paper_counts': nfe, 'nfe': 19,
+            'nfe_as_the_paper_counts': nfe,
+            'nfe': 19,
         },
         **changes,
-    }  # fmt: skip
+    }
 
 
 def evaluated(folder, fid, *arguments, **changes):
@@ -83,7 +106,14 @@ def pixel_scores(step=900, nfe=6, distance=0.25):
     """What `emigm evaluate --json` writes for a model of the digits."""
     halves = {'accuracy': 0.98, 'frechet_distance': 0.06, 'precision': 0.9, 'recall': 0.91}
     return {
-        'accuracy': 0.95, 'frechet_distance': distance, 'precision': 0.45, 'recall': 0.7,
-        'real_halves': halves, 'images': 1000, 'step': step, 'weights': '0.99', 'nfe': nfe,
+        'accuracy': 0.95,
+        'frechet_distance': distance,
+        'precision': 0.45,
+        'recall': 0.7,
+        'real_halves': halves,
+        'images': 1000,
+        'step': step,
+        'weights': '0.99',
+        'nfe': nfe,
         'seconds_per_image': 0.01 * nfe,
-    }  # fmt: skip
+    }

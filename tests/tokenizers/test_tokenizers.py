@@ -21,8 +21,13 @@ BFLOAT16 = 0.05  # of the standard deviation, root mean square
 KL_TINY = kl_vae.KLVAEConfig(
     channels=4, width=8, multipliers=(1, 2), attention_levels=(1,), groups=4
 )
-DC_TINY = dc_ae.DCAEConfig(channels=8, widths=(16, 32, 32), encoder_depths=(1, 2, 1),
-                           decoder_depths=(2, 1, 1), head_width=8)  # fmt: skip
+DC_TINY = dc_ae.DCAEConfig(
+    channels=8,
+    widths=(16, 32, 32),
+    encoder_depths=(1, 2, 1),
+    decoder_depths=(2, 1, 1),
+    head_width=8,
+)
 VQ_TINY = vqgan.VQGANConfig(codes=16, channels=8, width=8, multipliers=(1, 2, 4), groups=4)
 # tokenizer: module, config, shape of its latents for images of 32 x 32 pixels
 TINY = {
@@ -225,15 +230,18 @@ def test_sides_may_differ_but_must_fit(tokenizer):
         call('decode', images(4, 4, 5, 5, 5))
 
 
-@pytest.mark.parametrize('build', [
-    lambda: kl_vae.KLVAEConfig(dtype='float16'),
-    lambda: kl_vae.KLVAEConfig(width=48),
-    lambda: vqgan.VQGANConfig(codes=0),
-    lambda: dc_ae.DCAEConfig(widths=(256, 512)),
-    lambda: dc_ae.DCAEConfig(head_width=48),
-    lambda: dc_ae.DCAEConfig(channels=48),
-    lambda: dc_ae.DCAEConfig(widths=(254, 512, 512, 1024, 1024)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'build',
+    [
+        lambda: kl_vae.KLVAEConfig(dtype='float16'),
+        lambda: kl_vae.KLVAEConfig(width=48),
+        lambda: vqgan.VQGANConfig(codes=0),
+        lambda: dc_ae.DCAEConfig(widths=(256, 512)),
+        lambda: dc_ae.DCAEConfig(head_width=48),
+        lambda: dc_ae.DCAEConfig(channels=48),
+        lambda: dc_ae.DCAEConfig(widths=(254, 512, 512, 1024, 1024)),
+    ],
+)
 def test_bad_configs_are_named(build):
     with pytest.raises(UserError, match=r'^(kl_vae|vqgan|dc_ae)[.:].*\d'):
         build()

@@ -28,8 +28,13 @@ SMOKE = f'{ROOT}/configs/digits.py:smoke'
 def smoke(**training):
     # A constant rate: a cosine one depends on the total, which the tests change on resuming.
     config = load_config(SMOKE, ['--config.optimizer.lr_schedule=constant'])
-    training = {'total': '8 steps', 'checkpoint_every': '4 steps', 'log_every': '2 steps',
-                'sample_every': '0 steps', **training}  # fmt: skip
+    training = {
+        'total': '8 steps',
+        'checkpoint_every': '4 steps',
+        'log_every': '2 steps',
+        'sample_every': '0 steps',
+        **training,
+    }
     return dataclasses.replace(config, training=dataclasses.replace(config.training, **training))
 
 
@@ -46,8 +51,16 @@ def test_resume_is_bitwise_and_metrics_continue(tmp_path, capsys):
     assert_same(whole, parts)
     lines = metrics.read(tmp_path / 'parts')
     assert [line['step'] for line in lines] == [2, 4, 6, 8]
-    assert {'loss', 'mse', 'vlb', 'gradient_norm', 'learning_rate', 'images_per_second',
-            'seconds_left', 'mask_ratio'} <= set(lines[0])  # fmt: skip
+    assert {
+        'loss',
+        'mse',
+        'vlb',
+        'gradient_norm',
+        'learning_rate',
+        'images_per_second',
+        'seconds_left',
+        'mask_ratio',
+    } <= set(lines[0])
     again = loop.train(smoke(), tmp_path / 'parts')  # nothing left to do
     assert_same(whole, again)
     assert list((tmp_path / 'parts' / 'tensorboard').iterdir())
@@ -134,9 +147,19 @@ def test_non_finite_loss_stops_with_the_last_good_state(tmp_path, monkeypatch):
 
 
 MODEL = emigm.ModelConfig(
-    grid=4, channels=3, classes=5, width=16, heads=2, encoder_depth=1, decoder_depth=2, buffer=2,
-    head_width=16, head_depth=1, attention_dropout=0.0, projection_dropout=0.0,
-)  # fmt: skip
+    grid=4,
+    channels=3,
+    classes=5,
+    width=16,
+    heads=2,
+    encoder_depth=1,
+    decoder_depth=2,
+    buffer=2,
+    head_width=16,
+    head_depth=1,
+    attention_dropout=0.0,
+    projection_dropout=0.0,
+)
 
 TWO_GROUPS = masking.MaskingConfig(groups=2)
 
@@ -210,8 +233,11 @@ def test_label_drop_and_single_encoder_train():
 
 
 def test_ema_covers_every_parameter():
-    run, first, data = stepper(settings.LossConfig(TWO_GROUPS), 1, settings.OptimizerConfig(
-        base_learning_rate=0.1, ema_decays=(0.9, 0.5)))  # fmt: skip
+    run, first, data = stepper(
+        settings.LossConfig(TWO_GROUPS),
+        1,
+        settings.OptimizerConfig(base_learning_rate=0.1, ema_decays=(0.9, 0.5)),
+    )
     current = first
     for _ in range(2):
         current, _ = run(current, data)
@@ -221,12 +247,15 @@ def test_ema_covers_every_parameter():
     for decay in (0.9, 0.5):
         expected = jax.tree.map(
             lambda a, b, c, d=decay: d * (d * a + (1 - d) * b) + (1 - d) * c,
-            first['params'], one['params'], current['params'],
-        )  # fmt: skip
+            first['params'],
+            one['params'],
+            current['params'],
+        )
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
-            current['ema'][str(decay)], expected,
-        )  # fmt: skip
+            current['ema'][str(decay)],
+            expected,
+        )
 
 
 def test_learning_rate():

@@ -116,8 +116,10 @@ def big_files(folder):
     stored = [storage('torch.FloatStorage', str(i), n) for i, n in enumerate(sizes)]
     tensors = {f'x{i}': tensor((n,), (1,), 0, stored[i]) for i, n in enumerate(sizes)}
     end = large.nbytes + few.nbytes
-    rows = {'x0': ('F32', [large.size], [0, large.nbytes]),
-            'x1': ('F32', [few.size], [large.nbytes, end])}  # fmt: skip
+    rows = {
+        'x0': ('F32', [large.size], [0, large.nbytes]),
+        'x1': ('F32', [few.size], [large.nbytes, end]),
+    }
     (folder / 'd').write_bytes(serialization.msgpack_serialize({'x0': large, 'x1': few}))
     (folder / 'hub').mkdir()
     data = b''.join(block.tobytes() for block in blocks)
