@@ -1,3 +1,39 @@
-"""eMIGM in JAX: masked image generation with a per-token diffusion head (arXiv 2503.07197)."""
+"""Masked image generation in JAX: eMIGM (arXiv 2503.07197), MAR and their family.
 
-__version__ = '0.1.0'
+    import emigm_jax as em
+
+    model = em.load('runs/digits')
+    images = model.sample(classes=[3, 7], seeds=range(8))  # uint8 (16, H, W, 3)
+
+`help(em.load)`, `help(em.Model.sample)` and so on say shapes, units, errors and an example.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+from emigm_jax.errors import UserError as UserError
+
+if TYPE_CHECKING:
+    from emigm_jax.api.model import Model as Model
+    from emigm_jax.api.model import Step as Step
+    from emigm_jax.api.model import load as load
+
+__version__ = '0.2.0'
+
+# Public names and where they live: nothing heavy is imported before it is asked for.
+_PUBLIC = {
+    'Model': 'emigm_jax.api.model',
+    'Step': 'emigm_jax.api.model',
+    'load': 'emigm_jax.api.model',
+}
+__all__ = ['UserError', *_PUBLIC]
+
+
+def __getattr__(name):
+    if name not in _PUBLIC:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__():
+    return [*globals(), *_PUBLIC]

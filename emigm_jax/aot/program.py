@@ -14,12 +14,10 @@ import jax
 import numpy as np
 
 from emigm_jax.aot import collectives, costs, hlo
-from emigm_jax.core import flops, masking
 from emigm_jax.errors import UserError
 from emigm_jax.models import emigm
 from emigm_jax.sampling.sampler import Sampler
 from emigm_jax.training import program as training
-from emigm_jax.training import step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,16 +121,12 @@ def train(config, mesh):
       TooLarge: it does not fit into a device.
     """
     built = training.build(config, mesh, 1, 2)
-    accumulate = config.training.accumulate
-    groups = step.layout(config.loss, config.training.batch_size, accumulate)
-    budgets = masking.budgets(config.loss.masking, config.model.tokens, groups)
-    images = 3 * flops.train_image(config.model, budgets, config.loss.copies)
     state = {
         'parameters': built.state['params'],
         'optimizer': built.state['opt'],
         'EMA': built.state['ema'],
     }
-    return _compiled(built.lower(), state, config.training.batch_size * images, mesh)
+    return _compiled(built.lower(), state, config.training.batch_size * built.flops, mesh)
 
 
 def sample(config, mesh, batch):

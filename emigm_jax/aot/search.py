@@ -4,11 +4,11 @@ import dataclasses
 from typing import NamedTuple
 
 from emigm_jax.aot import meshes, program
+from emigm_jax.core.masking import group_count
 from emigm_jax.errors import UserError
 from emigm_jax.models import emigm
 from emigm_jax.nn.functional import parameter_count
 from emigm_jax.parallel import sharding
-from emigm_jax.training import step
 
 
 class Attempt(NamedTuple):
@@ -34,7 +34,9 @@ def plan(config, topology):
     own = config.model.remat, config.training.accumulate
     for remat, accumulate in [own] if named else meshes.savings(*own):
         batch = config.training.batch_size
-        groups = step.layout(config.loss, batch, accumulate) if batch % accumulate == 0 else 1
+        groups = (
+            group_count(config.loss.masking, batch // accumulate) if batch % accumulate == 0 else 1
+        )
         found = meshes.candidates(
             topology,
             parameters,
@@ -49,7 +51,7 @@ def plan(config, topology):
         if found:
             levels.append((remat, accumulate, found))
     if not levels:
-        groups = step.layout(config.loss, config.training.batch_size, 1)
+        groups = group_count(config.loss.masking, config.training.batch_size)
         raise UserError(
             f'training.batch_size = {config.training.batch_size} cannot be cut over '
             f'{topology.chips} devices in {groups} groups: it must be a multiple of '

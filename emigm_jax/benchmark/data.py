@@ -18,7 +18,7 @@ def measure(config, batch, repeats, train_steps):
     """Figures of `repeats` batches of `batch` rows, and of `train_steps` real steps if not 0."""
     data, mesh = datasets.dataset(config), sharding.make_mesh(config.mesh)
     stop = WARM_UP + repeats
-    host = _rate(pipeline.host_batches(data, batch, config.seed, 0, stop), repeats)
+    host = _rate(pipeline.host_rows(data, batch, config.seed, 0, stop), repeats)
     device = _rate(
         map(jax.block_until_ready, pipeline.batches(data, batch, config.seed, 0, stop, mesh)),
         repeats,
@@ -50,7 +50,7 @@ def _rate(batches, repeats):
 
 def _waiting(config, data, batch, count):
     """Share of the time of real training steps that is spent waiting for data."""
-    built, _ = steps.train_program(config, batch)
+    built = steps.train_program(config, batch)
     state, mesh = built.create(), built.mesh
     batches = pipeline.Timed(pipeline.batches(data, batch, config.seed, 0, 1 + count, mesh))
     for number, rows in enumerate(batches):

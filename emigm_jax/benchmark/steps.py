@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emigm_jax.core import flops, masking
+from emigm_jax.config.settings import Config
+from emigm_jax.data.interface import Batch
 from emigm_jax.models import emigm
 from emigm_jax.parallel import sharding
 from emigm_jax.sampling.sampler import Sampler
-from emigm_jax.training import program, step
+from emigm_jax.training import program
+from emigm_jax.training.program import Program
 
 
 def measure(what, config, batch, repeats):
@@ -23,27 +25,24 @@ def measure(what, config, batch, repeats):
     return _figures(result, config, batch)
 
 
-def train_program(config, batch):
-    """(`program.Program` of a batch size on all devices, forward + backward FLOPs per image)."""
+def train_program(config: Config, batch: int) -> Program:
+    """The train step of a batch size on all devices."""
     training = dataclasses.replace(config.training, batch_size=batch)
     config = dataclasses.replace(config, training=training)
-    built = program.build(config, sharding.make_mesh(config.mesh), 0, 1)
-    groups = step.layout(config.loss, batch, config.training.accumulate)
-    budgets = masking.budgets(config.loss.masking, config.model.tokens, groups)
-    return built, 3 * flops.train_image(config.model, budgets, config.loss.copies)
+    return program.build(config, sharding.make_mesh(config.mesh), 0, 1)
 
 
 def _train(config, batch):
     """(lowering, the program's arguments, next arguments from a result, FLOPs per image)."""
-    built, count = train_program(config, batch)
+    built = train_program(config, batch)
     rng = np.random.default_rng(0)
-    data = {
-        'tokens': rng.standard_normal(built.batch['tokens'].shape, np.float32),
-        'labels': rng.integers(config.model.classes, size=batch).astype(np.int32),
-    }
+    data = Batch(
+        rng.standard_normal(built.batch.tokens.shape, np.float32),
+        rng.integers(config.model.classes, size=batch).astype(np.int32),
+    )
     data = jax.tree.map(lambda a, b: jax.device_put(a, b.sharding), data, built.batch)
     first, zero = built.create(), np.int32(0)
-    return built.lower, (first, data, zero), lambda out: (out[0], data, zero), count
+    return built.lower, (first, data, zero), lambda out: (out[0], data, zero), built.flops
 
 
 def _sample(config, batch):

@@ -104,12 +104,12 @@ def facts(path):
     or None), config (None if it is no model), presets, source, data, versions.
     """
     entry = _entry(paths.absolute(path))
-    description, tree = store.describe(path)
-    description = description or {}
+    stored = store.checkpoint(path)
+    description, tree = stored.description, stored.tree
     with store.readable(path):
         arrays = _arrays(tree)
     weights = [part for part in arrays if part == 'params' or part.startswith('ema/')]
-    saved = runs.find(path) if 'config' in description else None
+    saved = runs.saved(stored) if 'config' in description else None
     other = [name for name in ('tokenizer', 'inception') if name in description]
     return {
         'path': entry.path,
@@ -173,7 +173,7 @@ def export(path, target, weights=''):
         raise UserError('only EMA weights are exported; --weights names a decay')
     saved = runs.require(path)
     store.check_free(target)
-    params, name = runs.load_params(saved, weights)
+    params, name = saved.load_params(weights)
     # The decay that names the weights comes first, so that it is what is loaded.
     optimizer = dataclasses.replace(saved.config.optimizer, ema_decays=(float(name),))
     source = {'step': saved.step, 'weights': name, 'data': saved.data, 'of': saved.source}

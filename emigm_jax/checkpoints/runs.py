@@ -10,7 +10,7 @@ from etils import epath
 from orbax.checkpoint.experimental.v1 import training as ocp_training
 
 from emigm_jax.checkpoints import store
-from emigm_jax.config import nested, settings
+from emigm_jax.config import nested, recipes, settings
 from emigm_jax.config.settings import SamplingConfig
 from emigm_jax.errors import UserError
 from emigm_jax.io import access, paths
@@ -97,14 +97,55 @@ class Writer:
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-    """A checkpoint on disk."""
+    """The checkpoint of a model."""
 
-    path: epath.Path
+    stored: store.Checkpoint
     step: int  # 0 for a converted model
     config: settings.Config
     presets: dict  # name: SamplingConfig; the published settings of a converted model
     source: dict  # what a converted model was made from
     data: str = ''  # fingerprint of the training data
+
+    @property
+    def path(self) -> epath.Path:
+        """Where it lies."""
+        return self.stored.path
+
+    def sampling(self, preset: str | None = None) -> SamplingConfig:
+        """Its own sampling settings, or those of a published preset.
+
+        Raises:
+          UserError: no such preset.
+        """
+        if preset is None:
+            return self.config.sampling
+        presets = self.presets or recipes.sampling_of(self.config.model)
+        if preset not in presets:
+            held = f'has the presets {", ".join(presets)}' if presets else 'has no presets'
+            raise UserError(f'no preset {preset!r}: {self.path} {held}')
+        return presets[preset]
+
+    def restore(self, abstract: dict) -> dict:
+        """The whole train state; `abstract` has the shapes and shardings to restore into."""
+        return self.stored.load(abstract)
+
+    def load_params(self, weights: str = '') -> tuple[dict, str]:
+        """Loads one set of parameters: weights '' (the first EMA decay), a decay, or 'params'.
+
+        Returns:
+          (parameters as a nested dict of arrays, the name of what was loaded).
+
+        Raises:
+          UserError: there are no such weights.
+        """
+        tree = self.stored.tree
+        with store.readable(self.path):
+            order = list(map(str, self.config.optimizer.ema_decays))
+            names = sorted(tree['ema'], key=order.index) + ['params'] * ('params' in tree)
+        name = weights or names[0]
+        if name not in names:
+            raise UserError(f'{self.path} has no weights {weights!r}, but {", ".join(names)}')
+        return self.stored.load_part(*(('params',) if name == 'params' else ('ema', name))), name
 
 
 def export(path, config, ema, presets, source):
@@ -141,9 +182,9 @@ def find(path):
     """The `Saved` at a checkpoint folder, or the newest in a workdir; None if it has none."""
     path = paths.absolute(path)
     if store.is_checkpoint(path):
-        return open_(path)
+        return saved(store.checkpoint(path))
     newest = next(iter(finished(path)), None)
-    return None if newest is None else open_(newest)
+    return None if newest is None else saved(store.checkpoint(newest))
 
 
 def require(path):
@@ -156,45 +197,24 @@ def require(path):
     return saved
 
 
-def open_(path):
-    """The `Saved` at a checkpoint folder.
+def saved(stored: store.Checkpoint) -> Saved:
+    """What a checkpoint says about its model.
 
     Raises:
-      UserError: it is damaged, or holds no model.
+      UserError: it holds no model.
     """
-    description, _ = store.describe(path)
-    if 'config' not in (description or {}):
-        raise UserError(f'{path}: holds no model')
+    description = stored.description
+    if 'config' not in description:
+        raise UserError(f'{stored.path}: holds no model')
     presets = {
         name: nested.build(SamplingConfig, values)
         for name, values in description.get('presets', {}).items()
     }
     return Saved(
-        path,
-        int(path.name) if path.name.isdigit() else 0,
+        stored,
+        int(stored.path.name) if stored.path.name.isdigit() else 0,
         nested.resolve(description['config']),
         presets,
         description.get('source', {}),
         description.get('data', ''),
     )
-
-
-def restore(saved, abstract):
-    """Loads the whole train state; `abstract` has the shapes and shardings to restore into."""
-    return store.load(saved.path, abstract)
-
-
-def load_params(saved, weights=''):
-    """Loads one set of parameters: weights '' (the first EMA decay), a decay, or 'params'.
-
-    Returns:
-      (parameters as a nested dict of arrays, the name of what was loaded).
-    """
-    _, tree = store.describe(saved.path)
-    with store.readable(saved.path):
-        order = list(map(str, saved.config.optimizer.ema_decays))
-        names = sorted(tree['ema'], key=order.index) + ['params'] * ('params' in tree)
-    name = weights or names[0]
-    if name not in names:
-        raise UserError(f'{saved.path} has no weights {weights!r}, but {", ".join(names)}')
-    return store.load_part(saved.path, ('params',) if name == 'params' else ('ema', name)), name

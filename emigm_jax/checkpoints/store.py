@@ -4,12 +4,16 @@ Orbax writes to a temporary name and renames at the end (on gs:// it marks the e
 process leaves nothing that looks like a checkpoint.
 """
 
+import dataclasses
 import logging
+import os
 import sys
 from importlib import metadata
+from typing import final
 
 import jax
 import orbax.checkpoint.experimental.v1 as ocp
+from etils import epath
 
 import emigm_jax
 from emigm_jax.errors import Damaged, UserError
@@ -84,37 +88,51 @@ def versions():
     }
 
 
-def describe(path):
-    """(description, tree of array metadata) of a checkpoint, without reading its arrays."""
+@final
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A finished checkpoint: what it says about itself, read once, and the way to its arrays."""
+
+    path: epath.Path
+    description: dict  # JSON-like
+    tree: dict  # of array metadata (shape, dtype), as the arrays are nested
+
+    def load(self, abstract: dict) -> dict:
+        """All arrays; `abstract` has shapes and placement, or `ocp.PLACEHOLDER` for none."""
+        with readable(self.path):
+            return ocp.load(self.path, abstract)
+
+    def load_part(self, *keys: str) -> dict:
+        """The subtree under `keys` as arrays on the default device."""
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        want = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+        def abstract(node, keys):
+            if not keys:
+                return jax.tree.map(want, node)
+            skipped = {k: jax.tree.map(lambda _: ocp.PLACEHOLDER, v) for k, v in node.items()}
+            return {**skipped, keys[0]: abstract(node[keys[0]], keys[1:])}
+
+        with readable(self.path):
+            part = abstract(self.tree, keys)
+        part = self.load(part)
+        for key in keys:
+            part = part[key]
+        return part
+
+
+def checkpoint(path: os.PathLike | str) -> Checkpoint:
+    """The `Checkpoint` at `path`, local or gs://; its arrays are not read.
+
+    Raises:
+      Damaged: nothing finished lies there, or it cannot be read.
+    """
+    path = absolute(path)
     with readable(path):
-        found = ocp.metadata(absolute(path))
-        if found.metadata is None:  # Orbax has logged why
+        metadata_ = ocp.metadata(path)
+        if metadata_.metadata is None:  # Orbax has logged why
             raise ValueError('its tree of arrays cannot be read')
-        return found.custom_metadata, found.metadata
-
-
-def load(path, abstract):
-    """Arrays of a checkpoint; `abstract` has shapes and placement, or `ocp.PLACEHOLDER`."""
-    with readable(path):
-        return ocp.load(absolute(path), abstract)
-
-
-def load_part(path, keys):
-    """The subtree under `keys` (a sequence of names) as arrays on the default device."""
-    _, tree = describe(path)
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    want = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    def abstract(node, keys):
-        if not keys:
-            return jax.tree.map(want, node)
-        skipped = {k: jax.tree.map(lambda _: ocp.PLACEHOLDER, v) for k, v in node.items()}
-        return {**skipped, keys[0]: abstract(node[keys[0]], keys[1:])}
-
-    loaded = load(path, abstract(tree, tuple(keys)))
-    for key in keys:
-        loaded = loaded[key]
-    return loaded
+        return Checkpoint(path, metadata_.custom_metadata or {}, metadata_.metadata)
 
 
 class readable:

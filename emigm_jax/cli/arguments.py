@@ -5,6 +5,7 @@ import json
 import pathlib
 
 from emigm_jax.cli.main import Parser
+from emigm_jax.config.options import OPTIONS, changed
 from emigm_jax.errors import UserError, near
 
 
@@ -110,29 +111,12 @@ def numbers(name, text):
     return found
 
 
-# flag: (group, field of RevealConfig or SolverConfig, type, help)
-_SAMPLING = {
-    'steps': ('reveal', 'steps', int, 'transformer steps K'),
-    'schedule': ('reveal', 'schedule', str, 'mask schedule gamma(t)'),
-    'rule': ('reveal', 'rule', str, 'counts by chance (bernoulli) or by schedule (fixed)'),
-    'guidance': ('reveal', 'guidance', float, 'guidance scale; 1 switches it off'),
-    'guidance-schedule': ('reveal', 'guidance_schedule', str, 'course of guidance'),
-    'plan-seed': ('reveal', 'plan_seed', int, 'seed of the reveal counts'),
-    'counts': ('reveal', 'counts', str, 'reveal counts: shared, or per_image'),
-    'solver': ('solver', 'name', str, 'dpm, ddim or ddpm'),
-    'solver-steps': ('solver', 'steps', int, 'network calls per token'),
-    'solver-order': ('solver', 'order', int, 'order of dpm, 1 to 3'),
-    'temperature': ('solver', 'temperature', float, 'noise scale of ddpm'),
-}
-
-
 def add_sampling(parser):
     """Flags that change the checkpoint's sampling settings."""
     group = parser.add_argument_group('sampling (default: as the checkpoint says)')
-    for flag, (_, _, kind, text) in _SAMPLING.items():
-        group.add_argument(f'--{flag}', type=kind, help=text)
-    group.add_argument('--interval', metavar='FROM,TO', help='guided while FROM < s <= TO')
-    group.add_argument('--base-seed', type=int, help='image i uses fold_in(base seed, i)')
+    for name, option in OPTIONS.items():
+        pair = dict(type=_pair, metavar='FROM,TO') if name == 'interval' else dict(type=option.kind)
+        group.add_argument(f'--{name.replace("_", "-")}', help=option.meaning, **pair)
     group.add_argument(
         '--weights',
         default='',
@@ -142,40 +126,15 @@ def add_sampling(parser):
     group.add_argument('--batch-size', type=int, default=64, help='images at a time (64)')
 
 
-def sampling_config(arguments, config):
-    """The `SamplingConfig` of a checkpoint with the given flags put in."""
-    changes = {'reveal': {}, 'solver': {}}
-    for flag, (group, field, _, _) in _SAMPLING.items():
-        value = getattr(arguments, flag.replace('-', '_'))
-        if value is not None:
-            changes[group][field] = value
-    if arguments.interval is not None:
-        try:
-            low, high = map(float, arguments.interval.split(','))
-        except ValueError:
-            raise UserError(
-                f"--interval must look like '0.1,0.3', not {arguments.interval!r}"
-            ) from None
-        changes['reveal'] |= {'guidance_from': low, 'guidance_to': high}
+def _pair(text):
+    low, high = map(float, text.split(','))
+    return low, high
+
+
+def sampling_config(arguments, saved):
+    """The `SamplingConfig` of a checkpoint (`runs.Saved`) with the given flags put in."""
     if arguments.batch_size < 1:
         raise UserError(f'--batch-size must be at least 1, not {arguments.batch_size}')
-    seed = config.seed if arguments.base_seed is None else arguments.base_seed
-    return dataclasses.replace(
-        config,
-        seed=seed,
-        reveal=dataclasses.replace(config.reveal, **changes['reveal']),
-        solver=dataclasses.replace(config.solver, **changes['solver']),
-    )
-
-
-def preset(saved, name):
-    """The SamplingConfig of a checkpoint: its own, or that of a published preset."""
-    from emigm_jax.config import recipes
-
-    if name is None:
-        return saved.config.sampling
-    presets = saved.presets or recipes.sampling_of(saved.config.model)
-    if name not in presets:
-        held = f'has the presets {", ".join(presets)}' if presets else 'has no presets'
-        raise UserError(f'--preset {name}: {saved.path} {held}')
-    return presets[name]
+    given = {name: getattr(arguments, name) for name in OPTIONS}
+    preset = getattr(arguments, 'preset', None)
+    return changed(saved.sampling(preset), {k: v for k, v in given.items() if v is not None})

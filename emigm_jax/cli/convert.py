@@ -161,7 +161,7 @@ def _tokenizer(arguments, tree, name):
 
     from emigm_jax.convert import rules, tokenizer_tables
     from emigm_jax.nn.functional import parameter_count
-    from emigm_jax.tokenizers import learned
+    from emigm_jax.tokenizers import codec, learned
 
     _refuse(arguments, ('weights', 'heads', 'null'), 'a tokenizer')
     kind = learned.KINDS[name]
@@ -182,7 +182,9 @@ def _tokenizer(arguments, tree, name):
         # No use to us, but a strict PyTorch loader wants them back.
         'counters': {n: int(flat[n]) for n in counters if np.shape(flat[n]) == ()},
     }
-    return lambda target: learned.save(target, name, config, params, **facts)
+    return lambda target: codec.save(
+        target, codec.Codec(learned.Learned(name, config), params), **facts
+    )
 
 
 def _print_left_out(left_out):
@@ -219,7 +221,7 @@ def _export(arguments):
     from emigm_jax.evaluation import inception
     from emigm_jax.io import files, paths
     from emigm_jax.io.formats import data_files
-    from emigm_jax.tokenizers import learned
+    from emigm_jax.tokenizers import codec
 
     target = paths.absolute(arguments.target)
     if not files.remote(target) and not target.parent.is_dir():
@@ -229,22 +231,22 @@ def _export(arguments):
     if taken:
         raise UserError(f'{target}: exists already; choose another target or delete it')
     _refuse(arguments, ('kind', 'heads', 'null'), 'an export')
-    there = store.is_checkpoint(arguments.source)
-    if there and inception.is_inception(arguments.source):
+    stored = store.checkpoint(arguments.source) if store.is_checkpoint(arguments.source) else None
+    if stored and inception.is_inception(stored):
         _refuse(arguments, ('weights',), 'the Inception network')
         params, name = inception.load(arguments.source).params, ''
-        counters = store.describe(arguments.source)[0].get('counters', {})
+        counters = stored.description.get('counters', {})
         tensors = inception_tables.official(params, counters)
-    elif there and learned.is_tokenizer(arguments.source):
+    elif stored and codec.is_codec(stored):
         _refuse(arguments, ('weights',), 'a tokenizer')
-        tokenizer, name = learned.load(arguments.source), ''
-        entries = tokenizer_tables.SOURCES[tokenizer.name].entries(tokenizer.config)
-        tensors = rules.to_official(entries, tokenizer.params)
-        counters = store.describe(arguments.source)[0].get('counters', {})
+        loaded, name = codec.load(arguments.source), ''
+        entries = tokenizer_tables.SOURCES[loaded.spec.kind].entries(loaded.tokenizer.config)
+        tensors = rules.to_official(entries, loaded.params)
+        counters = stored.description.get('counters', {})
         tensors |= {n: np.asarray(count, np.int64) for n, count in counters.items()}
     else:
         saved = runs.require(arguments.source)
-        params, name = runs.load_params(saved, arguments.weights)
+        params, name = saved.load_params(arguments.weights)
         unread = saved.source.get('unread', {})
         tensors = models.official(saved.config.model, params, unread)
         if saved.config.model.shared_null:

@@ -169,23 +169,22 @@ def _images(arguments):
     from emigm_jax.checkpoints import runs
     from emigm_jax.nn.functional import fingerprint
     from emigm_jax.sampling import generator
-    from emigm_jax.tokenizers import learned
+    from emigm_jax.tokenizers import codec
 
     saved = runs.require(arguments.checkpoint)
-    config = shared.sampling_config(arguments, shared.preset(saved, arguments.preset))
+    config = shared.sampling_config(arguments, saved)
     count = 50_000 if arguments.num_images is None else arguments.num_images
     if count < 2:
         raise UserError('--num-images must be at least 2')
-    tokenizer = None
+    decoder = None
     if arguments.tokenizer:
-        tokenizer = learned.load(arguments.tokenizer, arguments.dtype)
+        decoder = codec.load(arguments.tokenizer, arguments.dtype)
     make = generator.from_checkpoint(
-        saved, config, arguments.weights, arguments.batch_size, tokenizer, arguments.dtype
+        saved, config, arguments.weights, arguments.batch_size, decoder, arguments.dtype
     )
-    if isinstance(make.tokenizer, learned.Learned):
-        decoder = learned.fingerprint(make.tokenizer)
-    else:
-        decoder = make.tokenizer.spec.name
+    # Pixels have no weights to tell apart.
+    spec = make.codec.spec
+    decoder = make.codec.fingerprint if make.codec.params else spec.kind
     reveal = config.reveal
     guided = reveal.guidance != 1.0
     share = (reveal.guidance_to - reveal.guidance_from) * guided

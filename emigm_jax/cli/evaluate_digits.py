@@ -23,7 +23,7 @@ def run(arguments):
             f'{saved.path}: needs --reference and --inception (only models of the '
             'digits are scored in pixel space)'
         )
-    config = shared.sampling_config(arguments, saved.config.sampling)
+    config = shared.sampling_config(arguments, saved)
     count = 1000 if arguments.num_images is None else arguments.num_images
     classes = saved.config.model.classes
     if count < 4 or count % classes:

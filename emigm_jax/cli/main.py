@@ -7,6 +7,7 @@ import select
 import signal
 import sys
 
+import emigm_jax
 from emigm_jax.errors import UserError, near
 
 # name: (module, summary). Modules are imported only when their command runs.
@@ -33,6 +34,9 @@ def main(argv=None):
             'emigm COMMAND --help says more, with an example.'
         )
         return 0 if argv else 2
+    if argv[0] == '--version':
+        print(f'emigm_jax {emigm_jax.__version__}')
+        return 0
     name, *rest = argv
     try:
         if name not in COMMANDS:

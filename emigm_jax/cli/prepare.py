@@ -89,7 +89,6 @@ _DEFAULTS = {
     'shard_rows': 4096,
     'max_unreadable': 0.001,
 }
-_IMAGE_SIZE = {'kl16': 256, 'dc_ae': 512}  # what the tokenizers are published for
 
 
 class _Defaults:
@@ -165,59 +164,48 @@ def _worker(text):
 
 def _latents(arguments, flags):
     import json
+    import math
 
+    import numpy as np
     import tqdm
 
-    from emigm_jax.data import prepare
+    from emigm_jax.data import latents, prepare
     from emigm_jax.io import access
-    from emigm_jax.tokenizers import learned
+    from emigm_jax.tokenizers import codec
 
     worker = _worker(arguments.worker)
     if not arguments.dry_run:
         access.probe(arguments.target)
-    tokenizer = learned.load(arguments.tokenizer, arguments.compute_dtype, flags.batch_size)
-    source, rows, image_size = _rows(arguments, flags, tokenizer)
-    settings = {
-        'source': {'kind': source[0], 'fingerprint': source[1], 'pictures': len(rows)},
-        'tokenizer': {
-            'name': tokenizer.name,
-            'fingerprint': learned.fingerprint(tokenizer),
-            'channels': tokenizer.spec.channels,
-            'stride': tokenizer.spec.stride,
-            'dtype': tokenizer.config.dtype,
-        },
-        'image_size': image_size,
-        'dtype': flags.dtype,
-        'shard_rows': flags.shard_rows,
-    }
-    raw = 2 if learned.KINDS[tokenizer.name].raw == 'moments' else 1
-    numbers = (image_size // tokenizer.spec.stride) ** 2 * tokenizer.spec.channels * raw
-    gigabytes = len(rows) * 2 * numbers * (2 if flags.dtype == 'float16' else 4) / 1e9
+    loaded = codec.load(arguments.tokenizer, arguments.compute_dtype, flags.batch_size)
+    rows = _rows(arguments, flags, loaded)
+    contents = rows.contents(flags.dtype, flags.shard_rows)
+    numbers = math.prod(loaded.tokenizer.raw_shape(contents.image_size))
+    gigabytes = len(rows) * latents.VIEWS * numbers * np.dtype(flags.dtype).itemsize / 1e9
     print(
         f'{len(rows):,} pictures in {len(rows.class_names):,} classes -> {arguments.target}, '
         f'about {gigabytes:.3g} GB',
         flush=True,
     )
     if arguments.dry_run:
-        print(json.dumps(settings, indent=2))
+        print(json.dumps(contents.to_json(), indent=2))
         return 0
     mine = len(rows) if worker[1] == 1 else None
     with tqdm.tqdm(total=mine, unit=' pictures', disable=None) as bar:
         manifest = prepare.prepare(
-            arguments.target, rows, settings, worker, flags.max_unreadable, bar.update
+            arguments.target, rows, contents, worker, flags.max_unreadable, bar.update
         )
     if manifest is None:
         print(f'worker {worker[0]}/{worker[1]}: done; other workers have shards left to make')
         return 0
     print(
-        f'{manifest["count"]:,} rows in {len(manifest["shards"])} shards, '
-        f'{manifest["skipped"]} unreadable pictures (skipped.jsonl) -> {arguments.target}'
+        f'{manifest.count:,} rows in {len(manifest.shards)} shards, '
+        f'{manifest.skipped} unreadable pictures (skipped.jsonl) -> {arguments.target}'
     )
     return 0
 
 
-def _rows(arguments, flags, tokenizer):
-    """((kind, fingerprint) of the source, `prepare.Rows`, image size)."""
+def _rows(arguments, flags, codec):
+    """The `prepare.Rows` that the flags name."""
     from emigm_jax.config.settings import DataConfig
     from emigm_jax.data import datasets
     from emigm_jax.data import rows as kinds
@@ -226,21 +214,14 @@ def _rows(arguments, flags, tokenizer):
         for name in ('image_size', 'compute_dtype'):
             if getattr(arguments, name) is not None:
                 raise UserError(f'--{name.replace("_", "-")} does not apply to --from-npz')
-        made = kinds.OfficialFiles(arguments.from_npz, tokenizer)
-        return ('npz', made.fingerprint()), made, made.image_size(tokenizer)
-    image_size = arguments.image_size or _IMAGE_SIZE.get(tokenizer.name, 256)
+        return kinds.OfficialFiles(arguments.from_npz, codec)
     if arguments.folder:
         config = DataConfig('folder', arguments.folder)
     else:
         config = DataConfig(
             'tfds', arguments.data_dir or '', dataset=arguments.tfds, split=flags.split
         )
-    source = datasets.source(config)
-    return (
-        (config.name, source.fingerprint()),
-        kinds.Encoded(source, tokenizer, image_size),
-        image_size,
-    )
+    return kinds.Encoded(datasets.source(config), codec, arguments.image_size)
 
 
 def _stats(path):

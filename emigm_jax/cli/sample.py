@@ -1,10 +1,7 @@
 """`emigm sample`: images of given classes and seeds from a checkpoint."""
 
-import concurrent.futures
-
 from emigm_jax.cli import arguments as shared
 from emigm_jax.cli.main import Parser
-from emigm_jax.errors import UserError
 
 
 def run(argv):
@@ -21,7 +18,8 @@ def run(argv):
     parser.add_argument(
         '--classes',
         default='',
-        help="'3', '1,5', '0-9', all, or none (null); default: all, or eight of many",
+        help="'3', '1,5', '0-9', names of ImageNet's classes, all, or none (null); default: all, "
+        'or eight of many',
     )
     parser.add_argument('--seeds', default='0-7', help="image numbers, '0-15' (default 0-7)")
     parser.add_argument(
@@ -35,60 +33,44 @@ def run(argv):
     arguments = parser.parse_args(argv)
     seeds = shared.numbers('seeds', arguments.seeds)
 
-    import numpy as np
-
+    from emigm_jax.api.model import opened
     from emigm_jax.checkpoints import runs
-    from emigm_jax.data import class_names
-    from emigm_jax.io import access, npz, paths, png
-    from emigm_jax.sampling import generator
-    from emigm_jax.tokenizers import learned
+    from emigm_jax.io import access, paths
+    from emigm_jax.sampling.save import save_samples
+    from emigm_jax.tokenizers import codec
 
     saved = runs.require(arguments.checkpoint)
-    config = shared.sampling_config(arguments, shared.preset(saved, arguments.preset))
-    classes = _classes(arguments.classes, saved.config.model.classes)
+    config = shared.sampling_config(arguments, saved)
     if arguments.dry_run:
         shared.print_config(config)
         return 0
-    tokenizer = None
-    if arguments.tokenizer:
-        tokenizer = learned.load(arguments.tokenizer, arguments.dtype)
-    out = paths.absolute(arguments.out)
-    access.probe(out)
-    make = generator.from_checkpoint(
-        saved, config, arguments.weights, arguments.batch_size, tokenizer, arguments.dtype
+    access.probe(arguments.out)
+    decoder = codec.load(arguments.tokenizer, arguments.dtype) if arguments.tokenizer else None
+    model = opened(
+        saved,
+        tokenizer=decoder,
+        weights=arguments.weights,
+        dtype=arguments.dtype,
+        batch_size=arguments.batch_size,
     )
-    labels, numbers = np.repeat(classes, len(seeds)), np.tile(seeds, len(classes))
-    pictures = make.images(labels, numbers)
-    names = ['null' if label < 0 else f'{label:04}' for label in labels]
-    files = [out / f'class_{n}_seed_{s:06}.png' for n, s in zip(names, numbers, strict=True)]
-    with concurrent.futures.ThreadPoolExecutor(16) as pool:  # a bucket takes its time
-        list(pool.map(png.save, files, pictures))
-    # One class per row, one seed per column.
-    grid = png.grid(png.upscaled(pictures), len(seeds))
-    titles = class_names.titles(classes, saved.config.model.classes)
-    png.save(out / 'grid.png', png.labelled(grid, titles))
-    npz.write(out / 'samples.npz', dict(images=pictures, labels=labels, seeds=numbers))
-    print(f'{len(labels)} images, weights {make.weights}, NFE {make.nfe} -> {out}')
+    labels, numbers = model.pairs(_classes(arguments.classes), seeds)
+    make = model.with_sampling(config)
+    save_samples(arguments.out, make.images(labels, numbers), labels, numbers, model.classes)
+    print(
+        f'{len(labels)} images, weights {make.weights}, NFE {make.nfe} -> '
+        f'{paths.absolute(arguments.out)}'
+    )
     return 0
 
 
-# What papers on ImageNet show: golden retriever, otter, red panda, geyser, macaw, valley, balloon,
-# arctic fox.
-_SHOWN = (207, 360, 387, 974, 88, 979, 417, 279)
-
-
-def _classes(text, count):
-    from emigm_jax.data import class_names
-
+def _classes(text):
+    """Classes as `Model.sample` takes them."""
+    if text in ('', 'all'):
+        return text or None
     if text == 'none':
-        return [-1]
-    if not text:
-        few = count if count <= 20 else 8
-        return list(_SHOWN) if count == class_names.IMAGENET else list(range(few))
-    classes = list(range(count)) if text == 'all' else shared.numbers('classes', text)
-    for label in classes:
-        if label >= count:
-            raise UserError(
-                f'--classes: there is no class {label}, the model knows 0 to {count - 1}'
-            )
+        return [None]
+    classes = []
+    for part in text.split(','):
+        named = any(letter.isalpha() for letter in part)
+        classes += [part] if named else shared.numbers('classes', part)
     return classes

@@ -1,63 +1,82 @@
-"""Training data by name: each gives host rows by index and turns them into tokens on the device."""
+"""Training data by name: each reads host rows by index and makes tokens of them on the devices."""
 
 import functools
+from typing import final
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from emigm_jax.config.settings import Config, DataConfig
 from emigm_jax.data import latents, sources
+from emigm_jax.data.interface import Batch, Dataset
 from emigm_jax.errors import UserError
 from emigm_jax.io import files
-from emigm_jax.parallel import sharding
+from emigm_jax.models.emigm import ModelConfig
+from emigm_jax.parallel import batches, sharding
+from emigm_jax.tokenizers import codec as codecs
 from emigm_jax.tokenizers import learned
-from emigm_jax.tokenizers.base import Pixels
+from emigm_jax.tokenizers.codec import Codec
+from emigm_jax.tokenizers.pixels import Pixels
 
 
-class Digits:
-    """The digits as tokens, held in memory."""
+def _as_they_are(rows):
+    return Batch(rows['tokens'], rows['labels'])
 
-    def __init__(self, config):
+
+@final
+class Digits(Dataset):
+    """The digits as tokens, held in memory; a mirrored digit is none, so none is."""
+
+    def __init__(self, config: DataConfig):
         self.source = sources.digits()
-        self.tokenizer = tokenizer(config)
-        self.grid, self.channels = self.tokenizer.grid, self.tokenizer.spec.channels
+        self.codec, self.params = codec(config), {}
+        raw = self.codec.encode(self.source.images)
+        self.grid, self.channels = raw.shape[1], self.codec.spec.channels
         self.classes = len(self.source.class_names)
         self.examples = len(self.source.labels)
         self.fingerprint = 'digits'
-        self._tokens = np.asarray(self.tokenizer.encode(self.source.images))
+        self._tokens = np.asarray(self.codec.to_tokens(raw))
 
-    def take(self, indices, mirrored):
-        """Examples by index: {'tokens': (B, N, C) float32, 'labels': (B,) int32}; a mirrored digit
-        is none, so `mirrored` is not heeded."""
+    def read(self, indices: np.ndarray, mirrored: np.ndarray) -> dict[str, np.ndarray]:
+        """See `Dataset`."""
         return {'tokens': self._tokens[indices], 'labels': self.source.labels[indices]}
 
+    def to_batch(self, params: dict, rows: dict[str, jax.Array], key: jax.Array) -> Batch:
+        """See `Dataset`."""
+        return _as_they_are(rows)
 
-class Synthetic:
+
+@final
+class Synthetic(Dataset):
     """Standard normal latents with random classes: makes latent-space recipes run without data.
 
     Example i is a function of i alone, as a real example would be.
     """
 
-    tokenizer = None
-    fingerprint = 'synthetic'
-
-    def __init__(self, config, model):
+    def __init__(self, config: DataConfig, model: ModelConfig):
         self.examples, self.classes = config.examples, model.classes
         self.grid, self.channels = model.grid, model.channels
+        self.fingerprint, self.codec, self.params = 'synthetic', None, {}
 
-    def take(self, indices, mirrored):
-        """Examples by index, as `Digits.take`."""
+    def read(self, indices: np.ndarray, mirrored: np.ndarray) -> dict[str, np.ndarray]:
+        """See `Dataset`."""
         shape = (self.grid**2, self.channels)
         rngs = [np.random.Generator(np.random.Philox(key=int(i))) for i in indices]
         labels = np.array([rng.integers(self.classes) for rng in rngs], np.int32)
         tokens = np.stack([rng.standard_normal(shape, np.float32) for rng in rngs])
         return {'tokens': tokens, 'labels': labels}
 
+    def to_batch(self, params: dict, rows: dict[str, jax.Array], key: jax.Array) -> Batch:
+        """See `Dataset`."""
+        return _as_they_are(rows)
 
-class Latents:
-    """A cache of raw latents; moments are sampled afresh, and scaled, on the device."""
 
-    def __init__(self, config):
+@final
+class Latents(Dataset):
+    """A cache of raw latents; moments are sampled afresh, and scaled, on the devices."""
+
+    def __init__(self, config: DataConfig):
         path = config.path
         if config.local_copy:
             print(f'copying {path} to {config.local_copy}', flush=True)
@@ -66,54 +85,62 @@ class Latents:
         if config.verify:
             self.cache.verify()
         manifest = self.cache.manifest
-        self.fingerprint = files.text_hash(shard['sha256'] for shard in manifest['shards'])
-        self.examples, self.classes = len(self.cache), len(manifest['class_names'])
-        self.tokenizer = tokenizer(config)
-        made_by = manifest['tokenizer']
-        if self.tokenizer and learned.fingerprint(self.tokenizer) != made_by['fingerprint']:
+        self.fingerprint = files.text_hash(shard.sha256 for shard in manifest.shards)
+        self.examples, self.classes = len(self.cache), len(manifest.class_names)
+        self.codec, self.params = codec(config), {}
+        maker = manifest.contents.tokenizer
+        if self.codec and self.codec.fingerprint != maker.fingerprint:
             raise UserError(
-                f'{config.path}: was made with another tokenizer ({made_by["name"]} '
-                f'{made_by["fingerprint"]}) than data.tokenizer = {config.tokenizer}'
+                f'{config.path}: was made with another tokenizer ({maker.name} '
+                f'{maker.fingerprint}) than data.tokenizer = {config.tokenizer}'
             )
-        self._kind = learned.KINDS[made_by['name']]
-        self.grid, self.channels = self.cache.shape[0], made_by['channels']
+        self._tokenizer = learned.published(maker.name)  # what it does to raw takes no weights
+        self.grid, self.channels = self.cache.shape[0], maker.channels
 
-    def take(self, indices, mirrored):
-        """{'raw': (B, h, w, c) as cached, 'labels': (B,) int32}."""
+    def read(self, indices: np.ndarray, mirrored: np.ndarray) -> dict[str, np.ndarray]:
+        """See `Dataset`: raw (B, h, w, c) as cached."""
         return {'raw': self.cache.take(indices, mirrored), 'labels': self.cache.labels[indices]}
 
-    def to_tokens(self, params, batch, key):
-        """Pure: a batch of `take` -> {'tokens', 'labels'}."""
-        tokens = learned.to_tokens(self._kind, batch['raw'].astype(jnp.float32), key)
-        return {'tokens': tokens, 'labels': batch['labels']}
+    def to_batch(self, params: dict, rows: dict[str, jax.Array], key: jax.Array) -> Batch:
+        """See `Dataset`."""
+        tokens = self._tokenizer.to_tokens(rows['raw'].astype(jnp.float32), key)
+        return Batch(tokens, rows['labels'])
 
 
-class Pictures:
+@final
+class Pictures(Dataset):
     """Pictures that are read, cropped and encoded while training, for those who have no cache."""
 
-    def __init__(self, source, config):
+    one_by_one = True  # decoding takes the time
+
+    def __init__(self, source: sources.Source, config: DataConfig):
         self.source = source
         self.examples, self.classes = len(source), len(source.class_names)
         self.fingerprint = source.fingerprint()
-        self.tokenizer = tokenizer(config)
+        self.codec = codec(config)
+        self.params = self.codec.params
         self._size, self.flip = config.image_size, config.flip
-        spec = self.tokenizer.spec
+        spec = self.codec.spec
         if self._size % spec.stride:
             raise UserError(
                 f'data.image_size = {self._size} is no multiple of the {spec.stride} '
-                f'pixels per token of {spec.name}'
+                f'pixels per token of {spec.title}'
+            )
+        if spec.codes:
+            raise UserError(
+                f'data.tokenizer: {spec.title} makes codes, which nothing here is '
+                'trained on; use KL-16 or DC-AE'
             )
         self.grid, self.channels = self._size // spec.stride, spec.channels
-        if isinstance(self.tokenizer, learned.Learned):
-            if learned.KINDS[self.tokenizer.name].raw == 'codes':
-                raise UserError(
-                    f'data.tokenizer: {spec.name} makes codes, which nothing here is '
-                    'trained on; use KL-16 or DC-AE'
-                )
-            self.params = self.tokenizer.params
 
-    def row(self, index, mirrored):
-        """One example: {'images': (S, S, 3) uint8, 'labels': () int32}.
+    def read(self, indices: np.ndarray, mirrored: np.ndarray) -> dict[str, np.ndarray]:
+        """See `Dataset`: images (B, S, S, 3) uint8."""
+        read = [self._picture(int(i), bool(m)) for i, m in zip(indices, mirrored, strict=True)]
+        images, labels = zip(*read, strict=True)
+        return {'images': np.stack(images), 'labels': np.array(labels, np.int32)}
+
+    def _picture(self, index, mirrored):
+        """(image, label) of an index.
 
         The next readable picture stands in for one that cannot be read, so that a run of days
         does not end at a damaged file and is the same each time.
@@ -124,27 +151,20 @@ class Pictures:
             try:
                 example = self.source.example(stand_in % self.examples)
                 image = center_crop(example.image, self._size)
-                break
+                return image[:, ::-1] if mirrored else image, example.label
             except sources.Unreadable as error:
                 _warn(error.name, error.reason)
-        else:
-            raise UserError('not one picture of the data can be read')
-        image = image[:, ::-1] if mirrored else image
-        return {'images': image, 'labels': np.int32(example.label)}
+        raise UserError('not one picture of the data can be read')
 
-    def to_tokens(self, params, batch, key):
-        """Pure: a batch of rows -> {'tokens', 'labels'}; a few pictures at a time on a device."""
-        if isinstance(self.tokenizer, Pixels):
-            return {'tokens': self.tokenizer.encode(batch['images']), 'labels': batch['labels']}
-        name, config = self.tokenizer.name, self.tokenizer.config
+    def to_batch(self, params: dict, rows: dict[str, jax.Array], key: jax.Array) -> Batch:
+        """See `Dataset`; a device encodes a few pictures at a time."""
+        tokenizer, batch = self.codec.tokenizer, self.codec.batch
 
         def encode(params, images):
-            one = lambda image: learned.encoder(name, config)(params, image[None])[0]
-            return jax.lax.map(one, images, batch_size=min(self.tokenizer.batch, len(images)))
+            return batches.in_chunks(functools.partial(tokenizer.encode, params), images, batch)
 
-        raw = sharding.per_shard(encode)(params, batch['images'])
-        tokens = learned.to_tokens(learned.KINDS[name], raw.astype(jnp.float32), key)
-        return {'tokens': tokens, 'labels': batch['labels']}
+        raw = sharding.per_shard(encode)(params, rows['images'])
+        return Batch(tokenizer.to_tokens(raw.astype(jnp.float32), key), rows['labels'])
 
 
 @functools.cache  # once per file
@@ -152,24 +172,23 @@ def _warn(name, reason):
     print(f'cannot read {name} ({reason}); the next picture stands in for it', flush=True)
 
 
-def tokenizer(config):
-    """The tokenizer that turns tokens of a `DataConfig` into pictures; None if there is none."""
+def codec(config: DataConfig) -> Codec | None:
+    """What turns the tokens of a `DataConfig` into pictures; None if there is nothing."""
     if config.name == 'digits':
         source = sources.digits()
-        return Pixels(source.images.shape[1], config.patch, 1, source.levels, config.scale)
+        size = source.images.shape[1]
+        return Codec(Pixels(size, config.patch, 1, source.levels, config.scale))
     if config.name == 'synthetic':
         return None
     if config.tokenizer:
-        return learned.load(config.tokenizer)
-    return (
-        None
-        if config.name == 'latents'
-        else Pixels(config.image_size, config.patch, 3, scale=config.scale)
-    )
+        return codecs.load(config.tokenizer)
+    if config.name == 'latents':
+        return None
+    return Codec(Pixels(config.image_size, config.patch, 3, scale=config.scale))
 
 
-def source(config):
-    """The `sources.Source` of a `DataConfig` whose data are pictures."""
+def source(config: DataConfig) -> sources.Source:
+    """The `Source` of a `DataConfig` whose data are pictures."""
     if config.name == 'folder':
         from emigm_jax.data.folder import ImageFolder
 
@@ -179,27 +198,31 @@ def source(config):
     return TFDS(config.dataset, config.split, config.path or None)
 
 
-def dataset(config):
+# data.name: how its `Dataset` is made of a `Config`.
+DATASETS = {
+    'digits': lambda config: Digits(config.data),
+    'synthetic': lambda config: Synthetic(config.data, config.model),
+    'latents': lambda config: Latents(config.data),
+    'folder': lambda config: Pictures(source(config.data), config.data),
+    'tfds': lambda config: Pictures(source(config.data), config.data),
+}
+
+
+def dataset(config: Config) -> Dataset:
     """The data set of a `Config`, checked against the model's sizes.
 
     Raises:
       UserError: it is not there, is damaged, or does not fit the model.
     """
-    data, model = config.data, config.model
-    if data.name in ('folder', 'tfds'):
-        made = Pictures(source(data), data)
-    elif data.name == 'latents':
-        made = Latents(data)
-    else:
-        made = Digits(data) if data.name == 'digits' else Synthetic(data, model)
+    data = DATASETS[config.data.name](config)
     for name in ('grid', 'channels', 'classes'):
-        have, want = getattr(model, name), getattr(made, name)
+        have, want = getattr(config.model, name), getattr(data, name)
         if have != want:
             raise UserError(
-                f'model.{name} = {have} does not fit the data ({_described(data)}): it must be '
-                f'{want}'
+                f'model.{name} = {have} does not fit the data ({_described(config.data)}): it must '
+                f'be {want}'
             )
-    return made
+    return data
 
 
 def _described(data):

@@ -1,11 +1,12 @@
 """A folder of class folders, as ImageNet comes: CLASS/FILE.JPEG, labels in order of the names."""
 
 import os
+from typing import final
 
 import numpy as np
 
 from emigm_jax.data.pictures import decode
-from emigm_jax.data.sources import Example, Unreadable
+from emigm_jax.data.sources import Example, Source, Unreadable
 from emigm_jax.errors import UserError
 from emigm_jax.io import files, paths
 
@@ -21,7 +22,8 @@ def read(root, name, label):
     return Example(decode(data, name), label, name)
 
 
-class ImageFolder:
+@final
+class ImageFolder(Source):
     """See `sources.Source`. Files below a class folder, however deep, in order of their names.
 
     Hidden files and files with other endings are left out.
@@ -29,6 +31,8 @@ class ImageFolder:
     Raises:
       UserError: no such folder, no class folders in it, or one without pictures.
     """
+
+    kind = 'folder'
 
     def __init__(self, path):
         self._root = paths.absolute(path)

@@ -17,10 +17,10 @@ import threading
 
 import numpy as np
 
+from emigm_jax.data import manifest as manifests
 from emigm_jax.errors import UserError
 from emigm_jax.io import files, paths
 
-FORMAT = 1  # of the layout above
 VIEWS = 2  # as it is, mirrored
 
 
@@ -43,15 +43,15 @@ class Cache:
         self.path = paths.absolute(path)
         self.manifest = read_manifest(self.path)
         self.labels = _labels(self.path, self.manifest)
-        self.shape = tuple(self.manifest['shape'])
-        self.dtype = np.dtype(self.manifest['dtype'])
-        self.shards = self.manifest['shards']
-        rows = np.array([shard['rows'] for shard in self.shards], np.int64)
+        self.shape = tuple(self.manifest.shape)
+        self.dtype = np.dtype(self.manifest.contents.dtype)
+        self.shards = self.manifest.shards
+        rows = np.array([shard.rows for shard in self.shards], np.int64)
         self._row_bytes = int(np.prod(self.shape)) * self.dtype.itemsize
         self._ends = np.cumsum(rows)
         self._starts = self._ends - rows
         # What stands before a shard's rows is the header of its .npy.
-        whole = np.array([shard['bytes'] for shard in self.shards], np.int64)
+        whole = np.array([shard.bytes for shard in self.shards], np.int64)
         self._offsets = whole - rows * VIEWS * self._row_bytes
         kind = _Bucket if files.remote(self.path) else _Disk
         self._files = kind(self.path, self.shards)
@@ -96,9 +96,9 @@ class _Disk:
                     'and run `emigm prepare latents` again'
                 )
             size = os.path.getsize(file)
-            if size != shard['bytes']:
+            if size != shard.bytes:
                 raise UserError(
-                    f'{file}: has {size} bytes in place of {shard["bytes"]}; copy it again, or '
+                    f'{file}: has {size} bytes in place of {shard.bytes}; copy it again, or '
                     'delete its .json and run `emigm prepare latents` again'
                 )
 
@@ -146,26 +146,22 @@ class _Bucket:
             row[:] = np.frombuffer(part, np.uint8)
 
 
-def read_manifest(path):
+def read_manifest(path) -> manifests.Manifest:
     """The manifest of a finished cache.
 
     Raises:
       UserError: none there, or of a format of the future.
     """
     path = paths.absolute(path)
-    manifest = files.read_json(path / 'manifest.json')
-    if manifest is None:
+    value = files.read_json(path / 'manifest.json')
+    if value is None:
         hint = (
             'preparing it has not ended: run the same `emigm prepare latents` again'
             if (path / 'settings.json').exists()
             else '`emigm prepare latents` makes one'
         )
         raise UserError(f'{path}: holds no finished latent cache; {hint}')
-    if manifest.get('format') != FORMAT:
-        raise UserError(
-            f'{path}: is a cache of format {manifest.get("format")!r}, this version reads {FORMAT}'
-        )
-    return manifest
+    return manifests.from_json(value, path)
 
 
 def _labels(path, manifest):
@@ -175,8 +171,8 @@ def _labels(path, manifest):
             labels = np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
         except ValueError as error:
             raise UserError(f'{file}: is damaged ({error})') from error
-    if labels.shape != (manifest['count'],):
-        raise UserError(f'{file}: has labels {labels.shape} for {manifest["count"]} rows')
+    if labels.shape != (manifest.count,):
+        raise UserError(f'{file}: has labels {labels.shape} for {manifest.count} rows')
     return labels
 
 
@@ -185,7 +181,7 @@ def check_shard(path, number, shard):
     file = path / shard_file(number)
     if not file.exists():
         raise UserError(f'{file}: the shard is missing')
-    if files.sha256(file) != shard['sha256']:
+    if files.sha256(file) != shard.sha256:
         raise UserError(
             f'{file}: the shard is corrupted (its checksum differs); copy it again, or delete it '
             'and its .json and run `emigm prepare latents` again'
@@ -207,15 +203,15 @@ def copied(path, target, progress=lambda shards: shards):
         with open(target / '.lock', 'w') as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             held = files.read_json(target / 'manifest.json')
-            if held == manifest:
+            if held is not None and manifests.from_json(held, target) == manifest:
                 return target
             if held is not None:
                 raise UserError(
                     f'{target}: holds another cache; delete it or choose another data.local_copy'
                 )
-            for number in progress(range(len(manifest['shards']))):
-                shard, file = manifest['shards'][number], target / shard_file(number)
-                if not file.exists() or file.stat().length != shard['bytes']:
+            for number in progress(range(len(manifest.shards))):
+                shard, file = manifest.shards[number], target / shard_file(number)
+                if not file.exists() or file.stat().length != shard.bytes:
                     _copy(source / shard_file(number), file)
                 check_shard(target, number, shard)
             for name in ('labels.npy', 'names.txt', 'manifest.json'):  # the manifest comes last

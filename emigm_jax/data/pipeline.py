@@ -8,11 +8,13 @@ on how many there are.
 import collections
 import functools
 import time
+from collections.abc import Iterator
 
 import grain
 import jax
 import numpy as np
 
+from emigm_jax.data.interface import Batch, Dataset
 from emigm_jax.parallel import sharding
 
 _DATA = 0x64617461  # separates the keys of data from those of masks and noise
@@ -20,77 +22,79 @@ READERS, AHEAD = 2, 4  # of whole batches
 DECODERS, PICTURES_AHEAD = 16, 512  # of single pictures
 
 
-def batches(data, batch, seed, start, stop, mesh):
-    """Yields {'tokens', 'labels'} on the devices for steps start to stop - 1.
+def batches(
+    data: Dataset, batch: int, seed: int, start: int, stop: int, mesh: jax.sharding.Mesh
+) -> Iterator[Batch]:
+    """Yields the `Batch`es of steps start to stop - 1 on the devices.
 
     Reading and decoding run ahead in threads; the next batch is on its way to the devices while a
     step runs, and moments are sampled there.
 
     Args:
-      data: one of `datasets`.
+      data: where rows come from.
       batch: images per step over all processes.
       seed: of order, mirroring and moments.
+      start, stop: steps.
       mesh: of `sharding.make_mesh`; each process reads the rows that its devices hold.
     """
-    split, whole = sharding.batch_sharding(mesh), sharding.whole(mesh)
-    rows = sharding.rows_here(split, batch)
-    make = lambda params, arrays, step: arrays
-    params = getattr(data, 'params', None)
-    # Only data that are not tokens yet have something to do on the devices.
-    if hasattr(data, 'to_tokens'):
-        program = jax.jit(
-            functools.partial(_tokens, data.to_tokens, seed),
-            in_shardings=(whole, split, whole),
-            out_shardings=split,
-        )
-        make, params = sharding.under(mesh, program), jax.device_put(params, whole)
+    sharded, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+    mine = sharding.rows_here(sharded, batch)
+    to_batch = sharding.under(
+        mesh,
+        jax.jit(
+            functools.partial(_to_batch, data, seed),
+            in_shardings=(replicated, sharded, replicated),
+            out_shardings=sharded,
+        ),
+    )
+    params = jax.device_put(data.params, replicated)
     queue = collections.deque()
-    for step, arrays in enumerate(host_batches(data, batch, seed, start, stop, rows), start):
-        queue.append(make(params, sharding.place_rows(split, rows, batch, arrays), np.int32(step)))
+    for step, rows in enumerate(host_rows(data, batch, seed, start, stop, mine), start):
+        rows = sharding.place_rows(sharded, mine, batch, rows)
+        queue.append(to_batch(params, rows, np.int32(step)))
         if len(queue) > 1:
             yield queue.popleft()
     yield from queue
 
 
-def _tokens(to_tokens, seed, params, arrays, step):
+def _to_batch(data, seed, params, rows, step):
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), _DATA)
-    return to_tokens(params, arrays, key)
+    return data.to_batch(params, rows, key)
 
 
-def host_batches(data, batch, seed, start, stop, rows=None):
-    """As `batches`, as NumPy arrays before anything happens on the devices.
+def host_rows(
+    data: Dataset, batch: int, seed: int, start: int, stop: int, mine: np.ndarray | None = None
+) -> Iterator[dict[str, np.ndarray]]:
+    """The rows of `batches` as NumPy arrays, before anything happens on the devices.
 
     Args:
-      rows: (R,) which rows of each batch are read; None: all.
+      mine: (R,) which rows of each batch are read; None: all.
     """
-    rows = np.arange(batch) if rows is None else rows
-    share = len(rows)
-    if hasattr(data, 'row'):  # pictures: decoding takes the time, so every row is a task
+    mine = np.arange(batch) if mine is None else mine
+    share = len(mine)
+    chosen = functools.partial(_drawn, data.examples, batch, seed, flip=data.flip)
+    if data.one_by_one:
 
         def row(position):
             step, place = divmod(position, share)
-            chosen, mirrored = _of_step(data, batch, seed, step)
-            return data.row(int(chosen[rows[place]]), bool(mirrored[rows[place]]))
+            indices, mirrored = (part[mine[[place]]] for part in chosen(step))
+            return jax.tree.map(lambda a: a[0], data.read(indices, mirrored))
 
         options = grain.ReadOptions(num_threads=DECODERS, prefetch_buffer_size=PICTURES_AHEAD)
-        pictures = grain.MapDataset.range(start * share, stop * share).map(row)
-        return iter(pictures.to_iter_dataset(options).batch(share))
+        rows = grain.MapDataset.range(start * share, stop * share).map(row)
+        return iter(rows.to_iter_dataset(options).batch(share))
 
-    def take(step):
-        chosen, mirrored = _of_step(data, batch, seed, step)
-        return data.take(chosen[rows], mirrored[rows])
+    def stretch(step):
+        indices, mirrored = (part[mine] for part in chosen(step))
+        return data.read(indices, mirrored)
 
     options = grain.ReadOptions(num_threads=READERS, prefetch_buffer_size=AHEAD)
-    return iter(grain.MapDataset.range(start, stop).map(take).to_iter_dataset(options))
-
-
-def _of_step(data, batch, seed, step):
-    """(indices, mirrored) of a step's whole batch."""
-    return _drawn(data.examples, batch, seed, step, getattr(data, 'flip', False))
+    return iter(grain.MapDataset.range(start, stop).map(stretch).to_iter_dataset(options))
 
 
 @functools.lru_cache(maxsize=64)  # single pictures ask for their step again and again
 def _drawn(examples, batch, seed, step, flip):
+    """(indices, mirrored) of a step's whole batch."""
     # Epochs, which key the permutations, never come near _DATA.
     rng = np.random.Generator(np.random.Philox(key=[seed, (_DATA << 32) + step]))
     mirrored = (rng.random(batch) < 0.5) & flip

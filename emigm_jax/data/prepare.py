@@ -5,16 +5,18 @@ its .json after it. So a run that is repeated skips what is finished, makes what
 with the same bytes as one that was never disturbed. Any number of workers may share the shards.
 """
 
+import abc
 import hashlib
-import io
 import json
-from typing import NamedTuple, Protocol
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
 from emigm_jax.data import latents
+from emigm_jax.data.manifest import Contents, Manifest, Shard
 from emigm_jax.errors import UserError
-from emigm_jax.io import files, paths
+from emigm_jax.io import files, npz, paths
 
 
 class Row(NamedTuple):
@@ -32,46 +34,52 @@ class Skipped(NamedTuple):
     reason: str
 
 
-class Rows(Protocol):
+class Rows(abc.ABC):
     """What a cache is made of, in a fixed order."""
 
-    class_names: tuple
+    class_names: tuple[str, ...]
 
-    def __len__(self):
+    @abc.abstractmethod
+    def __len__(self) -> int:
         """How many source pictures there are, unreadable ones included."""
 
-    def rows(self, start, stop):
+    @abc.abstractmethod
+    def contents(self, dtype: str, shard_rows: int) -> Contents:
+        """All that decides the content of a cache of these rows."""
+
+    @abc.abstractmethod
+    def rows(self, start: int, stop: int) -> Iterator[Row | Skipped]:
         """Yields a `Row` or a `Skipped` for every index from start to stop, in order."""
 
 
-def prepare(target, rows, settings, worker=(0, 1), max_unreadable=0.001, progress=None):
+def prepare(target, rows, contents, worker=(0, 1), max_unreadable=0.001, progress=None):
     """Makes what is missing of the cache at `target`.
 
     Args:
       target: folder, local or gs://; new, or holding part of the same cache.
       rows: `Rows`.
-      settings: JSON-like dict of all that decides the content; has 'shard_rows' and 'dtype'.
+      contents: of the rows.
       worker: (i, n): makes the shards i, i + n, ...; whoever ends last finishes the cache.
       max_unreadable: share of unreadable pictures above which it fails.
       progress: called with the number of source pictures just done.
 
     Returns:
-      The manifest, or None if other workers have shards left to make.
+      The `Manifest`, or None if other workers have shards left to make.
 
     Raises:
       UserError: another cache is there, too much is unreadable, or the place cannot be written.
     """
     target = paths.absolute(target)
-    total, size = len(rows), settings['shard_rows']
+    total, size = len(rows), contents.shard_rows
     count = -(-total // size)
-    files.claim(target, settings, 'a cache')
+    files.claim(target, contents.to_json(), 'a cache')
     report, skipped = progress or (lambda _: None), {}
     limit = max_unreadable * total
     for number in range(worker[0], count, worker[1]):
         start, stop = number * size, min(total, (number + 1) * size)
         described = _finished(target, number)
         if described is None:
-            described = _write_shard(target, number, rows.rows(start, stop), settings, report)
+            described = _write_shard(target, number, rows.rows(start, stop), contents.dtype, report)
         else:
             report(stop - start)
         skipped.update(described['skipped'])
@@ -81,7 +89,7 @@ def prepare(target, rows, settings, worker=(0, 1), max_unreadable=0.001, progres
         return None
     skipped = {name: reason for shard in shards for name, reason in shard['skipped']}
     _check_readable(skipped, limit, total, max_unreadable)
-    return _finish(target, shards, settings, rows.class_names)
+    return _finish(target, shards, contents, rows.class_names)
 
 
 def _finished(target, number):
@@ -104,7 +112,7 @@ def _check_readable(skipped, limit, total, share):
         )
 
 
-def _write_shard(target, number, rows, settings, report):
+def _write_shard(target, number, rows, dtype, report):
     made, skipped = [], []
     for row in rows:
         report(1)
@@ -116,19 +124,20 @@ def _write_shard(target, number, rows, settings, report):
         'skipped': [list(row) for row in skipped],
     }
     if made:
-        views = _converted(np.stack([row.views for row in made]), settings['dtype'], target)
-        content = io.BytesIO()
-        np.save(content, views)
-        del views, made
-        data = content.getbuffer()
-        described |= {
-            'bytes': len(data),
-            'sha256': hashlib.sha256(data).hexdigest(),
-            'shape': list(np.load(io.BytesIO(data), allow_pickle=False).shape[2:]),
-        }
-        files.write(target / latents.shard_file(number), [data])
+        views = _converted(np.stack([row.views for row in made]), dtype, target)
+        described |= _write_array(target / latents.shard_file(number), views)
+        described['shape'] = list(views.shape[2:])
     files.write_json(target / latents.shard_file(number, 'json'), described)
     return described
+
+
+def _write_array(path, array):
+    """Writes an .npy file; what a shard's description says of it: {bytes, sha256}."""
+    content, digest = npz.npy(array), hashlib.sha256()
+    for piece in content:
+        digest.update(piece)
+    files.write(path, content)
+    return {'bytes': sum(map(len, content)), 'sha256': digest.hexdigest()}
 
 
 def _converted(views, dtype, target):
@@ -144,7 +153,7 @@ def _converted(views, dtype, target):
     return converted
 
 
-def _finish(target, shards, settings, class_names):
+def _finish(target, shards, contents, class_names):
     """Writes labels, names and, last of all, the manifest."""
     filled = [shard for shard in shards if shard['rows']]
     if not filled:
@@ -152,31 +161,25 @@ def _finish(target, shards, settings, class_names):
     # Empty shards get a place too, so that a shard's number says where its pictures come from.
     empty = [n for n, shard in enumerate(shards) if not shard['rows']]
     for number in empty:
-        data = io.BytesIO()
-        np.save(data, np.zeros((0, latents.VIEWS, *filled[0]['shape']), settings['dtype']))
-        content = data.getvalue()
-        files.write(target / latents.shard_file(number), [content])
-        shards[number] |= {'bytes': len(content), 'sha256': hashlib.sha256(content).hexdigest()}
+        nothing = np.zeros((0, latents.VIEWS, *filled[0]['shape']), contents.dtype)
+        shards[number] |= _write_array(target / latents.shard_file(number), nothing)
     labels = np.concatenate([np.asarray(shard['labels'], np.int32) for shard in shards])
-    content = io.BytesIO()
-    np.save(content, labels)
-    files.write(target / 'labels.npy', [content.getvalue()])
+    _write_array(target / 'labels.npy', labels)
     names = (json.dumps(name) + '\n' for shard in shards for name in shard['names'])
     files.write(target / 'names.txt', (name.encode() for name in names))
     skipped = [entry for shard in shards for entry in shard['skipped']]
     lines = (json.dumps({'name': n, 'reason': r}) + '\n' for n, r in skipped)
     files.write(target / 'skipped.jsonl', (line.encode() for line in lines))
     _sweep(target)
-    manifest = {
-        **settings,
-        'format': latents.FORMAT,
-        'count': len(labels),
-        'skipped': len(skipped),
-        'shape': filled[0]['shape'],
-        'class_names': list(class_names),
-        'shards': [{key: shard[key] for key in ('rows', 'bytes', 'sha256')} for shard in shards],
-    }
-    files.write_json(target / 'manifest.json', manifest)
+    manifest = Manifest(
+        contents,
+        count=len(labels),
+        skipped=len(skipped),
+        shape=tuple(filled[0]['shape']),
+        class_names=tuple(class_names),
+        shards=tuple(Shard(s['rows'], s['bytes'], s['sha256']) for s in shards),
+    )
+    files.write_json(target / 'manifest.json', manifest.to_json())
     return manifest
 
 

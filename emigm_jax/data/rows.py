@@ -2,17 +2,20 @@
 
 import io
 import itertools
+from collections.abc import Iterator
+from typing import final
 
 import grain
 import numpy as np
 
+from emigm_jax.data.manifest import Contents, Maker, Origin
 from emigm_jax.data.pictures import center_crop
-from emigm_jax.data.prepare import Row, Skipped
-from emigm_jax.data.sources import Unreadable
+from emigm_jax.data.prepare import Row, Rows, Skipped
+from emigm_jax.data.sources import Source, Unreadable
 from emigm_jax.errors import UserError
 from emigm_jax.io import files, paths
 from emigm_jax.parallel import batches
-from emigm_jax.tokenizers import learned
+from emigm_jax.tokenizers.codec import Codec
 
 THREADS = 16  # that read and decode pictures; Pillow and files let go of the interpreter
 
@@ -23,31 +26,43 @@ def read_all(read, start, stop):
     yield from grain.MapDataset.range(start, stop).map(read).to_iter_dataset(options)
 
 
-class Encoded:
-    """The pictures of a `sources.Source`, cropped and encoded.
+def _maker(codec):
+    spec, dtype = codec.spec, codec.tokenizer.config.dtype
+    return Maker(spec.kind, codec.fingerprint, spec.channels, spec.stride, dtype)
+
+
+@final
+class Encoded(Rows):
+    """The pictures of a `Source`, cropped and encoded.
 
     Args:
-      source: `sources.Source`.
-      tokenizer: `learned.Learned`; `tokenizer.batch` pictures at a time on each device.
-      image_size: pixels per side of the crops.
+      source: of pictures.
+      codec: of a `Learned` tokenizer; `codec.batch` pictures at a time on each device.
+      image_size: pixels per side of the crops; None: what the tokenizer is published for.
     """
 
-    def __init__(self, source, tokenizer, image_size):
-        if learned.KINDS[tokenizer.name].raw == 'codes':
+    def __init__(self, source: Source, codec: Codec, image_size: int | None = None):
+        spec = codec.spec
+        image_size = image_size or codec.tokenizer.kind.image_size
+        if spec.codes:
             raise UserError(
-                f'{tokenizer.spec.name} makes codes, which nothing here is trained on; '
-                'use KL-16 or DC-AE'
+                f'{spec.title} makes codes, which nothing here is trained on; use KL-16 or DC-AE'
             )
-        if image_size % tokenizer.spec.stride:
+        if image_size % spec.stride:
             raise UserError(
-                f'--image-size {image_size} is no multiple of the '
-                f'{tokenizer.spec.stride} pixels per token of {tokenizer.spec.name}'
+                f'--image-size {image_size} is no multiple of the {spec.stride} pixels per token '
+                f'of {spec.title}'
             )
-        self._source, self._tokenizer, self._size = source, tokenizer, image_size
+        self._source, self._codec, self._size = source, codec, image_size
         self.class_names = source.class_names
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._source)
+
+    def contents(self, dtype: str, shard_rows: int) -> Contents:
+        """See `Rows`."""
+        origin = Origin(self._source.kind, self._source.fingerprint(), len(self))
+        return Contents(origin, _maker(self._codec), self._size, dtype, shard_rows)
 
     def _read(self, i):
         try:
@@ -56,9 +71,9 @@ class Encoded:
         except Unreadable as error:
             return Skipped(error.name, error.reason)
 
-    def rows(self, start, stop):
-        """See `prepare.Rows`."""
-        size = batches.padded(self._tokenizer.batch)
+    def rows(self, start: int, stop: int) -> Iterator[Row | Skipped]:
+        """See `Rows`."""
+        size = batches.padded(self._codec.batch)
         read = read_all(self._read, start, stop)
         while batch := list(itertools.islice(read, size)):
             whole = [entry for entry in batch if not isinstance(entry, Skipped)]
@@ -72,11 +87,12 @@ class Encoded:
         if not images:
             return []
         pixels = batches.fill(np.stack(images), size)
-        both = [self._tokenizer.encode(view) for view in (pixels, pixels[:, :, ::-1])]
+        both = [np.asarray(self._codec.encode(view)) for view in (pixels, pixels[:, :, ::-1])]
         return np.stack(both, axis=1)[: len(images)]
 
 
-class OfficialFiles:
+@final
+class OfficialFiles(Rows):
     """The official cache: CLASS/FILE.JPEG.npz with `moments` and `moments_flip`, (c, h, w) each.
 
     KL-16 moments are stored as they are; DC-AE latents were stored times 0.3189, which is undone.
@@ -85,7 +101,7 @@ class OfficialFiles:
       UserError: no such files there.
     """
 
-    def __init__(self, folder, tokenizer):
+    def __init__(self, folder, codec: Codec):
         self._root = paths.absolute(folder)
         with files.reported(self._root):
             if not self._root.is_dir():
@@ -99,23 +115,21 @@ class OfficialFiles:
         self._files = [(c, file) for c, name in enumerate(classes) for file in found[name]]
         if not self._files:
             raise UserError(f'{folder}: holds no CLASS/FILE.npz')
-        kind = learned.KINDS[tokenizer.name]
-        self._channels = tokenizer.spec.channels * (2 if kind.raw == 'moments' else 1)
-        self._scale = 1.0 if kind.raw == 'moments' else kind.scale
-        self._title = tokenizer.spec.name
+        self._codec = codec
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._files)
 
-    def fingerprint(self):
-        """Hash of the files' names."""
-        return files.text_hash(f'{self.class_names[c]}/{file}' for c, file in self._files)
-
-    def image_size(self, tokenizer):
-        """Pixels per side of the pictures behind the latents, by the first readable file."""
+    def contents(self, dtype: str, shard_rows: int) -> Contents:
+        """See `Rows`; the pictures' size is told by the first readable file."""
+        names = files.text_hash(f'{self.class_names[c]}/{file}' for c, file in self._files)
+        maker = _maker(self._codec)
         for row in self.rows(0, len(self)):
             if isinstance(row, Row):
-                return row.views.shape[1] * tokenizer.spec.stride
+                image_size = row.views.shape[1] * maker.stride
+                return Contents(
+                    Origin('npz', names, len(self)), maker, image_size, dtype, shard_rows
+                )
         raise UserError(f'{self._root}: not one file could be read')
 
     def _read(self, i):
@@ -127,13 +141,12 @@ class OfficialFiles:
                 views = np.stack([held['moments'], held['moments_flip']])
         except Exception as error:  # zipfile, zlib and NumPy each have their own
             return Skipped(name, f'{type(error).__name__}: {" ".join(str(error).split())[:120]}')
-        if views.ndim != 4 or views.shape[1] != self._channels:
-            raise UserError(
-                f'{name}: arrays of {views.shape[1:]} are none of {self._title}, whose '
-                f'have {self._channels} channels first'
-            )
-        return Row(label, name.removesuffix('.npz'), views.transpose(0, 2, 3, 1) / self._scale)
+        try:
+            views = self._codec.tokenizer.from_official_cache(views)
+        except UserError as error:
+            raise UserError(f'{name}: {error}') from error
+        return Row(label, name.removesuffix('.npz'), views)
 
-    def rows(self, start, stop):
-        """See `prepare.Rows`."""
+    def rows(self, start: int, stop: int) -> Iterator[Row | Skipped]:
+        """See `Rows`."""
         return read_all(self._read, start, stop)

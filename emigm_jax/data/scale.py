@@ -34,8 +34,8 @@ def measure(cache, progress=lambda shards: shards):
     With m_i and v_i the means of z and z^2 over image i, Var = mean(v) - mean(m)^2, whose standard
     error is that of v_i - 2 mean(m) m_i (delta method), and d(Var^(-1/2)) = -Var^(-3/2) / 2 dVar.
     """
-    kind = learned.KINDS[cache.manifest['tokenizer']['name']]
-    pairs = [_moments(cache.shard(n), kind.raw) for n in progress(range(len(cache.shards)))]
+    tokenizer = learned.published(cache.manifest.contents.tokenizer.name)
+    pairs = [_moments(cache.shard(n), tokenizer) for n in progress(range(len(cache.shards)))]
     m, v = (np.concatenate(columns) for columns in zip(*pairs, strict=True))
     mean, count = m.mean(), len(m)
     variance = v.mean() - mean**2
@@ -45,23 +45,20 @@ def measure(cache, progress=lambda shards: shards):
         scale=float(variance**-0.5),
         error=float(0.5 * variance**-1.5 * spread),
         mean=float(mean),
-        constant=kind.scale,
-        origin=kind.origin,
+        constant=tokenizer.spec.scale,
+        origin=tokenizer.spec.origin,
         images=count,
     )
 
 
-def _moments(views, raw, rows=256):
+def _moments(views, tokenizer, rows=256):
     """Mean of z and of z^2 for every image of (R, 2, h, w, c): two float64 arrays (R,)."""
     first, second = np.empty(len(views)), np.empty(len(views))
     for start in range(0, len(views), rows):  # float64 only of a few images at a time
         part = views[start : start + rows].astype(np.float64)
         axes = tuple(range(1, part.ndim))
         chosen = slice(start, start + rows)
-        if raw == 'moments':
-            part, log_variance = np.split(part, 2, axis=-1)
-            sampled = np.exp(np.clip(log_variance, -30.0, 20.0)).mean(axes)
-        else:
-            sampled = 0.0
-        first[chosen], second[chosen] = part.mean(axes), np.square(part).mean(axes) + sampled
+        mean, variance = tokenizer.latent_moments(part)
+        first[chosen] = mean.mean(axes)
+        second[chosen] = np.square(mean).mean(axes) + variance.mean(axes)
     return first, second

@@ -1,6 +1,7 @@
 """Where pictures come from, addressed by index."""
 
-from typing import NamedTuple, Protocol
+import abc
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,21 +22,26 @@ class Unreadable(Exception):
         self.name, self.reason = name, reason
 
 
-class Source(Protocol):
+class Source(abc.ABC):
     """A labelled set of pictures; may be read by many threads."""
 
-    class_names: tuple  # in label order
+    kind: str  # of place, as caches name it
+    class_names: tuple[str, ...]  # in label order
 
-    def __len__(self):
+    @abc.abstractmethod
+    def __len__(self) -> int:
         """How many pictures there are."""
 
-    def name(self, i):
+    @abc.abstractmethod
+    def name(self, i: int) -> str:
         """Name of picture i."""
 
-    def example(self, i):
+    @abc.abstractmethod
+    def example(self, i: int) -> Example:
         """`Example` i; raises `Unreadable`."""
 
-    def fingerprint(self):
+    @abc.abstractmethod
+    def fingerprint(self) -> str:
         """Short digest of what decides order and content."""
 
 

@@ -3,13 +3,16 @@
 Records are decoded here, by Pillow, so that the pixels are those that a folder would give.
 """
 
+from typing import final
+
 from emigm_jax.data.pictures import decode
-from emigm_jax.data.sources import Example
+from emigm_jax.data.sources import Example, Source
 from emigm_jax.errors import UserError
 from emigm_jax.io import files
 
 
-class TFDS:
+@final
+class TFDS(Source):
     """See `sources.Source`.
 
     Args:
@@ -21,6 +24,8 @@ class TFDS:
       UserError: TFDS is not installed, the data set is not there or not in array_record form, or
         it has no pictures with labels.
     """
+
+    kind = 'tfds'
 
     def __init__(self, name, split='train', data_dir=None):
         try:

@@ -186,9 +186,9 @@ def save(path, params, **facts):
     store.save(path, {'params': params}, {ENTRY: {'variant': VARIANT}, **facts})
 
 
-def is_inception(path):
-    """Whether the checkpoint at `path` is one of `save`."""
-    return ENTRY in (store.describe(path)[0] or {})
+def is_inception(stored: store.Checkpoint) -> bool:
+    """Whether a checkpoint is one of `save`."""
+    return ENTRY in stored.description
 
 
 def load(path):
@@ -199,6 +199,7 @@ def load(path):
     """
     if not store.is_checkpoint(path):
         raise UserError(f'{path}: no Inception checkpoint there; `emigm convert` makes one')
-    if not is_inception(path):
+    stored = store.checkpoint(path)
+    if not is_inception(stored):
         raise UserError(f'{path}: holds no Inception network; `emigm convert` makes one')
-    return Extractor(store.load_part(path, ('params',)))
+    return Extractor(stored.load_part('params'))

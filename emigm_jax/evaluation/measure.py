@@ -48,7 +48,7 @@ class Network:
 
     def __init__(self, params):
         self._params = spread.place(params)
-        self._run = spread.over_devices(inception.features)
+        self._run = spread.OverDevices(inception.features)
         self.add = statistics.adder(spread.mesh())
 
     def __call__(self, images):

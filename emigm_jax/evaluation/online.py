@@ -32,7 +32,7 @@ def evaluator(config, data):
         cannot be read. A metric that cannot be computed is said to be missing, each time.
     """
     settings = config.evaluation
-    if data.tokenizer is None:
+    if data.codec is None:
         raise UserError(
             'evaluation.every: the tokens of this data cannot be turned into pictures; '
             'name their tokenizer in data.tokenizer'
@@ -42,7 +42,7 @@ def evaluator(config, data):
     measured = _by_inception(settings) if settings.reference else _in_pixels(settings)
 
     def evaluate(params, step):
-        make = generator.Generator(params, sampler, data.tokenizer, settings.batch_size, weights)
+        make = generator.Generator(params, sampler, data.codec, settings.batch_size, weights)
         images = image_sets.Generated(make, settings.num_images, config.model.classes)
         off = None if agreement.first() else True
         with tqdm.tqdm(

@@ -4,6 +4,8 @@ import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Iterable, Iterator
+from typing import Any, BinaryIO
 
 from emigm_jax.errors import UserError
 from emigm_jax.io import gcs
@@ -27,8 +29,9 @@ def reported(path):
         raise UserError(f'{path}: {reason}') from error
 
 
-def write(path, chunks):
-    """Writes an iterable of bytes-like chunks to `path`, whole or not at all.
+@contextlib.contextmanager
+def replacing(path: os.PathLike | str) -> Iterator[BinaryIO]:
+    """A file to write into, which appears at `path` when the block ends without an exception.
 
     Local files get a temporary name and are renamed. On gs:// an object appears when it is closed.
 
@@ -40,8 +43,7 @@ def write(path, chunks):
         if remote(path):
             try:
                 with path.open('wb') as f:
-                    for chunk in chunks:
-                        f.write(chunk)
+                    yield f
             except BaseException:  # closing has made an object of what was written so far
                 path.unlink(missing_ok=True)
                 raise
@@ -50,14 +52,20 @@ def write(path, chunks):
         partial = path.parent / f'.{path.name}.{os.getpid()}{_PARTIAL}'
         try:
             with open(partial, 'wb') as f:
-                for chunk in chunks:
-                    f.write(chunk)
+                yield f
                 f.flush()
                 os.fsync(f.fileno())  # a rename must not outlive the data it names
             os.replace(partial, path)
         finally:
             with contextlib.suppress(OSError):
                 os.unlink(partial)
+
+
+def write(path: os.PathLike | str, chunks: Iterable[Any]) -> None:
+    """Writes bytes-like chunks to `path`, whole or not at all; raises as `replacing`."""
+    with replacing(path) as f:
+        for chunk in chunks:
+            f.write(chunk)
 
 
 def is_partial(path):

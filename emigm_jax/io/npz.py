@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import io
 import math
 import os
 import zipfile
@@ -10,7 +11,7 @@ import zlib
 import numpy as np
 
 from emigm_jax.errors import UserError
-from emigm_jax.io import paths
+from emigm_jax.io import files, paths
 
 # What zipfile, zlib and numpy raise on damaged files.
 DAMAGE = (ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
@@ -50,6 +51,14 @@ def write(path, arrays):
         np.savez(file, **arrays)
 
 
+def npy(array: np.ndarray) -> list[bytes | memoryview]:
+    """The content of an .npy file, as `np.save` writes it, in two pieces; no number is copied."""
+    array = np.ascontiguousarray(array)
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+    return [header.getvalue(), array.reshape(-1).view(np.uint8).data]
+
+
 def write_rows(path, count, parts):
     """Writes arr_0 of `count` rows, which come in parts and never are in memory together.
 
@@ -75,20 +84,12 @@ def write_rows(path, count, parts):
 
 @contextlib.contextmanager
 def _replacing(path):
-    """A file whose content appears at `path` when it is complete."""
+    """As `files.replacing`; a missing folder is taken for a misspelt one."""
     path = paths.absolute(path)
-    remote = '://' in str(path)  # such objects appear when they are complete
-    target = path if remote else path.with_name(f'{path.name}.{os.getpid()}.tmp')
-    try:
-        with target.open('wb') as file:
-            yield file
-        if not remote:
-            target.replace(path)
-    except BaseException as error:
-        target.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise UserError(f'{path}: cannot be written ({error.strerror or error})') from error
-        raise
+    if not files.remote(path) and not path.parent.is_dir():
+        raise UserError(f'{path}: cannot be written, its folder does not exist')
+    with files.replacing(path) as file:
+        yield file
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,53 +1,88 @@
-"""Independent rows over the devices of this process: each computes its share, none waits."""
+"""Independent rows over the devices of this process: the one owner of padding and placing them."""
+
+import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXIS = 'data'
 
 
-def mesh():
+def mesh() -> Mesh:
     """A mesh of this process's devices with the one axis 'data'."""
     devices = jax.local_devices()
-    return jax.make_mesh((len(devices),), ('data',), (AxisType.Auto,), devices=devices)
+    return jax.make_mesh((len(devices),), (AXIS,), (AxisType.Auto,), devices=devices)
 
 
-def padded(rows):
+def padded(rows: int) -> int:
     """`rows` rounded up to a multiple of the devices."""
     return -(-rows // jax.local_device_count()) * jax.local_device_count()
 
 
-def place(params):
-    """`params` on every device, where programs of `over_devices` want them; no copy if there."""
+def fill(rows: Any, size: int) -> Any:
+    """An array (R, ...) of either library, repeated up to (size, ...)."""
+    if not isinstance(rows, jax.Array):
+        rows = np.asarray(rows)
+    return rows if len(rows) == size else rows[np.arange(size) % len(rows)]
+
+
+def place(params: Any) -> Any:
+    """`params` on every device, where an `OverDevices` wants them; no copy if there."""
     return jax.device_put(params, NamedSharding(mesh(), PartitionSpec()))
 
 
-def over_devices(function, on=None):
-    """Jits `function(params, *rows)`, whose rows are computed independently of one another.
+class OverDevices:
+    """A jitted `function(params, *rows)` whose rows are computed independently of one another.
 
     Args:
       function: pure; takes params and arrays (R, ...), returns arrays (R, ...).
       on: a mesh with the one axis 'data'; default: this process's devices.
-
-    Returns:
-      The jitted program. It wants params as `place` leaves them and R a multiple of the devices;
-      its results lie spread over the devices.
     """
-    if on is None and jax.local_device_count() == 1:
-        return jax.jit(function)
-    on = on or mesh()
-    whole, split = PartitionSpec(), PartitionSpec('data')
 
-    # Inside a shard nothing is known of the others, so no collective can creep in.
-    def shard(params, rows):
-        return function(params, *rows)
+    def __init__(self, function: Callable, on: Mesh | None = None):
+        if on is None and jax.local_device_count() == 1:
+            self.program = jax.jit(function)
+            return
+        replicated, sharded = PartitionSpec(), PartitionSpec(AXIS)
+        # Inside a shard nothing is known of the others, so no collective can creep in.
+        shards = jax.shard_map(
+            lambda params, rows: function(params, *rows),
+            mesh=on or mesh(),
+            in_specs=(replicated, sharded),
+            out_specs=sharded,
+            check_vma=False,
+        )
+        self.program = jax.jit(lambda params, *rows: shards(params, rows))
 
-    program = jax.shard_map(
-        shard, mesh=on, in_specs=(whole, split), out_specs=split, check_vma=False
-    )
-    return jax.jit(lambda params, *rows: program(params, rows))
+    def __call__(self, params: Any, *rows: Any) -> Any:
+        """Results (R, ...) for rows (R, ...), R >= 1, spread over the devices.
+
+        `place` saves a copy of the params for every call.
+        """
+        program, arguments = self.prepared(params, *rows)
+        results, count = program(*arguments), len(rows[0])
+        return results if padded(count) == count else jax.tree.map(lambda a: a[:count], results)
+
+    def prepared(self, params: Any, *rows: Any) -> tuple[Callable, tuple]:
+        """The jitted program of a call and its arguments, padded and placed."""
+        size = padded(len(rows[0]))
+        return self.program, (place(params), *(fill(a, size) for a in rows))
+
+    def lower(self, params: Any, *rows: Any) -> Any:
+        """The program lowered for shapes whose rows are a multiple of the devices."""
+        return self.program.lower(params, *rows)
 
 
-def fill(rows, size):
-    """An array (R, ...) repeated up to (size, ...): the last batch gets the compiled shape."""
-    rows = np.asarray(rows)
-    return rows if len(rows) == size else rows[np.arange(size) % len(rows)]
+def in_chunks(function: Callable, rows: jax.Array, size: int) -> jax.Array:
+    """`function` of rows (R, ...) inside a program, at most `size` of them at a time."""
+    count = len(rows)
+    if count <= size:
+        return function(rows)
+    chunks = math.ceil(count / size)
+    rows = fill(rows, chunks * size).reshape(chunks, size, *rows.shape[1:])
+    results = jax.lax.map(function, rows)
+    return jax.tree.map(lambda a: jnp.reshape(a, (-1, *a.shape[2:]))[:count], results)

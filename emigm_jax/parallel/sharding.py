@@ -132,8 +132,8 @@ def batch_sharding(mesh):
     return NamedSharding(mesh, P(BATCH))
 
 
-def whole(mesh):
-    """Of arrays that lie on every device."""
+def replicated(mesh):
+    """Of arrays that lie whole on every device."""
     return NamedSharding(mesh, P())
 
 
@@ -308,7 +308,7 @@ def place_rows(sharding, rows, batch, arrays):
 
 def gathered(mesh, tree):
     """A tree of global arrays, whole, as arrays of one device of each process (all must call)."""
-    placed = jax.jit(lambda t: t, out_shardings=whole(mesh))(tree)
+    placed = jax.jit(lambda t: t, out_shardings=replicated(mesh))(tree)
     return jax.tree.map(lambda a: a.addressable_data(0), placed)
 
 

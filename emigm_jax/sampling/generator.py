@@ -1,56 +1,79 @@
-"""Images from a checkpoint in fixed-size batches, for sampling and for evaluation."""
+"""A model ready to make images: parameters, a sampler, and what turns tokens into pictures."""
 
 import dataclasses
+from collections.abc import Iterator
+from typing import final
 
 import numpy as np
 import tqdm
 
-from emigm_jax.checkpoints import runs
+from emigm_jax.checkpoints.runs import Saved
+from emigm_jax.config.settings import SamplingConfig
 from emigm_jax.data import datasets
 from emigm_jax.errors import UserError
 from emigm_jax.parallel import batches
-from emigm_jax.sampling.sampler import Sampler
+from emigm_jax.sampling.sampler import Progress, Sampler
+from emigm_jax.tokenizers.codec import Codec
 
 
+@final
 @dataclasses.dataclass(frozen=True)
 class Generator:
-    """A checkpoint ready to make images."""
+    """Makes images in batches of one shape."""
 
     params: dict
     sampler: Sampler
-    tokenizer: object  # tokenizers.base.Tokenizer
+    codec: Codec
     batch_size: int
     weights: str  # which parameters: an EMA decay, or params
 
     @property
-    def nfe(self):
+    def nfe(self) -> int:
         """Transformer evaluations per image."""
         return self.sampler.nfe
 
-    def batch(self, labels, seeds):
-        """One batch as it is: uint8 (B, H, W, colours) of labels (B,) and seeds (B,)."""
-        return np.asarray(self.tokenizer.decode(self.sampler(self.params, labels, seeds)))
+    def with_sampling(self, config: SamplingConfig) -> 'Generator':
+        """The same model with other sampling settings."""
+        return dataclasses.replace(self, sampler=Sampler(self.sampler.model, config))
 
-    def images(self, labels, seeds):
+    def batch(self, labels: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+        """One batch as it is: uint8 (B, H, W, colours) of labels (B,) and seeds (B,)."""
+        # Tokens stay on the devices between sampler and decoder.
+        return np.asarray(self.codec.decode(self.sampler(self.params, labels, seeds)))
+
+    def images(self, labels: np.ndarray, seeds: np.ndarray) -> np.ndarray:
         """uint8 images (M, H, W, colours) of labels (M,) (-1: null class) and seeds (M,)."""
         labels, seeds = np.asarray(labels), np.asarray(seeds)
-        batch = min(self.batch_size, len(labels))
-        made = []
-        for start in tqdm.trange(0, len(labels), batch, desc='batches', disable=None):
-            fill = lambda a, at=start: batches.fill(a[at : at + batch], batch)
-            made.append(self.batch(fill(labels), fill(seeds)))
-        return np.concatenate(made)[: len(labels)]
+        size = min(self.batch_size, len(labels))
+        images = []
+        for start in tqdm.trange(0, len(labels), size, desc='batches', disable=None):
+            # The last batch gets the shape that was compiled.
+            rows = [batches.fill(a[start : start + size], size) for a in (labels, seeds)]
+            images.append(self.batch(*rows))
+        return np.concatenate(images)[: len(labels)]
+
+    def steps(self, labels: np.ndarray, seeds: np.ndarray) -> Iterator[tuple[np.ndarray, Progress]]:
+        """As `batch`, but yields (images, `Progress`) after every step that reveals tokens."""
+        for progress in self.sampler.steps(self.params, labels, seeds):
+            yield np.asarray(self.codec.decode(progress.tokens)), progress
 
 
-def from_checkpoint(saved, sampling, weights='', batch_size=64, tokenizer=None, dtype=None):
+def from_checkpoint(
+    saved: Saved,
+    sampling: SamplingConfig,
+    weights: str = '',
+    batch_size: int = 64,
+    codec: Codec | None = None,
+    dtype: str | None = None,
+) -> Generator:
     """A checkpoint as a `Generator`.
 
     Args:
-      saved: `checkpoint.Saved`.
-      sampling: SamplingConfig.
+      saved: what the checkpoint says about itself.
+      sampling: how images are drawn.
       weights: an EMA decay, 'params', or '' for the first EMA.
       batch_size: images at a time.
-      tokenizer: decodes the tokens; None: that of the training data.
+      codec: decodes the tokens; None: that of the training data.
       dtype: of the network's matrix products; None: as saved.
 
     Raises:
@@ -59,18 +82,16 @@ def from_checkpoint(saved, sampling, weights='', batch_size=64, tokenizer=None, 
     model = saved.config.model
     if dtype is not None:
         model = dataclasses.replace(model, dtype=dtype)
-    if tokenizer is None:
-        tokenizer = datasets.tokenizer(saved.config.data)
-    if tokenizer is None:
+    codec = codec or datasets.codec(saved.config.data)
+    if codec is None:
         raise UserError(
             f'{saved.path} makes latents: `emigm sample --tokenizer DIR` names their '
             "tokenizer's checkpoint, which turns them into pictures"
         )
-    if tokenizer.spec.channels != model.channels:
+    if codec.spec.channels != model.channels:
         raise UserError(
-            f'the tokenizer {tokenizer.spec.name} has tokens of {tokenizer.spec.channels} numbers, '
+            f'the tokenizer {codec.spec.title} has tokens of {codec.spec.channels} numbers, '
             f"this model's tokens have {model.channels}: at 256 pixels it is KL-16, at 512 DC-AE"
         )
-    params, name = runs.load_params(saved, weights)
-    params = batches.place(params)
-    return Generator(params, Sampler(model, sampling), tokenizer, batch_size, name)
+    params, name = saved.load_params(weights)
+    return Generator(batches.place(params), Sampler(model, sampling), codec, batch_size, name)

@@ -6,67 +6,103 @@ which replays a recorded run of the official sampler exactly.
 """
 
 import functools
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, final
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from emigm_jax.config.settings import SamplingConfig
 from emigm_jax.core import flops, reveal, solvers
 from emigm_jax.core.masking import random_order
-from emigm_jax.models import emigm
-from emigm_jax.models.mae import Visible
+from emigm_jax.models import emigm, mae
+from emigm_jax.models.emigm import ModelConfig
 from emigm_jax.parallel import batches
 
 
+class Progress(NamedTuple):
+    """Where generation stands after one step."""
+
+    tokens: jax.Array  # (B, N, C) float32 in raster order, 0 where nothing is revealed yet
+    revealed: jax.Array  # (B, N) bool
+
+
+@final
 class Sampler:
     """Generates tokens with one compiled program per setting.
 
     Args:
-      model: ModelConfig.
-      config: SamplingConfig.
+      model: the network.
+      config: how images are drawn.
       mesh: with the one axis 'data', to `lower` for devices that need not be there; default: this
         process's devices.
     """
 
-    def __init__(self, model, config, mesh=None):
+    def __init__(self, model: ModelConfig, config: SamplingConfig, mesh: Mesh | None = None):
         self.model, self.config = model, config
         self.table = solvers.table(config.solver)
         # Static shapes come from the settings alone, never from the seeds of a batch.
         shape_plan = reveal.plan(config.reveal, model.tokens, seeds=(0,))
         self._cost = functools.partial(flops.sample_step, model, len(self.table.t))
         self.segments = reveal.segments(shape_plan, self._cost)
-        self._run = batches.over_devices(
+        self._run = batches.OverDevices(
             functools.partial(_generate, model, self.table, self.segments), mesh
         )
+        self._steps = {}  # segment: the program of one of its steps, compiled when asked for
 
     @property
-    def flops(self):
+    def flops(self) -> float:
         """Matrix-product FLOPs per image, padding included."""
         return sum(
             (s.stop - s.start) * self._cost(s.visible, s.reveal, s.guided) for s in self.segments
         )
 
     @property
-    def nfe(self):
+    def nfe(self) -> int:
         """Transformer evaluations per image as the paper counts them: guided steps are two."""
         return sum((s.stop - s.start) * (1 + s.guided) for s in self.segments)
 
-    def __call__(self, params, labels, seeds):
-        """Generates images' tokens, the batch split over the devices of this process.
+    def __call__(self, params: dict, labels: np.ndarray, seeds: np.ndarray) -> jax.Array:
+        """Generates images' tokens, the batch spread over the devices of this process.
 
         Args:
-          params: parameters of the network; `spread.place` saves a copy for every call.
+          params: parameters of the network; `batches.place` saves a copy for every call.
           labels: (B,) ints, -1 for the null class (unconditional).
           seeds: (B,) ints, image numbers.
 
         Returns:
           (B, N, C) float32 tokens in raster order.
         """
-        run, arguments = self.prepared(params, labels, seeds)
-        made = run(*arguments)
-        return made if len(made) == len(labels) else made[: len(labels)]
+        return self._run(params, *self.arguments(labels, seeds))
 
-    def lower(self, batch):
+    def steps(self, params: dict, labels: np.ndarray, seeds: np.ndarray) -> Iterator[Progress]:
+        """As a call, but yields the `Progress` after every step; the last one is what it returns.
+
+        Each kind of step is a program of its own, so the first steps of a kind take longer.
+        """
+        labels, keys, counts, guidance = self.arguments(labels, seeds)
+        tokens = jnp.zeros((len(labels), self.model.tokens, self.model.channels), jnp.float32)
+        for segment in self.segments:
+            if segment not in self._steps:
+                self._steps[segment] = batches.OverDevices(
+                    functools.partial(_one_step, self.model, self.table, segment)
+                )
+            for k in range(segment.start, segment.stop):
+                number = np.full(len(labels), k, np.int32)
+                tokens, progress = self._steps[segment](
+                    params, tokens, number, labels, keys, counts, guidance
+                )
+                yield progress
+
+    def prepared(
+        self, params: dict, labels: np.ndarray, seeds: np.ndarray
+    ) -> tuple[Callable, tuple]:
+        """The jitted program of a call and its arguments, padded and placed."""
+        return self._run.prepared(params, *self.arguments(labels, seeds))
+
+    def lower(self, batch: int) -> jax.stages.Lowered:
         """The program lowered for `batch` images, a multiple of the devices."""
         params = emigm.network(self.model).shapes()
         steps = jax.ShapeDtypeStruct((batch, self.config.reveal.steps), jnp.int32)
@@ -75,19 +111,13 @@ class Sampler:
         labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
         return self._run.lower(params, labels, keys, steps, scales)
 
-    def prepared(self, params, labels, seeds):
-        """The jitted program and its arguments for these images; see `__call__`.
-
-        The batch is filled up to a multiple of the devices.
-        """
-        size = batches.padded(len(labels))
-        labels, seeds = batches.fill(labels, size), batches.fill(seeds, size)
+    def arguments(self, labels: np.ndarray, seeds: np.ndarray) -> tuple[jax.Array, ...]:
+        """Labels (B,), keys (B,), counts and guidance (B, K): all the program takes but params."""
         plan = reveal.plan(self.config.reveal, self.model.tokens, seeds)
         key = jax.random.key(self.config.seed)
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(seeds, jnp.uint32))
         labels = jnp.asarray(labels, jnp.int32)
-        rows = (labels, keys, *_on_device(plan, size))
-        return self._run, (batches.place(params), *rows)
+        return labels, keys, *_on_device(plan, len(labels))
 
 
 def replay(model, config, params, labels, order, plan, noise):
@@ -108,51 +138,85 @@ def _on_device(plan, batch):
     return full(plan.counts), full(plan.guidance)
 
 
+class _Setting(NamedTuple):
+    """What stays the same from step to step, for B images."""
+
+    order: jax.Array  # (B, N): the position of each place in generation order
+    positions: mae.Positions
+    conditions: tuple  # class and null embedding, (B, D) each
+    visible: jax.Array  # (B, K): tokens revealed before each step
+    counts: jax.Array  # (B, K): tokens revealed by each step
+    guidance: jax.Array  # (B, K)
+
+
+def _setting(net, labels, order, counts, guidance):
+    condition = net.mae.condition(jnp.maximum(labels, 0), null=labels < 0)
+    null = jnp.broadcast_to(net.mae.null(), condition.shape)
+    positions = net.mae.positions(order)
+    visible = jnp.cumsum(counts, axis=1) - counts
+    return _Setting(order, positions, (condition, null), visible, counts, guidance)
+
+
+def _keyed_order(keys, tokens):
+    return jax.vmap(lambda k: random_order(jax.random.fold_in(k, 0), tokens))(keys)
+
+
 def _generate(
     model, table, segments, params, labels, keys, counts, guidance, order=None, noise=None
 ):
     """One batch: tokens (B, N, C) in raster order; counts and guidance (B, K)."""
     net = emigm.network(model).bind(params)
-    batch, tokens, channels = labels.shape[0], model.tokens, model.channels
-    if order is None:
-        order = jax.vmap(lambda k: random_order(jax.random.fold_in(k, 0), tokens))(keys)
-    noise_at = _keyed_noise(keys, channels) if noise is None else _given_noise(noise)
-    condition = net.mae.condition(jnp.maximum(labels, 0), null=labels < 0)
-    null = jnp.broadcast_to(net.mae.null(), condition.shape)
-    before = jnp.cumsum(counts, axis=1) - counts
-    positions = net.mae.positions(order)
-
-    def step(segment, x, k):
-        visible, count, scale = before[:, k], counts[:, k], guidance[:, k]
-        z = _conditions(net, segment, positions, (condition, null), x, visible)
-        slots = visible[:, None] + jnp.arange(segment.reveal)
-        drawn = _draw_tokens(net, table, segment, z, scale, slots, noise_at)
-        # Write the slice [visible, visible + count) without a scatter.
-        place = jnp.arange(tokens)
-        fresh = jnp.clip(place - visible[:, None], 0, segment.reveal - 1)
-        fresh = jnp.take_along_axis(drawn, fresh[..., None], axis=1)
-        now = (place >= visible[:, None]) & (place < (visible + count)[:, None])
-        return jnp.where(now[..., None], fresh, x), None
-
-    x = jnp.zeros((batch, tokens, channels), jnp.float32)
+    order = _keyed_order(keys, model.tokens) if order is None else order
+    noise_at = _keyed_noise(keys, model.channels) if noise is None else _given_noise(noise)
+    setting = _setting(net, labels, order, counts, guidance)
+    x = jnp.zeros((len(labels), model.tokens, model.channels), jnp.float32)
     for segment in segments:
-        x, _ = jax.lax.scan(
-            functools.partial(step, segment), x, jnp.arange(segment.start, segment.stop)
-        )
+        step = functools.partial(_step, net, table, segment, setting, noise_at)
+        steps = jnp.arange(segment.start, segment.stop)
+        x, _ = jax.lax.scan(lambda x, k, step=step: (step(x, k), None), x, steps)
+    return _raster(order, x)
+
+
+def _one_step(model, table, segment, params, x, k, labels, keys, counts, guidance):
+    """Step k (B,) of a segment: tokens in generation order (B, N, C), and `Progress`."""
+    net = emigm.network(model).bind(params)
+    order, k = _keyed_order(keys, model.tokens), k[0]
+    setting = _setting(net, labels, order, counts, guidance)
+    x = _step(net, table, segment, setting, _keyed_noise(keys, model.channels), x, k)
+    revealed = jnp.arange(model.tokens) < (setting.visible + counts)[:, k, None]
+    return x, Progress(_raster(order, x), _raster(order, revealed[..., None])[..., 0])
+
+
+def _raster(order, x):
+    """(B, N, C) in generation order -> in raster order."""
     return jnp.take_along_axis(x, jnp.argsort(order, axis=1)[..., None], axis=1)
 
 
-def _conditions(net, segment, positions, conditions, x, visible):
+def _step(net, table, segment, setting, noise_at, x, k):
+    """Reveals the tokens of step k in x (B, N, C), which is in generation order."""
+    visible, count = setting.visible[:, k], setting.counts[:, k]
+    z = _conditions(net, segment, setting, x, visible)
+    slots = visible[:, None] + jnp.arange(segment.reveal)
+    drawn = _draw_tokens(net, table, segment, z, setting.guidance[:, k], slots, noise_at)
+    # Write the slice [visible, visible + count) without a scatter.
+    place = jnp.arange(x.shape[1])
+    fresh = jnp.clip(place - visible[:, None], 0, segment.reveal - 1)
+    fresh = jnp.take_along_axis(drawn, fresh[..., None], axis=1)
+    now = (place >= visible[:, None]) & (place < (visible + count)[:, None])
+    return jnp.where(now[..., None], fresh, x)
+
+
+def _conditions(net, segment, setting, x, visible):
     """z (G, B, R, D) of the slots read in this step; G = 2 (class, null) when guided, else 1."""
-    guides = 1 + segment.guided
+    guides, positions = 1 + segment.guided, setting.positions
     config = net.mae.config
     prefix = segment.visible if config.mae else config.tokens
     double = lambda a: jnp.concatenate([a] * guides)
     visible_rows = double(visible)
-    given = Visible(
+    given = mae.Visible(
         double(x[:, :prefix]),
         double(positions.encoder[:, :prefix]),
-        jnp.concatenate(conditions[:guides]),
+        jnp.concatenate(setting.conditions[:guides]),
         visible_rows,
     )
     (encoded,) = net.mae.encode([given])

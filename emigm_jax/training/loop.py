@@ -8,7 +8,7 @@ import numpy as np
 from clu import parameter_overview
 from jax.experimental import multihost_utils
 
-from emigm_jax.checkpoints import runs
+from emigm_jax.checkpoints import runs, store
 from emigm_jax.config import nested
 from emigm_jax.data import datasets, pipeline
 from emigm_jax.errors import Damaged, UserError
@@ -140,9 +140,9 @@ def resumed(config, data, workdir, total, built, say):
     for number, folder in enumerate(folders):
         damage = None
         try:
-            saved = runs.open_(folder)
+            saved = runs.saved(store.checkpoint(folder))
             check_resumable(saved, config, data, workdir, total)
-            state = runs.restore(saved, built.state)
+            state = saved.restore(built.state)
         except Damaged as error:
             damage = error
         # All processes go on from the same step, or none does.
@@ -208,13 +208,13 @@ def first_ema(config, mesh, current):
 
 def sample_grid(config, data, ema, workdir, at):
     """Writes WORKDIR/samples/STEP.png, one class per column."""
-    if data.tokenizer is None:
+    if data.codec is None:
         return  # latents without their tokenizer have no pictures
     count, columns = config.training.sample_images, min(data.classes, 10)
     tokens = sampler(config.model, config.sampling)(
         ema, np.arange(count) % columns % data.classes, np.arange(count)
     )
-    pictures = png.upscaled(np.asarray(data.tokenizer.decode(tokens)))
+    pictures = png.upscaled(np.asarray(data.codec.decode(tokens)))
     png.save(workdir / 'samples' / f'{at:08}.png', png.grid(pictures, columns))
 
 

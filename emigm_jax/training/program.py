@@ -1,17 +1,18 @@
 """The compiled parts of training on a mesh, for the loop, for benchmarks and for other machines."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from emigm_jax.core import masking
+from emigm_jax.data.interface import Batch
 from emigm_jax.models import emigm
+from emigm_jax.nn.functional import Functional
 from emigm_jax.parallel import sharding
 from emigm_jax.training import state as states
-from emigm_jax.training import step
+from emigm_jax.training.step import TrainStep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,12 +20,15 @@ class Program:
     """Everything that is jitted, and the shapes and placement of what goes in."""
 
     mesh: jax.sharding.Mesh
-    net: Any  # Functional of the network
+    net: Functional
     rate: Callable  # step -> learning rate
     create: Callable  # () -> the state before the first step
     step: Callable  # (state, batch, number) -> (state, metrics); the state is donated
     state: dict  # jax.ShapeDtypeStruct of every leaf, with its sharding
-    batch: dict  # likewise
+    batch: Batch  # likewise
+    groups: int  # that a microbatch is divided into
+    budgets: tuple[masking.Budget, ...]  # static sizes of each group
+    flops: float  # matrix products per image, forward and backward, padding included
 
     def lower(self):
         """The train step lowered for the mesh, whose devices need not be there."""
@@ -49,29 +53,19 @@ def build(config, mesh, warmup, total):
       UserError: the batch cannot be cut over the mesh.
     """
     batch, accumulate = config.training.batch_size, config.training.accumulate
-    groups = step.layout(config.loss, batch, accumulate)
-    sharding.check_batch(mesh, batch, accumulate, groups)
     net = emigm.network(config.model)
     rate = states.learning_rate(config.optimizer, batch, warmup, total)
     tx = states.optimizer(config.optimizer, rate)
+    step = TrainStep(net, config.model, config.loss, config.optimizer, tx, config.seed, accumulate)
+    sharding.check_batch(mesh, batch, accumulate, step.groups(batch))
     create = lambda: states.create(net, config.optimizer, tx, jax.random.key(config.seed))
     shapes = jax.eval_shape(create)
     placed = sharding.of_state(mesh, shapes)
-    rows, whole = sharding.batch_sharding(mesh), sharding.whole(mesh)
-    run = functools.partial(
-        step.train_step,
-        net,
-        config.model,
-        config.loss,
-        config.optimizer,
-        tx,
-        config.seed,
-        accumulate,
-    )
+    rows, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     jitted = jax.jit(
-        run,
-        in_shardings=(placed, rows, whole),
-        out_shardings=(placed, whole),
+        step,
+        in_shardings=(placed, rows, replicated),
+        out_shardings=(placed, replicated),
         donate_argnums=0,
     )
     tokens = (batch, config.model.tokens, config.model.channels)
@@ -82,8 +76,11 @@ def build(config, mesh, warmup, total):
         create=sharding.under(mesh, jax.jit(create, out_shardings=placed)),
         step=sharding.under(mesh, jitted),
         state=sharding.abstract(mesh, shapes),
-        batch={
-            'tokens': jax.ShapeDtypeStruct(tokens, jnp.float32, sharding=rows),
-            'labels': jax.ShapeDtypeStruct(tokens[:1], jnp.int32, sharding=rows),
-        },
+        batch=Batch(
+            tokens=jax.ShapeDtypeStruct(tokens, jnp.float32, sharding=rows),
+            labels=jax.ShapeDtypeStruct(tokens[:1], jnp.int32, sharding=rows),
+        ),
+        groups=step.groups(batch),
+        budgets=step.budgets(batch),
+        flops=step.flops(batch),
     )

@@ -1,84 +1,108 @@
 """One training step as a pure function: draw, accumulate gradients, update, average."""
 
+import dataclasses
+from typing import final
+
 import jax
 import jax.numpy as jnp
 import optax
 
-from emigm_jax.core import masking
+from emigm_jax.config.settings import LossConfig, OptimizerConfig
+from emigm_jax.core import flops, masking
+from emigm_jax.data.interface import Batch
+from emigm_jax.models.emigm import ModelConfig
+from emigm_jax.nn.functional import Functional
 from emigm_jax.parallel import sharding
 from emigm_jax.training import loss as losses
 from emigm_jax.training import state as states
 
 
-def layout(config, batch, accumulate):
-    """Groups that a microbatch of a batch is cut into; `accumulate` divides the batch."""
-    return masking.group_count(config.masking, batch // accumulate)
+@final
+@dataclasses.dataclass(frozen=True)
+class TrainStep:
+    """Advances the train state by one batch; a pure function with its settings."""
 
+    net: Functional
+    model: ModelConfig
+    loss: LossConfig
+    optimizer: OptimizerConfig
+    tx: optax.GradientTransformation
+    seed: int = 0  # of all randomness of training; the step's key is fold_in(seed, step)
+    accumulate: int = 1  # microbatches that a batch is processed in
 
-def train_step(
-    net, model, config, optimizer_config, tx, seed, accumulate, state, batch, number=None
-):
-    """Advances the state by one batch.
+    def groups(self, images: int) -> int:
+        """Groups that a microbatch of a batch is divided into; `accumulate` divides the batch."""
+        return masking.group_count(self.loss.masking, images // self.accumulate)
 
-    Args:
-      net: `Functional` of the network.
-      model, config, optimizer_config: ModelConfig, LossConfig, OptimizerConfig.
-      tx: optax transformation.
-      seed: of all randomness of training; the step's key is fold_in(seed, step).
-      accumulate: microbatches that the batch is processed in.
-      state: {step, params, opt, ema}.
-      batch: {'tokens': (B, N, C) float32, 'labels': (B,) int32}.
-      number: the step that the caller believes this is, () int32, or None. If the state lags
-        behind, an earlier step was not finite and this one changes nothing either.
+    def budgets(self, images: int) -> tuple[masking.Budget, ...]:
+        """Static sizes of each group of a batch."""
+        return masking.budgets(self.loss.masking, self.model.tokens, self.groups(images))
 
-    Returns:
-      (state, metrics); with a non-finite loss or gradient the state comes back unchanged and
-      metrics['finite'] is False.
-    """
-    images = batch['tokens'].shape[0]
-    groups = layout(config, images, accumulate)
-    budgets = masking.budgets(config.masking, model.tokens, groups)
-    key = jax.random.fold_in(jax.random.key(seed), state['step'])
-    draw_key, dropout_key = jax.random.split(key)
-    draws = losses.draw(model, config, draw_key, images, groups)
+    def flops(self, images: int) -> float:
+        """Matrix-product FLOPs per image, forward and backward, padding included."""
+        forward = flops.train_image(self.model, self.budgets(images), self.loss.copies)
+        return 3 * forward  # a product has two gradients
 
-    # Rows (r, a, g): microbatch a takes r and g, so an image's group is j % G in all of them.
-    cut = lambda a: jnp.moveaxis(a.reshape(-1, accumulate, groups, *a.shape[1:]), 1, 0)
-    micro = lambda a: cut(a).reshape(accumulate, images // accumulate, *a.shape[1:])
-    parts = jax.tree.map(micro, (batch['tokens'], batch['labels'], draws))
-    if accumulate > 1:
-        parts = jax.tree.map(
-            lambda a: sharding.constrain(a, None, 'batch', *[None] * (a.ndim - 2)), parts
-        )
+    def __call__(
+        self, state: dict, batch: Batch, number: jax.Array | None = None
+    ) -> tuple[dict, dict[str, jax.Array]]:
+        """One step.
 
-    def part_loss(params, part, index):
-        tokens, labels, draws = part
-        key = jax.random.fold_in(dropout_key, index)
-        params = sharding.at_use(params, model.compute_dtype, but='blocks')
-        return losses.loss(net.bind(params), config.copies, budgets, tokens, labels, draws, key)
+        Args:
+          state: {step, params, opt, ema}.
+          batch: B images.
+          number: the step that the caller believes this is, () int32, or None. If the state lags
+            behind, an earlier step was not finite and this one changes nothing either.
 
-    gradient = jax.grad(part_loss, has_aux=True)
-    if accumulate == 1:
-        grads, terms = gradient(state['params'], jax.tree.map(lambda a: a[0], parts), 0)
-    else:
-        grads, terms = _accumulated(gradient, state['params'], parts, accumulate)
-    terms = terms._replace(mask_ratio=terms.mask_ratio / accumulate)
+        Returns:
+          (state, metrics); with a non-finite loss or gradient the state comes back unchanged and
+          metrics['finite'] is False.
+        """
+        images, accumulate = len(batch.tokens), self.accumulate
+        groups, budgets = self.groups(images), self.budgets(images)
+        key = jax.random.fold_in(jax.random.key(self.seed), state['step'])
+        draw_key, dropout_key = jax.random.split(key)
+        draws = losses.draw(self.model, self.loss, draw_key, images, groups)
 
-    norm = optax.tree.norm(grads)
-    with jax.numpy_dtype_promotion('standard'):  # optax raises floats to integer counts
-        updates, opt = tx.update(grads, state['opt'], state['params'])
-    params = optax.apply_updates(state['params'], updates)
-    new = {
-        'step': state['step'] + 1,
-        'params': params,
-        'opt': opt,
-        'ema': states.averaged(state['ema'], params, optimizer_config.ema_decays),
-    }
-    finite = jnp.isfinite(terms.loss) & jnp.isfinite(norm)
-    if number is not None:
-        finite &= state['step'] == number
-    state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
-    return state, {**terms._asdict(), 'gradient_norm': norm, 'finite': finite}
+        # Rows (r, a, g): microbatch a takes r and g, so an image's group is j % G in all of them.
+        cut = lambda a: jnp.moveaxis(a.reshape(-1, accumulate, groups, *a.shape[1:]), 1, 0)
+        micro = lambda a: cut(a).reshape(accumulate, images // accumulate, *a.shape[1:])
+        parts = jax.tree.map(micro, (*batch, draws))
+        if accumulate > 1:
+            parts = jax.tree.map(
+                lambda a: sharding.constrain(a, None, 'batch', *[None] * (a.ndim - 2)), parts
+            )
+
+        def part_loss(params, part, index):
+            tokens, labels, draws = part
+            key = jax.random.fold_in(dropout_key, index)
+            params = sharding.at_use(params, self.model.compute_dtype, but='blocks')
+            return losses.loss(
+                self.net.bind(params), self.loss.copies, budgets, tokens, labels, draws, key
+            )
+
+        gradient = jax.grad(part_loss, has_aux=True)
+        if accumulate == 1:
+            grads, terms = gradient(state['params'], jax.tree.map(lambda a: a[0], parts), 0)
+        else:
+            grads, terms = _accumulated(gradient, state['params'], parts, accumulate)
+        terms = terms._replace(mask_ratio=terms.mask_ratio / accumulate)
+
+        norm = optax.tree.norm(grads)
+        with jax.numpy_dtype_promotion('standard'):  # optax raises floats to integer counts
+            updates, opt = self.tx.update(grads, state['opt'], state['params'])
+        params = optax.apply_updates(state['params'], updates)
+        new = {
+            'step': state['step'] + 1,
+            'params': params,
+            'opt': opt,
+            'ema': states.averaged(state['ema'], params, self.optimizer.ema_decays),
+        }
+        finite = jnp.isfinite(terms.loss) & jnp.isfinite(norm)
+        if number is not None:
+            finite &= state['step'] == number
+        state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+        return state, {**terms._asdict(), 'gradient_norm': norm, 'finite': finite}
 
 
 def _accumulated(gradient, params, parts, accumulate):

@@ -12,42 +12,14 @@ import numpy as np
 import pytest
 
 from emigm_jax.checkpoints import copy, runs, store
-from emigm_jax.cli import arguments, main
+from emigm_jax.cli import main
 from emigm_jax.errors import UserError
 from emigm_jax.io import files, paths
-from emigm_jax.parallel import sharding
-from emigm_jax.training import program
+from support.runs import SMOKE, run, state, write_run  # noqa: F401 (fixtures)
 
 ROOT = pathlib.Path(__file__).parents[2]
-SMOKE = f'{ROOT}/configs/digits.py:smoke'
 PARAMETERS = 72_992  # of the smoke model, with two EMAs of it here
 pytestmark = pytest.mark.filterwarnings('ignore:Sending a large body:ResourceWarning')
-
-
-@pytest.fixture(scope='module')
-def state():
-    """A train state with random numbers, and its config."""
-    config = arguments.load_config(
-        SMOKE, ['--config.optimizer.ema_decays=(0.9, 0.5)', '--config.training.keep=5']
-    )
-    shapes = program.build(config, sharding.make_mesh(config.mesh), 1, 10).state
-    rng = np.random.default_rng(0)
-    made = jax.tree.map(lambda s: np.asarray(rng.normal(0, 0.1, s.shape)).astype(s.dtype), shapes)
-    return config, jax.tree.map(jax.device_put, made)
-
-
-def write_run(workdir, state, steps):
-    config, tree = state
-    with runs.Writer(workdir, config, data='digits') as writer:
-        for step in steps:
-            writer.save({**tree, 'step': jax.numpy.int32(step)})
-
-
-@pytest.fixture(scope='module')
-def run(state, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp('run')
-    write_run(workdir, state, (5, 10))
-    return workdir
 
 
 def emigm(*command):
@@ -153,8 +125,8 @@ def test_copy(way, run, state, bucket, tmp_path, capsys):
     abstract = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), want
     )
-    same(runs.restore(saved, abstract), want)
-    same(runs.load_params(saved, '0.5')[0], want['ema']['0.5'])
+    same(saved.restore(abstract), want)
+    same(saved.load_params('0.5')[0], want['ema']['0.5'])
     # Orbax's own bookkeeping takes it for a step of the run, and goes on from there; a copy under
     # way beside it does no harm.
     files.write_text(f'{target}/checkpoints/.15.copying/state/d/1', 'x')
@@ -247,10 +219,10 @@ def test_export(run, state, bucket, tmp_path, capsys):
     emigm('export', run, f'{bucket}/small')
     saved = runs.require(f'{bucket}/small')
     assert saved.source == {'step': 10, 'weights': '0.9', 'data': 'digits'}
-    params, name = runs.load_params(saved)
+    params, name = saved.load_params()
     assert name == '0.9'
     same(params, state[1]['ema']['0.9'])
-    assert set(store.describe(saved.path)[1]) == {'ema'}
+    assert set(saved.stored.tree) == {'ema'}
     size = lambda path: sum(file.size for file in copy.listing(path).values())
     assert size(saved.path) < 0.3 * size(run / 'checkpoints/10')
     assert main.main(['checkpoint', 'export', str(run), f'{bucket}/small']) == 2
@@ -261,7 +233,7 @@ def test_export(run, state, bucket, tmp_path, capsys):
 def test_export_of_what_was_exported(run, state, bucket, tmp_path, capsys):
     emigm('export', run, tmp_path / 'other', '--weights', '0.5', '--step', '5')
     saved = runs.require(tmp_path / 'other')
-    same(runs.load_params(saved)[0], state[1]['ema']['0.5'])
+    same(saved.load_params()[0], state[1]['ema']['0.5'])
     assert saved.source['step'] == 5
     facts = told(capsys, 'inspect', tmp_path / 'other')
     assert (facts['kind'], facts['ema_decays'], facts['parameters']) == (
@@ -272,7 +244,7 @@ def test_export_of_what_was_exported(run, state, bucket, tmp_path, capsys):
     # An exported model is exported, copied and sampled like any other.
     emigm('copy', tmp_path / 'other', f'{bucket}/copied')
     emigm('export', f'{bucket}/copied', tmp_path / 'again')
-    same(runs.load_params(runs.require(tmp_path / 'again'))[0], state[1]['ema']['0.5'])
+    same(runs.require(tmp_path / 'again').load_params()[0], state[1]['ema']['0.5'])
 
 
 @pytest.mark.parametrize(

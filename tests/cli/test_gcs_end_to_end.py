@@ -13,8 +13,6 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from test_checkpoint_command import run, state  # noqa: F401 (a run that nobody trained)
-from test_latents import GOOD, Made, make
 
 from emigm_jax.checkpoints import copy, runs
 from emigm_jax.cli import main
@@ -22,6 +20,8 @@ from emigm_jax.data import latents
 from emigm_jax.evaluation import references
 from emigm_jax.io import files, npz, paths
 from emigm_jax.training import metrics
+from support.caches import GOOD, Made, make
+from support.runs import run, state  # noqa: F401 (fixtures)
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMOKE = f'--config={ROOT}/configs/digits.py:smoke'
@@ -80,7 +80,7 @@ def test_references_in_a_bucket(bucket):
 
 
 def test_a_model_is_exported_sampled_and_scored(
-    run,  # noqa: F811
+    run,
     bucket,
     capsys,
 ):
@@ -141,7 +141,7 @@ def test_a_killed_run_goes_on(bucket, tmp_path):
     ends = [runs.find(place) for place in (workdir, tmp_path / 'whole')]
     assert [end.step for end in ends] == [24, 24]
     for weights in ('0.5', 'params'):
-        left, right = (runs.load_params(end, weights)[0] for end in ends)
+        left, right = (end.load_params(weights)[0] for end in ends)
         jax.tree.map(np.testing.assert_array_equal, left, right)
     assert len(runs.finished(workdir)) == 2  # Orbax deletes in a bucket, too
     lines = {line['step']: line['loss'] for line in metrics.read(workdir)}
@@ -157,11 +157,11 @@ def test_pictures_to_cache_to_model_to_pictures(bucket, tmp_path):
     from test_convert import small
     from test_data_end_to_end import CONFIG, SHORT
 
-    from emigm_jax.tokenizers import learned
+    from emigm_jax.tokenizers import codec
     from support.pictures import write_folder
 
     tokenizer = small('kl16')
-    learned.save(f'{bucket}/kl16', 'kl16', tokenizer.config, tokenizer.params)
+    codec.save(f'{bucket}/kl16', tokenizer)
     folder = write_folder(tmp_path / 'pictures', 80, np.random.default_rng(0))
     for path in pathlib.Path(folder.path).rglob('*'):
         if path.is_file():
@@ -185,7 +185,7 @@ def test_pictures_to_cache_to_model_to_pictures(bucket, tmp_path):
         '0.05',
     )
     emigm('prepare', 'stats', f'{bucket}/cache')
-    assert latents.read_manifest(f'{bucket}/cache')['count'] == len(folder.readable)
+    assert latents.read_manifest(f'{bucket}/cache').count == len(folder.readable)
 
     tiny = (
         '--config',

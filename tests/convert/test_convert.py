@@ -19,7 +19,7 @@ from emigm_jax.core import reveal
 from emigm_jax.errors import UserError
 from emigm_jax.io.formats import torch_files
 from emigm_jax.models import emigm
-from emigm_jax.tokenizers import learned
+from emigm_jax.tokenizers import codec
 from support import checkpoint_files, golden
 from support.small_tokenizers import small
 
@@ -68,7 +68,7 @@ def test_models_go_in_and_out(file, flags, entry, config, tmp_path):
     saved = runs.require(target)
     assert saved.config.model == config
     assert saved.source['weights'] == entry
-    params, name = runs.load_params(saved)
+    params, name = saved.load_params()
     assert name == '0.9999'
     same(params, golden.checkpoint(config, file, entry))
 
@@ -78,7 +78,7 @@ def test_models_go_in_and_out(file, flags, entry, config, tmp_path):
     for key, value in official.items():
         np.testing.assert_array_equal(again[key], np.asarray(value), strict=True)
     assert convert(back, tmp_path / 'again', *HEADS) == 0
-    same(runs.load_params(runs.require(tmp_path / 'again'))[0], params)
+    same(runs.require(tmp_path / 'again').load_params()[0], params)
 
 
 def test_null_token(tmp_path, capsys):
@@ -88,7 +88,7 @@ def test_null_token(tmp_path, capsys):
         target = tmp_path / null
         assert convert(file, target, *HEADS, '--null', null) == 0
         assert f'null token: {null}' in capsys.readouterr().out
-        params, _ = runs.load_params(runs.require(target))
+        params, _ = runs.require(target).load_params()
         np.testing.assert_array_equal(params['mae']['mask_token'], np.asarray(tensors[null])[0])
     # The official loader would put `mask_token` in the place of the averaged one.
     back = tmp_path / 'back.safetensors'
@@ -263,7 +263,7 @@ def sample(devices, *flags):
 
 def test_pth_to_pictures(tiny, tmp_path, capsys):
     tokenizer = small('kl16')
-    learned.save(tmp_path / 'kl16', 'kl16', tokenizer.config, tokenizer.params)
+    codec.save(tmp_path / 'kl16', tokenizer)
     flags = (
         '--checkpoint',
         tiny,
@@ -292,7 +292,7 @@ def test_pth_to_pictures(tiny, tmp_path, capsys):
 
 def test_presets_and_wrong_tokenizers(tiny, tmp_path, capsys):
     tokenizer = small('dc_ae')
-    learned.save(tmp_path / 'dc_ae', 'dc_ae', tokenizer.config, tokenizer.params)
+    codec.save(tmp_path / 'dc_ae', tokenizer)
     out = ('--out', tmp_path / 'out', '--classes', '0')
     base = ('sample', '--checkpoint', tiny)
     assert main.main([*map(str, base), '--preset', 'best', '--dry-run', '--out', 'x']) == 0
@@ -324,7 +324,7 @@ def test_mar_is_recognised_by_its_official_shapes(size):
 
 def test_storage_writes_whole_or_not(tmp_path, monkeypatch):
     store.save(tmp_path / 'a', {'x': np.arange(3.0)}, {'what': 'a test'})
-    description, _ = store.describe(tmp_path / 'a')
+    description = store.checkpoint(tmp_path / 'a').description
     assert description == {'what': 'a test', 'versions': store.versions()}
     assert [p.name for p in pathlib.Path(tmp_path).iterdir()] == ['a']
     with pytest.raises(UserError, match='exists already'):

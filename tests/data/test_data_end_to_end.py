@@ -14,15 +14,15 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from test_latents import contents
 
 from emigm_jax.cli import main
 from emigm_jax.config.settings import DataConfig
 from emigm_jax.data import datasets, latents, pipeline
 from emigm_jax.data.folder import ImageFolder
 from emigm_jax.data.pictures import center_crop
-from emigm_jax.tokenizers import learned
+from emigm_jax.tokenizers import codec
 from emigm_jax.training import metrics
+from support.caches import contents
 from support.pictures import write_folder, write_tfds
 from support.small_tokenizers import small
 
@@ -50,7 +50,7 @@ SHORT = tuple(
 def kl16(tmp_path_factory):
     tokenizer = small('kl16')
     path = tmp_path_factory.mktemp('kl16') / 'tokenizer'
-    learned.save(path, 'kl16', tokenizer.config, tokenizer.params)
+    codec.save(path, tokenizer)
     return path
 
 
@@ -97,15 +97,15 @@ def test_pictures_to_cache_to_model_to_pictures(folder, kl16, tmp_path, capsys):
     cache, workdir = tmp_path / 'cache', tmp_path / 'run'
     prepare(cache, '--folder', folder.path, '--tokenizer', kl16)
     manifest = latents.read_manifest(cache)
-    assert manifest['count'] == len(folder.readable)
-    assert manifest['skipped'] == len(folder.unreadable) > 0
+    assert manifest.count == len(folder.readable)
+    assert manifest.skipped == len(folder.unreadable) > 0
     names = [json.loads(line) for line in (cache / 'names.txt').read_text().splitlines()]
     assert names == folder.readable
     skipped = [json.loads(line) for line in (cache / 'skipped.jsonl').read_text().splitlines()]
     assert [entry['name'] for entry in skipped] == folder.unreadable
 
     # The latents are those of the crops, and labels those of the folders.
-    source, tokenizer = ImageFolder(folder.path), learned.load(kl16)
+    source, tokenizer = ImageFolder(folder.path), codec.load(kl16)
     held = latents.Cache(cache)
     chosen = [0, 17, len(held) - 1]
     index = [i for i in range(len(source)) if source.name(i) in set(folder.readable)]
@@ -206,15 +206,15 @@ def test_training_on_pictures_directly(folder, kl16, tmp_path):
 
 
 def test_pictures_are_encoded_in_the_step(folder, kl16):
-    tokenizer = learned.load(kl16, batch=3)
+    tokenizer = codec.load(kl16, batch=3)
     config = DataConfig('folder', str(folder.path), str(kl16), image_size=16)
     data = datasets.Pictures(ImageFolder(folder.path), config)
-    rows = next(pipeline.host_batches(data, 5, 0, 0, 1))
+    rows = next(pipeline.host_rows(data, 5, 0, 0, 1))
     key = jax.random.key(0)
-    got = jax.jit(data.to_tokens)(data.params, rows, key)
-    want = tokenizer.tokens(tokenizer.encode(rows['images']), key)
-    np.testing.assert_allclose(got['tokens'], want, atol=1e-4)
-    np.testing.assert_array_equal(got['labels'], rows['labels'])
+    got = jax.jit(data.to_batch)(data.params, rows, key)
+    want = tokenizer.to_tokens(tokenizer.encode(rows['images']), key)
+    np.testing.assert_allclose(got.tokens, want, atol=1e-4)
+    np.testing.assert_array_equal(got.labels, rows['labels'])
 
 
 def test_rows_of_pictures(folder, capsys):
@@ -222,28 +222,28 @@ def test_rows_of_pictures(folder, capsys):
     data = datasets.Pictures(source, DataConfig('folder', str(folder.path), image_size=8, patch=4))
     names = [source.name(i) for i in range(len(source))]
     torn = names.index(folder.unreadable[0])
-    row = data.row(torn, False)
+    image = lambda index, mirrored: data.read(np.array([index]), np.array([mirrored]))['images'][0]
+    stood_in = image(torn, False)
     stand_in = next(i for i in range(torn, len(names)) if names[i] in set(folder.readable))
-    np.testing.assert_array_equal(row['images'], center_crop(source.example(stand_in).image, 8))
+    np.testing.assert_array_equal(stood_in, center_crop(source.example(stand_in).image, 8))
     assert f'cannot read {folder.unreadable[0]}' in capsys.readouterr().out
-    data.row(torn, True)
+    image(torn, True)
     assert not capsys.readouterr().out  # once is enough
-    np.testing.assert_array_equal(data.row(torn, True)['images'], row['images'][:, ::-1])
+    np.testing.assert_array_equal(image(torn, True), stood_in[:, ::-1])
     # Batches are those rows, in the order of the pipeline, mirrored by chance.
-    batches = pipeline.host_batches(data, 8, 0, 3, 5)
+    batches = pipeline.host_rows(data, 8, 0, 3, 5)
     for step, batch in zip((3, 4), batches, strict=True):
-        for index, image in zip(
+        for index, got in zip(
             pipeline.indices(len(source), 8, 0, step), batch['images'], strict=True
         ):
-            both = [data.row(int(index), view)['images'] for view in (False, True)]
-            assert any(np.array_equal(image, view) for view in both)
+            assert any(np.array_equal(got, image(int(index), view)) for view in (False, True))
 
 
 def test_tfds(kl16, tmp_path):
     data = write_tfds(tmp_path / 'tfds', 24, np.random.default_rng(1))
     flags = ('--tfds', data.name, '--data-dir', tmp_path / 'tfds', '--tokenizer', kl16)
     prepare(tmp_path / 'cache', *flags)
-    assert latents.read_manifest(tmp_path / 'cache')['count'] == 24
+    assert latents.read_manifest(tmp_path / 'cache').count == 24
     np.testing.assert_array_equal(latents.Cache(tmp_path / 'cache').labels, data.labels)
 
 
@@ -258,7 +258,7 @@ def test_tfds_to_cache_to_model_to_pictures(kl16, tmp_path):
 def test_official_files(tmp_path, kl16):
     """Per-image files in the official layout give what they hold, channels last."""
     rng, want = np.random.default_rng(2), []
-    tokenizer = learned.load(kl16)
+    tokenizer = codec.load(kl16)
     channels = 2 * tokenizer.spec.channels
     for label in range(2):
         (tmp_path / f'npz/n0{label}').mkdir(parents=True)
@@ -286,14 +286,14 @@ def test_official_files(tmp_path, kl16):
         got = cache.take(range(10), [bool(view)] * 10)
         np.testing.assert_array_equal(got, np.stack(want)[:, view])
     assert cache.labels.tolist() == [0] * 5 + [1] * 5
-    assert cache.manifest['image_size'] == 4 * tokenizer.spec.stride
+    assert cache.manifest.contents.image_size == 4 * tokenizer.spec.stride
     names = (tmp_path / 'cache/names.txt').read_text().splitlines()
     assert names[5] == '"n01/n01_0.JPEG"'
 
 
 def test_dc_ae_files_were_scaled(tmp_path):
     tokenizer = small('dc_ae')
-    learned.save(tmp_path / 'dc_ae', 'dc_ae', tokenizer.config, tokenizer.params)
+    codec.save(tmp_path / 'dc_ae', tokenizer)
     (tmp_path / 'npz/n01').mkdir(parents=True)
     raw = np.random.default_rng(3).standard_normal((2, tokenizer.spec.channels, 2, 2))
     held = (raw * 0.3189).astype(np.float32)

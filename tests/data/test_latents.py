@@ -1,11 +1,8 @@
 """The latent cache: what is written is what is read, whatever interrupts the writing."""
 
 import errno
-import hashlib
 import os
-import pathlib
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -15,62 +12,12 @@ from emigm_jax.data import latents, prepare, scale
 from emigm_jax.data.prepare import Row, Skipped
 from emigm_jax.errors import UserError
 from emigm_jax.io import files
-
-SHAPE = (4, 4, 6)  # moments of 3 channels
-SETTINGS = {
-    'source': {'kind': 'made', 'fingerprint': '0', 'pictures': 50},
-    'tokenizer': {'name': 'kl16', 'fingerprint': '0', 'channels': 3, 'stride': 16},
-    'image_size': 64,
-    'dtype': 'float16',
-    'shard_rows': 8,
-}
-
-
-class Made:
-    """Rows that are a function of their index; every seventh is unreadable."""
-
-    class_names = ('a', 'b', 'c')
-
-    def __init__(self, total=50, pause=0.0):
-        self.total, self.pause = total, pause
-        self.asked = []
-
-    def __len__(self):
-        return self.total
-
-    @staticmethod
-    def views(i):
-        return np.random.default_rng(i).standard_normal((2, *SHAPE)).astype(np.float32)
-
-    def rows(self, start, stop):
-        self.asked.append(start)
-        for i in range(start, stop):
-            time.sleep(self.pause)
-            yield (
-                Skipped(f'{i}.png', 'torn') if i % 7 == 3 else Row(i % 3, f'{i}.png', self.views(i))
-            )
-
-
-GOOD = [i for i in range(50) if i % 7 != 3]
-
-
-def make(path, rows=None, **changes):
-    settings = {**SETTINGS, **changes}
-    return prepare.prepare(path, rows or Made(), settings, max_unreadable=0.2)
-
-
-def contents(path):
-    """{relative name: digest} of everything below a folder."""
-    return {
-        str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in sorted(pathlib.Path(path).rglob('*'))
-        if file.is_file()
-    }
+from support.caches import CONTENTS, GOOD, SHAPE, Made, contents, make
 
 
 def test_rows_come_back(tmp_path):
     manifest = make(tmp_path / 'cache')
-    assert (manifest['count'], manifest['skipped']) == (len(GOOD), 7)
+    assert (manifest.count, manifest.skipped) == (len(GOOD), 7)
     cache = latents.Cache(tmp_path / 'cache')
     np.testing.assert_array_equal(cache.labels, [i % 3 for i in GOOD])
     order = np.random.default_rng(0).permutation(len(GOOD))
@@ -109,9 +56,9 @@ def test_a_shard_of_unreadable_pictures_only(tmp_path):
                 yield Skipped(f'{i}.png', 'torn') if 8 <= i < 16 else row
 
     with pytest.raises(UserError, match=r'1[1-4] of 50 pictures cannot be read'):
-        prepare.prepare(tmp_path / 'strict', Torn(), SETTINGS, max_unreadable=0.2)
-    manifest = prepare.prepare(tmp_path / 'c', Torn(), SETTINGS, max_unreadable=0.5)
-    assert [shard['rows'] for shard in manifest['shards']][:3] == [7, 0, 7]
+        prepare.prepare(tmp_path / 'strict', Torn(), CONTENTS, max_unreadable=0.2)
+    manifest = prepare.prepare(tmp_path / 'c', Torn(), CONTENTS, max_unreadable=0.5)
+    assert [shard.rows for shard in manifest.shards][:3] == [7, 0, 7]
     cache = latents.Cache(tmp_path / 'c')
     np.testing.assert_array_equal(cache.take([7], [True])[0], Made.views(16)[1].astype(np.float16))
 
@@ -119,11 +66,11 @@ def test_a_shard_of_unreadable_pictures_only(tmp_path):
 def test_workers_share_the_shards(tmp_path):
     make(tmp_path / 'one')
     run = lambda worker: prepare.prepare(
-        tmp_path / 'three', Made(), SETTINGS, worker, max_unreadable=0.2
+        tmp_path / 'three', Made(), CONTENTS, worker, max_unreadable=0.2
     )
     assert run((0, 3)) is None
     assert run((2, 3)) is None
-    assert run((1, 3))['count'] == len(GOOD)
+    assert run((1, 3)).count == len(GOOD)
     assert contents(tmp_path / 'one') == contents(tmp_path / 'three')
 
 

@@ -2,44 +2,38 @@
 
 import numpy as np
 import pytest
-from test_latents import GOOD, Made, make
 
 from emigm_jax.config import settings
 from emigm_jax.data import datasets, pipeline
+from emigm_jax.data.interface import Dataset
 from emigm_jax.errors import UserError
 from emigm_jax.parallel import sharding
-from emigm_jax.tokenizers import learned
+from emigm_jax.tokenizers import codec
+from support.caches import GOOD, Made, make
 from support.small_tokenizers import small
 
 
-class Numbered:
+class Numbered(Dataset):
     """Data whose rows are their own indices."""
 
     flip = True
 
-    def __init__(self, examples):
-        self.examples = examples
+    def __init__(self, examples, one_by_one):
+        self.examples, self.one_by_one = examples, one_by_one
 
-    def take(self, indices, mirrored):
+    def read(self, indices, mirrored):
+        assert len(indices) == 1 or not self.one_by_one
         return {'tokens': np.stack([indices, mirrored], 1)}
 
-
-class NumberedPictures:
-    """The same, row by row, as pictures are read."""
-
-    flip = True
-
-    def __init__(self, examples):
-        self.examples = examples
-
-    def row(self, index, mirrored):
-        return {'tokens': np.array([index, mirrored])}
+    def to_batch(self, params, rows, key):
+        raise AssertionError('nothing here comes to a device')
 
 
-def stream(hosts, start=0, stop=30, batch=20, examples=200, kind=Numbered):
+def stream(hosts, start=0, stop=30, batch=20, examples=200, one_by_one=False):
     """(rows, 2) of steps start to stop, put together from the shares of several hosts."""
+    data = Numbered(examples, one_by_one)
     parts = [
-        [b['tokens'] for b in pipeline.host_batches(kind(examples), batch, 5, start, stop, rows)]
+        [b['tokens'] for b in pipeline.host_rows(data, batch, 5, start, stop, rows)]
         for rows in np.split(np.arange(batch), hosts)
     ]
     return np.concatenate([np.concatenate(step) for step in zip(*parts, strict=True)])
@@ -59,8 +53,8 @@ def test_every_index_once_an_epoch_on_any_number_of_hosts():
 def test_pictures_come_in_the_same_order():
     one = stream(1)
     for hosts in (1, 2, 4):
-        np.testing.assert_array_equal(stream(hosts, kind=NumberedPictures), one)
-    np.testing.assert_array_equal(stream(2, 7, kind=NumberedPictures), one[140:])
+        np.testing.assert_array_equal(stream(hosts, one_by_one=True), one)
+    np.testing.assert_array_equal(stream(2, 7, one_by_one=True), one[140:])
 
 
 def test_resuming_continues_the_sequence():
@@ -81,12 +75,12 @@ def test_moments_are_drawn_afresh_and_scaled(tmp_path):
     steps = list(pipeline.batches(data, 40, 0, 0, 4, mesh))
     again = list(pipeline.batches(data, 40, 0, 2, 4, mesh))
     for a, b in zip(steps[2:], again, strict=True):
-        np.testing.assert_array_equal(a['tokens'], b['tokens'])
-    assert steps[0]['tokens'].shape == (40, 16, 3)
+        np.testing.assert_array_equal(a.tokens, b.tokens)
+    assert steps[0].tokens.shape == (40, 16, 3)
     # The same row in two epochs: another draw around the same mean.
     indices = [pipeline.indices(len(data.cache), 40, 0, step) for step in range(2)]
     row = np.intersect1d(*indices)[0]
-    first, second = (steps[s]['tokens'][list(indices[s]).index(row)] for s in range(2))
+    first, second = (steps[s].tokens[list(indices[s]).index(row)] for s in range(2))
     assert float(np.abs(first - second).max()) > 1e-3
     mean, log_variance = np.split(Made.views(GOOD[row])[0].reshape(16, 6), 2, axis=1)
     noise = (np.asarray(first) / 0.2325 - mean) / np.exp(0.5 * log_variance)
@@ -95,7 +89,7 @@ def test_moments_are_drawn_afresh_and_scaled(tmp_path):
 
 def test_another_tokenizer_is_refused(tmp_path):
     tokenizer = small('kl16')
-    learned.save(tmp_path / 'kl16', 'kl16', tokenizer.config, tokenizer.params)
+    codec.save(tmp_path / 'kl16', tokenizer)
     make(tmp_path / 'cache')
     config = settings.DataConfig('latents', str(tmp_path / 'cache'), str(tmp_path / 'kl16'))
     with pytest.raises(UserError, match='was made with another tokenizer'):

@@ -61,7 +61,7 @@ def test_digits_are_compared_in_pixels(monkeypatch):
     exact = scores.compare(
         flat(data.source.images),
         data.source.labels,
-        flat(data.tokenizer.decode(tokens)),
+        flat(data.codec.decode(tokens)),
         np.arange(20) // 2,
     )
     assert results[0] == pytest.approx(exact, rel=1e-9)

@@ -63,11 +63,12 @@ def test_checkpoint(bucket):
     assert not store.is_checkpoint(path)
     store.save(path, TREE, {'x': 1})
     assert store.is_checkpoint(path)
-    description, tree = store.describe(path)
+    stored = store.checkpoint(path)
+    description, tree = stored.description, stored.tree
     assert description['x'] == 1
     assert description['versions'] == store.versions()
     assert tree['b']['c'].shape == (2, 3)
-    np.testing.assert_array_equal(store.load_part(path, ('b',))['c'], TREE['b']['c'])
+    np.testing.assert_array_equal(stored.load_part('b')['c'], TREE['b']['c'])
     with pytest.raises(UserError, match='exists already'):
         store.save(path, TREE, {})
 

@@ -13,6 +13,7 @@ from emigm_jax.config import settings
 from emigm_jax.config.settings import SamplingConfig
 from emigm_jax.core.reveal import RevealConfig
 from emigm_jax.core.solvers import SolverConfig
+from emigm_jax.data.interface import Batch
 from emigm_jax.models import emigm
 from emigm_jax.sampling.sampler import Sampler
 from emigm_jax.training import state, step
@@ -43,15 +44,14 @@ def test_train_step_compiles_once_over_steps():
     tx = state.optimizer(optimizer, state.learning_rate(optimizer, 4, 0, 10))
     current = jax.jit(functools.partial(state.create, net, optimizer, tx))(jax.random.key(0))
     run = jax.jit(
-        functools.partial(step.train_step, net, MODEL, settings.LossConfig(), optimizer, tx, 0, 1),
-        donate_argnums=0,
+        step.TrainStep(net, MODEL, settings.LossConfig(), optimizer, tx), donate_argnums=0
     )
     rng = np.random.default_rng(0)
     for number in range(3):
-        batch = {
-            'tokens': rng.standard_normal((4, 256, 16), np.float32),
-            'labels': rng.integers(1000, size=4).astype(np.int32),
-        }
+        batch = Batch(
+            rng.standard_normal((4, 256, 16), np.float32),
+            rng.integers(1000, size=4).astype(np.int32),
+        )
         current, values = run(current, batch)
         if number == 0:
             # Zero-initialised output, so the squared error is that of the noise alone.
@@ -76,7 +76,7 @@ def test_official_files_to_pictures(tmp_path):
     model = tmp_path / 'eMIGM_xsmall_256_checkpoint'
     saved = runs.require(model)
     assert saved.config.model == MODEL
-    params, _ = runs.load_params(saved)
+    params, _ = saved.load_params()
     jax.tree.map(np.testing.assert_array_equal, params, golden.params(MODEL, tensors))
 
     command = [

@@ -106,7 +106,7 @@ def test_a_layer_moves_no_mask_between_devices():
     params, key = net.init(jax.random.key(1)), jax.random.key(0)
     x = jax.random.normal(jax.random.key(2), (16, 10, 16))
     mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices())
-    place = sharding.batch_sharding(mesh), sharding.whole(mesh)
+    place = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     with jax.set_mesh(mesh):
         jitted = jax.jit(run, in_shardings=(place[1], place[0], place[1]), out_shardings=place[0])
         compiled = jitted.lower(params, x, key).compile()

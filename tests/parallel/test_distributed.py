@@ -33,7 +33,7 @@ def train(workdir, **training):
 
 
 def final_params(workdir):
-    return runs.load_params(runs.require(workdir), 'params')[0]
+    return runs.require(workdir).load_params('params')[0]
 
 
 def assert_same(a, b):

@@ -2,7 +2,9 @@
 
 import jax
 
-from emigm_jax.tokenizers import dc_ae, kl_vae, learned, vqgan
+from emigm_jax.tokenizers import dc_ae, kl_vae, vqgan
+from emigm_jax.tokenizers.codec import Codec
+from emigm_jax.tokenizers.learned import Learned
 
 SMALL = {
     'kl16': kl_vae.KLVAEConfig(
@@ -20,6 +22,5 @@ SMALL = {
 
 
 def small(name, batch=16):
-    config = SMALL[name]
-    params = jax.jit(learned.KINDS[name].module.network(config).init)(jax.random.key(0))
-    return learned.Learned(name, config, params, batch)
+    tokenizer = Learned(name, SMALL[name])
+    return Codec(tokenizer, jax.jit(tokenizer.network.init)(jax.random.key(0)), batch)

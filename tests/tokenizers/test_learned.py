@@ -10,7 +10,7 @@ from emigm_jax.cli import main
 from emigm_jax.convert import recognise, tokenizer_tables
 from emigm_jax.errors import UserError
 from emigm_jax.io.formats import torch_files
-from emigm_jax.tokenizers import learned
+from emigm_jax.tokenizers import codec
 from support.small_tokenizers import SMALL, small
 
 
@@ -25,29 +25,29 @@ def same(a, b):
 @pytest.mark.parametrize('name', SMALL)
 def test_tokenizers_behind_one_face(name, tmp_path):
     tokenizer = small(name, batch=2)
-    learned.save(tmp_path / name, name, tokenizer.config, tokenizer.params)
-    loaded = learned.load(tmp_path / name, batch=3)
-    assert loaded.config == tokenizer.config
+    codec.save(tmp_path / name, tokenizer)
+    loaded = codec.load(tmp_path / name, batch=3)
+    assert loaded.tokenizer == tokenizer.tokenizer
     same(loaded.params, tokenizer.params)
     rng = np.random.default_rng(0)
     images = rng.integers(256, size=(5, 16, 16, 3)).astype(np.uint8)
-    raw = tokenizer.encode(images)
+    raw = np.asarray(tokenizer.encode(images))
     np.testing.assert_allclose(raw, loaded.encode(images), rtol=1e-4, atol=1e-4)
-    tokens = tokenizer.tokens(raw)
+    tokens = tokenizer.to_tokens(raw)
     side = 16 // tokenizer.spec.stride
     assert tokens.shape[:2] == (5, side**2)
-    pictures = tokenizer.decode(tokens)
+    pictures = np.asarray(tokenizer.decode(tokens))
     assert (pictures.shape, pictures.dtype) == (images.shape, np.uint8)
     # By hand: the network's own range, unscaled latents, one image at a time.
-    kind, net = learned.KINDS[name], learned.KINDS[name].module.network(tokenizer.config)
-    latents = raw[..., : raw.shape[-1] // 2] if kind.raw == 'moments' else raw
+    net = tokenizer.tokenizer.network
+    latents = raw[..., : raw.shape[-1] // 2] if name == 'kl16' else raw
     pixels = np.asarray(jax.jit(lambda p, x: net.bind(p).decode(x))(tokenizer.params, latents))
     low = {'kl16': -1.0, 'dc_ae': -1.0, 'vqgan': 0.0}[name]
     expected = np.clip((pixels - low) / (1 - low), 0, 1) * 255
     assert np.abs(pictures - expected).max() <= 0.51
-    half = learned.load(tmp_path / name, dtype='bfloat16')
-    assert half.config.dtype == 'bfloat16'
-    assert np.abs(half.decode(tokens).astype(float) - pictures).mean() < 8
+    half = codec.load(tmp_path / name, dtype='bfloat16')
+    assert half.tokenizer.config.dtype == 'bfloat16'
+    assert np.abs(np.asarray(half.decode(tokens), float) - pictures).mean() < 8
     if name != 'vqgan':
         with pytest.raises(UserError, match='do not fit'):
             tokenizer.decode(np.zeros((1, 4, 3), np.float32))
@@ -61,7 +61,7 @@ def test_moments_are_drawn_by_key():
     raw = tokenizer.encode(np.zeros((1, 8, 8, 3), np.uint8))
     mean, log_variance = np.split(raw.reshape(1, 16, 32), 2, axis=-1)
     keys = jax.random.split(jax.random.key(0), 400)
-    drawn = np.stack([tokenizer.tokens(raw, key) for key in keys]) / 0.2325
+    drawn = np.stack([tokenizer.to_tokens(raw, key) for key in keys]) / 0.2325
     deviation = np.exp(0.5 * log_variance)
     assert np.abs(drawn.mean(0) - mean).max() < 5 * deviation.max() / 20
     np.testing.assert_allclose(drawn.std(0), deviation, rtol=0.2)
@@ -72,14 +72,14 @@ def test_tokenizers_go_out_and_in(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # relative names, as the README has them
     tokenizer = small(name)
     counters = {'x.num_batches_tracked': 7} if name == 'dc_ae' else {}
-    learned.save(name, name, tokenizer.config, tokenizer.params, counters=counters)
+    codec.save(name, tokenizer, counters=counters)
     assert convert(name, 'x.safetensors', '--to', 'safetensors') == 0
     tensors = torch_files.read('x.safetensors')
     assert recognise.kind(tensors, 'x') == name
     assert {n: tensors[n] for n in counters} == counters
-    shapes = learned.KINDS[name].module.network(tokenizer.config).shapes()
-    again = tokenizer_tables.params(name, tokenizer.config, tensors, shapes, 'x')
+    config, shapes = tokenizer.tokenizer.config, tokenizer.tokenizer.network.shapes()
+    again = tokenizer_tables.params(name, config, tensors, shapes, 'x')
     same(again, tokenizer.params)
-    same(learned.load(name).params, tokenizer.params)
+    same(codec.load(name).params, tokenizer.params)
     assert convert(name, 'y.safetensors', '--to', 'safetensors', '--weights', '0.9') == 2
     assert not pathlib.Path('y.safetensors').exists()

@@ -17,6 +17,7 @@ from emigm_jax.cli.arguments import load_config
 from emigm_jax.config import nested, settings
 from emigm_jax.core import masking
 from emigm_jax.data import datasets, pipeline
+from emigm_jax.data.interface import Batch
 from emigm_jax.errors import Damaged, UserError
 from emigm_jax.models import emigm
 from emigm_jax.training import loop, loss, metrics, state, step
@@ -71,13 +72,13 @@ def test_a_checkpoint_is_self_describing(tmp_path):
     final = loop.train(config, tmp_path)
     saved = runs.require(tmp_path)
     assert (saved.step, saved.config) == (4, config)
-    ema, name = runs.load_params(saved)
+    ema, name = saved.load_params()
     assert name == '0.5'
     assert_same(ema, final['ema']['0.5'])
-    raw, _ = runs.load_params(runs.require(tmp_path / 'checkpoints' / '4'), 'params')
+    raw, _ = runs.require(tmp_path / 'checkpoints' / '4').load_params('params')
     assert_same(raw, final['params'])
     with pytest.raises(UserError, match=r"no weights '0\.7'"):
-        runs.load_params(saved, '0.7')
+        saved.load_params('0.7')
     assert (tmp_path / 'samples' / '00000004.png').stat().st_size > 500
 
 
@@ -98,7 +99,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
         if file.is_file() and file.parent.name == 'd':
             file.write_bytes(file.read_bytes()[:20])
     with pytest.raises(UserError, match='damaged') as error:
-        runs.load_params(runs.require(tmp_path))
+        runs.require(tmp_path).load_params()
     assert str(folder) in str(error.value)
     assert '\n' not in str(error.value)
 
@@ -129,20 +130,20 @@ def test_reads_that_end_after_a_damaged_checkpoint_say_nothing(file, count, monk
 
 
 def test_non_finite_loss_stops_with_the_last_good_state(tmp_path, monkeypatch):
-    take = datasets.Digits.take
+    read = datasets.Digits.read
 
     def poisoned(self, rows, mirrored):
-        batch = take(self, rows, mirrored)
+        batch = read(self, rows, mirrored)
         if rows[0] == pipeline.indices(self.examples, 16, 0, 4)[0]:
             batch = {**batch, 'tokens': np.full_like(batch['tokens'], np.nan)}
         return batch
 
-    monkeypatch.setattr(datasets.Digits, 'take', poisoned)
+    monkeypatch.setattr(datasets.Digits, 'read', poisoned)
     with pytest.raises(loop.NonFinite, match='step 5 '):
         loop.train(smoke(checkpoint_every='2 steps'), tmp_path)
     saved = runs.require(tmp_path)
     assert saved.step == 4
-    params, _ = runs.load_params(saved, 'params')
+    params, _ = saved.load_params('params')
     assert all(np.isfinite(p).all() for p in jax.tree.leaves(params))
 
 
@@ -169,12 +170,12 @@ def stepper(loss_config, accumulate, optimizer=None, batch=16, model=MODEL):
     net = emigm.network(model)
     tx = state.optimizer(optimizer, state.learning_rate(optimizer, batch, 0, 10))
     first = jax.jit(functools.partial(state.create, net, optimizer, tx))(jax.random.key(0))
-    run = functools.partial(step.train_step, net, model, loss_config, optimizer, tx, 0, accumulate)
+    run = step.TrainStep(net, model, loss_config, optimizer, tx, 0, accumulate)
     keys = jax.random.split(jax.random.key(1))
-    data = {
-        'tokens': jax.random.normal(keys[0], (batch, model.tokens, model.channels)),
-        'labels': jax.random.randint(keys[1], (batch,), 0, 5),
-    }
+    data = Batch(
+        jax.random.normal(keys[0], (batch, model.tokens, model.channels)),
+        jax.random.randint(keys[1], (batch,), 0, 5),
+    )
     return jax.jit(run), first, data
 
 
@@ -203,7 +204,7 @@ def test_loss_is_a_mean_over_each_images_masked_tokens():
     net = emigm.network(MODEL)
     params = jax.jit(net.init)(jax.random.key(0))
     budgets = masking.budgets(config.masking, MODEL.tokens, groups)
-    tokens, labels = data['tokens'], data['labels']
+    tokens, labels = data
     value = lambda p, d: loss.loss(net.bind(p), config.copies, budgets, tokens, labels, d)
     _, terms = jax.jit(value)(params, draws)
     _, noise = loss._diffusion_draws(draws.key, config.copies, MODEL.tokens, MODEL.channels)

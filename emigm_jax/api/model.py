@@ -1,0 +1,227 @@
+"""A model to make pictures with: `load` it once, `sample` as often as you like."""
+
+import functools
+import os
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, Unpack, final
+
+import numpy as np
+
+from emigm_jax.checkpoints import runs
+from emigm_jax.config.options import SamplingOptions, changed
+from emigm_jax.config.settings import Config, SamplingConfig
+from emigm_jax.data import class_names
+from emigm_jax.errors import UserError
+from emigm_jax.sampling import generator
+from emigm_jax.sampling.generator import Generator
+from emigm_jax.tokenizers import codec
+from emigm_jax.tokenizers.codec import Codec
+
+# What papers on ImageNet show: golden retriever, otter, red panda, geyser, macaw, valley, balloon,
+# arctic fox.
+_SHOWN = (207, 360, 387, 974, 88, 979, 417, 279)
+_FEW, _SOME = 20, 8  # classes: all of a few are shown, some of many
+
+
+class Step(NamedTuple):
+    """Images while their tokens are revealed."""
+
+    number: int  # from 1
+    steps: int  # in all
+    images: np.ndarray  # uint8 (B, H, W, 3), grey where nothing is revealed yet
+    revealed: np.ndarray  # bool (B, grid, grid)
+
+
+@final
+class Model:
+    """A trained model; made by `load`.
+
+    Attributes:
+      saved: what its checkpoint says about itself.
+      generator: draws tokens with the checkpoint's own settings.
+    """
+
+    def __init__(self, saved: runs.Saved, generator: Generator):
+        self.saved, self.generator = saved, generator
+        self._with = functools.lru_cache(maxsize=8)(generator.with_sampling)
+
+    @property
+    def config(self) -> Config:
+        """The settings it was trained with."""
+        return self.saved.config
+
+    @property
+    def classes(self) -> int:
+        """Classes that it knows: labels 0 to classes - 1."""
+        return self.config.model.classes
+
+    def sampling(
+        self, preset: str | None = None, **options: Unpack[SamplingOptions]
+    ) -> SamplingConfig:
+        """The settings of `sample` with these arguments.
+
+        Raises:
+          UserError: no such preset, or an option that makes no sense.
+        """
+        return changed(self.saved.sampling(preset), options)
+
+    def with_sampling(self, config: SamplingConfig) -> Generator:
+        """What draws images with these settings, compiled once; the last few are kept."""
+        return self.generator if config == self.generator.sampler.config else self._with(config)
+
+    def sample(
+        self,
+        classes: Iterable[int | str | None] | str | None = None,
+        seeds: Iterable[int] = range(8),
+        preset: str | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> np.ndarray:
+        """Images of every class with every seed, class by class.
+
+        The image of a class and a seed is the same in any batch, on any devices.
+
+        Args:
+          classes: labels, names of ImageNet's classes ('golden retriever'), None for the null
+            class; 'all'; or None: all of a few, some of many.
+          seeds: image numbers, 0 to 2^32 - 1.
+          preset: published settings, 'fast' or 'best'; None: the checkpoint's own.
+          **options: settings to change: steps, guidance, interval=(low, high), solver_steps ...;
+            `config.options.OPTIONS` lists them with their meanings.
+
+        Returns:
+          uint8 (classes * seeds, H, W, 3).
+
+        Raises:
+          UserError: an unknown class, seed, preset or option.
+
+        Example:
+          >>> images = model.sample(classes=[3, 7], seeds=range(4), guidance=2.0)
+          >>> images.shape
+          (8, 8, 8, 3)
+        """
+        labels, numbers = self.pairs(classes, seeds)
+        make = self.with_sampling(self.sampling(preset, **options))
+        return _colours(make.images(labels, numbers))
+
+    def sample_steps(
+        self,
+        classes: Iterable[int | str | None] | str | None = None,
+        seeds: Iterable[int] = range(8),
+        preset: str | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Iterator[Step]:
+        """As `sample`, but yields a `Step` whenever tokens have been revealed; the last is whole.
+
+        All images are drawn at the same time, so ask for few.
+
+        Example:
+          >>> for step in model.sample_steps(classes=[3], seeds=[0]):
+          ...     print(step.number, int(step.revealed.sum()))
+        """
+        labels, numbers = self.pairs(classes, seeds)
+        make = self.with_sampling(self.sampling(preset, **options))
+        grid, steps = self.config.model.grid, make.sampler.segments[-1].stop
+        for number, (images, progress) in enumerate(make.steps(labels, numbers), 1):
+            revealed = np.asarray(progress.revealed).reshape(-1, grid, grid)
+            size = images.shape[1] // grid
+            shown = np.repeat(np.repeat(revealed, size, 1), size, 2)[..., None]
+            yield Step(number, steps, _colours(np.where(shown, images, np.uint8(128))), revealed)
+
+    def pairs(
+        self, classes: Iterable[int | str | None] | str | None, seeds: Iterable[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Labels (M,) (-1: null class) and seeds (M,) of every class with every seed."""
+        labels, numbers = self.labels(classes), [_seed(seed) for seed in seeds]
+        if not labels or not numbers:
+            raise UserError('there is nothing to draw: name at least one class and one seed')
+        return np.repeat(labels, len(numbers)), np.tile(numbers, len(labels))
+
+    def labels(self, classes: Iterable[int | str | None] | str | None) -> list[int]:
+        """Labels of classes as `sample` takes them; -1 is the null class."""
+        if classes is None:
+            if self.classes == class_names.IMAGENET:
+                return list(_SHOWN)
+            return list(range(self.classes if self.classes <= _FEW else _SOME))
+        if isinstance(classes, str):
+            if classes != 'all':
+                raise UserError(f"classes must be a list or 'all', not {classes!r}")
+            return list(range(self.classes))
+        return [self._label(name) for name in classes]
+
+    def _label(self, name):
+        if name is None:
+            return -1
+        if isinstance(name, str):
+            return class_names.label(name, self.classes)
+        label = _whole('a class', name)
+        if not 0 <= label < self.classes:
+            raise UserError(
+                f'there is no class {label}, the model knows 0 to {self.classes - 1} '
+                '(None is the null class)'
+            )
+        return label
+
+
+def load(
+    path: str | os.PathLike,
+    *,
+    tokenizer: str | os.PathLike | Codec | None = None,
+    weights: str = '',
+    dtype: str | None = None,
+    batch_size: int = 64,
+) -> Model:
+    """Loads a checkpoint, local or gs://: a run's workdir, one of its steps, a converted model.
+
+    Args:
+      path: where it lies.
+      tokenizer: checkpoint of what turns latents into pictures (KL-16, DC-AE); None: that of the
+        training data.
+      weights: an EMA decay, 'params', or '' for the first EMA.
+      dtype: of matrix products, 'float32' or 'bfloat16'; None: as saved.
+      batch_size: images at a time, on all devices of this process.
+
+    Raises:
+      UserError: there is no model, it is damaged, or the tokenizer does not fit.
+
+    Example:
+      >>> import emigm_jax as em
+      >>> model = em.load('runs/digits')
+    """
+    if batch_size < 1:
+        raise UserError(f'batch_size must be at least 1, not {batch_size}')
+    saved = runs.require(path)
+    if tokenizer is not None and not isinstance(tokenizer, Codec):
+        tokenizer = codec.load(tokenizer, dtype)
+    return opened(saved, tokenizer, weights, dtype, batch_size)
+
+
+def opened(
+    saved: runs.Saved,
+    tokenizer: Codec | None = None,
+    weights: str = '',
+    dtype: str | None = None,
+    batch_size: int = 64,
+) -> Model:
+    """As `load`, of a checkpoint whose description was read."""
+    own = saved.config.sampling
+    make = generator.from_checkpoint(saved, own, weights, batch_size, tokenizer, dtype)
+    return Model(saved, make)
+
+
+def _whole(what, value):
+    try:
+        return int(value.__index__())
+    except (AttributeError, TypeError):
+        raise UserError(f'{what} must be a whole number, not {value!r}') from None
+
+
+def _seed(value):
+    seed = _whole('a seed', value)
+    if not 0 <= seed < 2**32:  # what a key can be folded with
+        raise UserError(f'seeds lie between 0 and {2**32 - 1}, {seed} does not')
+    return seed
+
+
+def _colours(images):
+    """(B, H, W, 1 or 3) with grey as three equal colours."""
+    return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images

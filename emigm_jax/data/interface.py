@@ -1,0 +1,47 @@
+"""What training data are: rows read on the host, made into a batch of tokens on the devices."""
+
+import abc
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from emigm_jax.tokenizers.codec import Codec
+
+
+class Batch(NamedTuple):
+    """What a training step takes."""
+
+    tokens: jax.Array  # (B, N, C) float32, in raster order
+    labels: jax.Array  # (B,) int32
+
+
+class Dataset(abc.ABC):
+    """A labelled set of examples, addressed by index."""
+
+    examples: int
+    classes: int
+    grid: int  # tokens per side
+    channels: int  # C, numbers per token
+    fingerprint: str  # of what decides content and order; the same on every host
+    codec: Codec | None  # turns tokens into pictures; None: nothing at hand does
+    params: dict  # weights that `to_batch` needs on the devices; {}: none
+    flip: bool = False  # whether every other example is mirrored, by chance
+    one_by_one: bool = False  # whether a row takes so long that each is read by a task of its own
+
+    @abc.abstractmethod
+    def read(self, indices: np.ndarray, mirrored: np.ndarray) -> dict[str, np.ndarray]:
+        """Rows of `indices` (B,), mirrored where `mirrored` (B,) says so: {name: (B, ...)}.
+
+        Called from several threads; depends on its arguments alone.
+        """
+
+    @abc.abstractmethod
+    def to_batch(self, params: dict, rows: dict[str, jax.Array], key: jax.Array) -> Batch:
+        """Rows of `read`, on the devices, as a `Batch`; pure.
+
+        Args:
+          params: as in `params`, on every device.
+          rows: of `read`.
+          key: of whatever is drawn on the way.
+        """

@@ -1,0 +1,109 @@
+"""What a latent cache says about itself: manifest.json, and settings.json while it is made."""
+
+import dataclasses
+from typing import Any, final
+
+from emigm_jax.errors import UserError
+
+FORMAT = 1  # of a cache's layout, see `latents`
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where the pictures came from."""
+
+    kind: str  # folder, tfds, npz
+    fingerprint: str  # of names and sizes, in order
+    pictures: int  # unreadable ones included
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Maker:
+    """The tokenizer that made the latents."""
+
+    name: str  # a key of learned.KINDS
+    fingerprint: str  # of its weights
+    channels: int  # C of a token
+    stride: int  # pixels per side of a token
+    dtype: str = 'float32'  # of its convolutions
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """All that decides the content of a cache."""
+
+    source: Origin
+    tokenizer: Maker
+    image_size: int  # pixels per side of the pictures
+    dtype: str  # of the rows
+    shard_rows: int  # source pictures per shard
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-like."""
+        return dataclasses.asdict(self)
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One .npy file of rows."""
+
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """A finished cache."""
+
+    contents: Contents
+    count: int  # rows
+    skipped: int  # pictures that could not be read
+    shape: tuple[int, ...]  # (h, w, c) of a row
+    class_names: tuple[str, ...]  # in label order
+    shards: tuple[Shard, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-like; `contents` lie beside the rest."""
+        own = dataclasses.asdict(self)
+        contents = own.pop('contents')
+        lists = {name: list(own[name]) for name in ('shape', 'class_names', 'shards')}
+        return {**contents, 'format': FORMAT, **own, **lists}
+
+
+def from_json(value: dict[str, Any], origin: Any) -> Manifest:
+    """The `Manifest` in a JSON object.
+
+    Args:
+      value: of manifest.json.
+      origin: path of the cache, for messages.
+
+    Raises:
+      UserError: it is of a format of the future, or lacks something.
+    """
+    if value.get('format') != FORMAT:
+        raise UserError(
+            f'{origin}: is a cache of format {value.get("format")!r}, this version reads {FORMAT}'
+        )
+    try:
+        return Manifest(
+            contents=Contents(
+                Origin(**value['source']),
+                Maker(**value['tokenizer']),
+                value['image_size'],
+                value['dtype'],
+                value['shard_rows'],
+            ),
+            count=value['count'],
+            skipped=value['skipped'],
+            shape=tuple(value['shape']),
+            class_names=tuple(value['class_names']),
+            shards=tuple(Shard(**shard) for shard in value['shards']),
+        )
+    except (KeyError, TypeError) as error:
+        raise UserError(f'{origin}: its manifest.json is damaged ({error})') from error

@@ -1,0 +1,34 @@
+"""A set of generated images as files."""
+
+import concurrent.futures
+import os
+
+import numpy as np
+
+from emigm_jax.data import class_names
+from emigm_jax.io import npz, paths, png
+
+
+def save_samples(
+    folder: str | os.PathLike, images: np.ndarray, labels: np.ndarray, seeds: np.ndarray, known: int
+) -> None:
+    """Writes a PNG per image, a grid with the names of the classes, and an npz of all.
+
+    Args:
+      folder: local or gs://.
+      images: uint8 (M, H, W, colours), every class with every seed, class by class.
+      labels: (M,), -1 for the null class.
+      seeds: (M,).
+      known: classes that the model knows.
+    """
+    folder = paths.absolute(folder)
+    names = ['null' if label < 0 else f'{label:04}' for label in labels]
+    files = [folder / f'class_{n}_seed_{s:06}.png' for n, s in zip(names, seeds, strict=True)]
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:  # a bucket takes its time
+        list(pool.map(png.save, files, images))
+    # One class per row, one seed per column.
+    columns = int(np.flatnonzero(np.append(labels[1:] != labels[:1], True))[0]) + 1
+    grid = png.grid(png.upscaled(images), columns)
+    titles = class_names.titles(labels[::columns], known)
+    png.save(folder / 'grid.png', png.labelled(grid, titles))
+    npz.write(folder / 'samples.npz', dict(images=images, labels=labels, seeds=seeds))

@@ -1,0 +1,106 @@
+"""A tokenizer with its weights on the devices of this process, and its checkpoints."""
+
+import dataclasses
+import functools
+from typing import final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from emigm_jax.checkpoints import store
+from emigm_jax.errors import UserError
+from emigm_jax.nn import functional
+from emigm_jax.parallel import batches
+from emigm_jax.tokenizers.interface import Spec, Tokenizer
+from emigm_jax.tokenizers.learned import KINDS, Learned
+
+ENTRY = 'tokenizer'  # of a checkpoint's description
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Codec:
+    """A tokenizer ready for use; rows are spread over the devices of this process.
+
+    A device never works on more than `batch` images at a time.
+    """
+
+    tokenizer: Tokenizer
+    params: dict = dataclasses.field(default_factory=dict)
+    batch: int = 16
+
+    @property
+    def spec(self) -> Spec:
+        """The tokenizer's facts."""
+        return self.tokenizer.spec
+
+    def encode(self, images: np.ndarray | jax.Array) -> jax.Array:
+        """uint8 (B, H, W, colours) -> raw (B, h, w, ...)."""
+        return _program(self.tokenizer, 'encode', self.batch)(self._placed, images)
+
+    def to_tokens(self, raw: np.ndarray | jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """Raw -> tokens (B, N, C) float32, or codes (B, N) int32; see `Tokenizer`."""
+        return self.tokenizer.to_tokens(jnp.asarray(raw), key)
+
+    def decode(self, tokens: np.ndarray | jax.Array) -> jax.Array:
+        """Tokens (B, N, C), or codes (B, N) -> uint8 (B, H, W, colours), on the devices.
+
+        Raises:
+          UserError: the shape does not fit.
+        """
+        return _program(self.tokenizer, 'decode', self.batch)(self._placed, tokens)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Short hex digest of what decides raw latents: the kind, and every weight."""
+        return functional.fingerprint(self.params, self.spec.kind)
+
+    @functools.cached_property
+    def _placed(self):
+        return batches.place(self.params)
+
+
+@functools.cache
+def _program(tokenizer, direction, batch):
+    run = getattr(tokenizer, direction)
+    return batches.OverDevices(
+        lambda params, rows: batches.in_chunks(functools.partial(run, params), rows, batch)
+    )
+
+
+def save(path, codec: Codec, **facts) -> None:
+    """Writes a `Learned` tokenizer's checkpoint; `facts` (JSON-like) go into its description."""
+    tokenizer = codec.tokenizer
+    described = {'name': tokenizer.name, 'config': dataclasses.asdict(tokenizer.config)}
+    store.save(path, {'params': codec.params}, {ENTRY: described, **facts})
+
+
+def is_codec(stored: store.Checkpoint) -> bool:
+    """Whether a checkpoint is a tokenizer's."""
+    return ENTRY in stored.description
+
+
+def load(path, dtype: str | None = None, batch: int = 16) -> Codec:
+    """The `Codec` of a tokenizer's checkpoint.
+
+    Args:
+      path: local or gs://.
+      dtype: of convolutions, 'float32' or 'bfloat16'; None: as saved.
+      batch: images at a time on a device.
+
+    Raises:
+      UserError: there is no tokenizer at `path`, or it is damaged.
+    """
+    if not store.is_checkpoint(path):
+        raise UserError(f'{path}: no tokenizer checkpoint there; `emigm convert` makes one')
+    stored = store.checkpoint(path)
+    if not is_codec(stored):
+        raise UserError(f'{path}: holds no tokenizer')
+    name, values = stored.description[ENTRY]['name'], stored.description[ENTRY]['config']
+    # JSON made lists of the tuples.
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    config = KINDS[name].config(**values)
+    if dtype is not None:
+        config = dataclasses.replace(config, dtype=dtype)
+    return Codec(Learned(name, config), stored.load_part('params'), batch)

@@ -1,0 +1,77 @@
+"""The simplest tokenizer: patches of pixels."""
+
+import dataclasses
+from typing import final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from emigm_jax.errors import UserError
+from emigm_jax.tokenizers.interface import Spec, Tokenizer
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Pixels(Tokenizer):
+    """Patches of `patch` x `patch` pixels as tokens; nothing is learned.
+
+    Raw are patches (B, h, w, C) with pixels in [-1, 1]; tokens are these times `scale`. `decode`
+    rounds to `levels` grey levels.
+    """
+
+    image_size: int
+    patch: int
+    colours: int
+    levels: int = 256
+    scale: float = 1.0
+
+    def __post_init__(self):
+        if self.patch < 1 or self.image_size % self.patch:
+            raise UserError(
+                f'data.patch = {self.patch} does not divide the image size {self.image_size}'
+            )
+
+    @property
+    def grid(self) -> int:
+        """Tokens per side."""
+        return self.image_size // self.patch
+
+    @property
+    def spec(self) -> Spec:
+        """See `Tokenizer`."""
+        channels = self.patch**2 * self.colours
+        return Spec('pixels', 'pixels', self.patch, channels, self.scale, 'config.data.scale')
+
+    def encode(self, params: dict, images: jax.Array) -> jax.Array:
+        """See `Tokenizer`; no weights."""
+        g, p, c = self.grid, self.patch, self.colours
+        x = jnp.asarray(images, jnp.float32) / 127.5 - 1.0
+        x = x.reshape(-1, g, p, g, p, c).transpose(0, 1, 3, 2, 4, 5)
+        return x.reshape(-1, g, g, p * p * c)
+
+    def to_tokens(self, raw: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """See `Tokenizer`; nothing is drawn."""
+        return raw.reshape(len(raw), -1, raw.shape[-1]) * self.scale
+
+    def decode(self, params: dict, tokens: jax.Array) -> jax.Array:
+        """See `Tokenizer`; clipped, and rounded to the grey levels."""
+        g, p, c = self.grid, self.patch, self.colours
+        x = jnp.asarray(tokens, jnp.float32) / self.scale
+        x = x.reshape(-1, g, g, p, p, c).transpose(0, 1, 3, 2, 4, 5)
+        x = jnp.clip((x.reshape(-1, g * p, g * p, c) + 1.0) / 2.0, 0.0, 1.0)
+        steps = self.levels - 1
+        return jnp.round(jnp.round(x * steps) / steps * 255.0).astype(jnp.uint8)
+
+    def raw_shape(self, image_size: int) -> tuple[int, ...]:
+        """See `Tokenizer`."""
+        side = image_size // self.patch
+        return side, side, self.spec.channels
+
+    def latent_moments(self, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See `Tokenizer`."""
+        return raw, np.zeros_like(raw)
+
+    def from_official_cache(self, array: np.ndarray) -> np.ndarray:
+        """See `Tokenizer`; there are none of pixels."""
+        raise UserError('there are no official caches of pixels')
