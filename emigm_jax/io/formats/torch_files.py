@@ -15,6 +15,7 @@ import struct
 import zipfile
 import zlib
 
+import msgpack
 import numpy as np
 
 from emigm_jax.errors import UserError
@@ -31,6 +32,7 @@ _DAMAGE = (
     EOFError,
     NotImplementedError,
     struct.error,
+    msgpack.OutOfData,
 )
 
 
