@@ -146,13 +146,13 @@ def _arrays(tree):
 
 def _recipe(model):
     """[method, image size, size] of the published model with the sizes of `model`, or None."""
-    key, method = preset_name(model), 'emigm' if model.shared_null else 'mar'
-    return [method, *key] if key in recipes.sizes(method) else None
+    key = preset_name(model)
+    return [model.method, *key] if key in recipes.sizes(model.method) else None
 
 
 def compared(config, other):
     """Settings of two nested dicts that differ: {name: (in config, in other)}."""
-    config, other = dict(nested.flatten(config)), dict(nested.flatten(other))
+    config, other = nested.flatten(config), nested.flatten(other)
     plain = lambda v: list(v) if isinstance(v, tuple) else v
     names = [name for name in {**config, **other} if config.get(name) != other.get(name)]
     return {n: (plain(config.get(n)), plain(other.get(n))) for n in names}

@@ -59,7 +59,7 @@ def _check_names(config, overrides):
     """Raises UserError where an override names a setting that a `Config` does not have."""
     from emigm_jax.config import nested
 
-    known = dict(nested.flatten(nested.as_dict(config)))
+    known = nested.flatten(nested.as_dict(config))
     for flag in overrides:
         name = flag.partition('=')[0].removeprefix('--config.')
         if name not in known:

@@ -209,9 +209,7 @@ def _paper(arguments):
     from emigm_jax.models.emigm import preset_name
 
     model = runs.require(arguments.checkpoint).config.model
-    found = published.rows(
-        'emigm' if model.shared_null else 'mar', *(preset_name(model) or (0, ''))
-    )
+    found = published.rows(model.method, *(preset_name(model) or (0, '')))
     if not found:
         print("the paper has no model of this checkpoint's sizes")
     return found

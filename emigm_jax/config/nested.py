@@ -7,6 +7,7 @@ dataclasses, and every wrong name or value into one line. `as_dict` is what chec
 import dataclasses
 
 import ml_collections
+from flax import traverse_util
 
 from emigm_jax.config.settings import Config
 from emigm_jax.errors import UserError, near
@@ -88,7 +89,7 @@ _FREE = (
 
 def differences(saved, asked):
     """Settings that differ between two configs and must not on resuming: ['name: a -> b', ...]."""
-    flat = lambda c: dict(flatten(as_dict(c)))
+    flat = lambda c: flatten(as_dict(c))
     saved, asked = flat(saved), flat(asked)
     return [
         f'{name} {saved[name]!r} -> {value!r}'
@@ -97,10 +98,6 @@ def differences(saved, asked):
     ]
 
 
-def flatten(tree, prefix=''):
-    """Nested dict -> pairs ('group.name', value)."""
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from flatten(value, f'{prefix}{name}.')
-        else:
-            yield f'{prefix}{name}', value
+def flatten(tree):
+    """Nested dict -> {'group.name': value}."""
+    return traverse_util.flatten_dict(tree, sep='.')

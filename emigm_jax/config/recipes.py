@@ -65,8 +65,7 @@ def _mar_sampling(size, steps):
 def sampling_of(model):
     """`sampling` of the published model that has the sizes of a `ModelConfig`, {} if none has."""
     key = preset_name(model)
-    method = 'emigm' if model.shared_null else 'mar'
-    return sampling(method, *key) if key in sizes(method) else {}
+    return sampling(model.method, *key) if key in sizes(model.method) else {}
 
 
 def published(method, image_size, size):

@@ -2,56 +2,81 @@
 
 import base64
 import dataclasses
-from typing import NamedTuple
+import pathlib
 
 import numpy as np
 
-from emigm_jax.convert import recognise, rules, tables
+from emigm_jax.checkpoints import runs, store
+from emigm_jax.config import recipes
+from emigm_jax.convert import rules, sizes, tables
+from emigm_jax.convert.conversion import Conversion, Export
+from emigm_jax.convert.options import NULLS, Kind, Options
 from emigm_jax.errors import UserError
 from emigm_jax.models import emigm
 
-NULLS = ('mask_token', 'fake_latent')
+_MIDDLING = (256, 'b')  # whose settings go with sizes that were never published
 
 
-class Converted(NamedTuple):
-    """A model as it goes into a checkpoint."""
-
-    method: str  # emigm or mar
-    size: tuple | None  # key of emigm.PRESETS, None if the sizes were never published
-    model: emigm.ModelConfig
-    params: dict
-    entry: str  # of the file, '' for the file itself
-    notes: list  # what the user should know
-    unread: dict  # {official name: text} of tensors that only the way back needs, see `official`
-
-
-def read(tree, origin, method='', weights='', null='', heads=0):
+def read(places: dict, source: str, options: Options) -> Conversion:
     """Converts the content of an official model file.
 
     Args:
-      tree: from `torch_files.read`.
-      origin: file name for messages.
-      method: 'emigm' or 'mar'; '' judges by the shape of the mask token.
-      weights: 'model_ema', 'model', or '' for the best there is.
-      null: the tensor that becomes eMIGM's shared mask and null token, '' for `mask_token`: the
+      places: {entry of the file, '' for the file itself: {official name: array}}, best first.
+      source: its path, for messages.
+      options: all of them apply. `kind` overrides what the shape of the mask token tells. `null`
+        is the tensor that becomes eMIGM's shared mask and null token, '' for `mask_token`: the
         official loader ends up with it, which the EMA never averaged; `fake_latent` is the
         averaged one (models/emigm.py:90-92, engine_emigm.py:19-29).
-      heads: attention heads; 0: those of the published model of this width.
 
     Raises:
       UserError: the file does not hold the weights asked for.
       rules.Misfit: it does not fit a model of its own sizes.
     """
-    tensors, entry = recognise.state_dict(tree, weights, origin)
-    model = recognise.model_config(tensors, origin, heads)
-    notes, unread = [], {}
+    entry = options.weights or next(iter(places))
+    if entry not in places:
+        held = ', '.join(filter(None, places)) or 'one nameless set'
+        raise UserError(f'{source}: has no weights {entry!r}, but {held}')
+    tensors, notes, unread = places[entry], [], {}
+    model = sizes.model_config(tensors, source, options.heads)
     if model.shared_null:
-        tensors, notes, unread = _one_token(tensors, null or NULLS[0], origin)
-    elif null:
-        raise UserError(f'{origin}: has a separate null token, so --null does not apply')
-    params = rules.to_params(tables.emigm(model), tensors, emigm.network(model).shapes(), origin)
-    method = method or ('emigm' if model.shared_null else 'mar')
-    return Converted(method, emigm.preset_name(model), model, params, entry, notes, unread)
+        tensors, notes, unread = _one_token(tensors, options.null or NULLS[0], source)
+    elif options.null:
+        raise UserError(f'{source}: has a separate null token, so --null does not apply')
+    params = rules.to_params(tables.emigm(model), tensors, emigm.network(model).shapes(), source)
+    kind = Kind(options.kind or model.method)
+    title, config, presets, unpublished = _settings(kind, model)
+    return Conversion(
+        kind=kind,
+        origin=source,
+        title=title,
+        details=f'parameters, weights {entry or "of the file"}',
+        params=params,
+        facts={
+            'file': pathlib.Path(source).name,
+            'weights': entry,
+            'method': str(kind),
+            'notes': notes,
+            'unread': unread,  # for `official`
+        },
+        writer=lambda target, params, facts: runs.export(target, config, params, presets, facts),
+        notes=(*notes, *unpublished),
+    )
+
+
+def _settings(kind, model):
+    """(title, `Config`, sampling presets, what to say about them) of a `ModelConfig`."""
+    published = emigm.preset_name(model)
+    known = published in recipes.sizes(kind)
+    image_size, size = published if known else _MIDDLING
+    config = dataclasses.replace(recipes.published(kind, image_size, size), model=model)
+    presets = recipes.sampling(kind, image_size, size)
+    if known:
+        return f'{kind} {size} at {image_size} pixels', config, presets, ()
+    note = (
+        f'no published sampling settings for these sizes: those of {size} at {image_size} '
+        'pixels are put in'
+    )
+    return f'{kind}, own sizes', config, presets, (note,)
 
 
 def _one_token(tensors, null, origin):
@@ -86,12 +111,34 @@ def _one_token(tensors, null, origin):
     return tensors, [note], {other: _text(averaged)} if other == 'fake_latent' else {}
 
 
-def official(model, params, unread=None):
+def export(source: str, stored: store.Checkpoint | None, weights: str) -> Export:
+    """A model, or the newest of a run, under official names.
+
+    Args:
+      source: checkpoint or workdir.
+      stored: the checkpoint; None: `source` is a workdir.
+      weights: an EMA decay or 'params'; '' for the first decay.
+
+    Raises:
+      UserError: there is no model there, or it has no such weights.
+    """
+    saved = runs.require(source) if stored is None else runs.saved(stored)
+    params, name = saved.load_params(weights)
+    unread = saved.source.get('unread', {})
+    notes = ()
+    if saved.config.model.shared_null and unread:
+        notes = ('fake_latent: as in the file that was converted',)
+    elif saved.config.model.shared_null:
+        notes = ('mask_token, fake_latent: the one token of this checkpoint',)
+    return Export(source, official(saved.config.model, params, unread), name, notes)
+
+
+def official(model: emigm.ModelConfig, params: dict, unread: dict | None = None) -> dict:
     """State dict of our parameters under official names: {name: float32 array}, bit for bit.
 
     Args:
-      unread: of the `Converted` that the parameters were, so that a file comes back as it was;
-        without it, a shared token has the same value under both of its names.
+      unread: from the facts of the `Conversion` that the parameters were, so that a file comes
+        back as it was; without it, a shared token has the same value under both of its names.
     """
     tensors = rules.to_official(tables.emigm(model), params)
     if model.shared_null:
@@ -107,8 +154,3 @@ def _text(row):
 
 def _row(text):
     return np.frombuffer(base64.b64decode(text), '<f4')[None].astype(np.float32)
-
-
-def float32(model):
-    """The model with float32 matrix products, which run anywhere; `--dtype` changes it."""
-    return dataclasses.replace(model, dtype='float32')

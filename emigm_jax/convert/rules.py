@@ -7,6 +7,7 @@ a scanned stack. The same table runs in both directions.
 from typing import NamedTuple
 
 import numpy as np
+from flax import traverse_util
 
 from emigm_jax.errors import UserError
 
@@ -41,7 +42,7 @@ class Entry(NamedTuple):
     stacked: bool = False
 
 
-def to_params(entries, tensors, shapes, origin):
+def to_params(entries: list[Entry], tensors: dict, shapes: dict, origin: str) -> dict:
     """Official tensors -> nested dict of float32 arrays.
 
     Args:
@@ -53,14 +54,14 @@ def to_params(entries, tensors, shapes, origin):
     Raises:
       Misfit: entries are missing, unexpected or misshapen; all of them are listed.
     """
-    wanted = flatten(shapes)
+    wanted = traverse_util.flatten_dict(shapes, sep='/')
     used = {name for entry in entries for name in entry.sources}
     problems = [('missing', name, '') for name in sorted(used - tensors.keys())]
     problems += [('unexpected', name, '') for name in tensors if name not in used]
-    found = {}
+    params = {}
     for entry in entries:
-        target = wanted[entry.path].shape
-        layer = target[1:] if entry.stacked else target
+        shape = wanted[entry.path].shape
+        layer = shape[1:] if entry.stacked else shape
         expected = _official_shape(entry.operation, layer)
         have = [name for name in entry.sources if name in tensors]
         bad = [n for n in have if getattr(tensors[n], 'shape', None) != expected]
@@ -71,13 +72,13 @@ def to_params(entries, tensors, shapes, origin):
         if bad or len(have) < len(entry.sources):
             continue
         # Filled in place: one copy of a parameter, however many layers it stacks.
-        found[entry.path] = whole = np.empty(target, np.float32)
+        params[entry.path] = target = np.empty(shape, np.float32)
         change = OPERATIONS[entry.operation][0]
         for i, name in enumerate(entry.sources):
-            whole[i if entry.stacked else ...] = change(np.asarray(tensors[name]))
+            target[i if entry.stacked else ...] = change(np.asarray(tensors[name]))
     if problems:
         raise Misfit(origin, problems)
-    return unflatten(found)
+    return traverse_util.unflatten_dict(params, sep='/')
 
 
 def _official_shape(operation, shape):
@@ -90,32 +91,11 @@ def _form(value):
     return tuple(value.shape) if hasattr(value, 'shape') else f'a {type(value).__name__}'
 
 
-def to_official(entries, params):
+def to_official(entries: list[Entry], params: dict) -> dict:
     """Our parameters -> {official name: array}, the inverse of `to_params`, bit for bit."""
-    flat, tensors = flatten(params), {}
+    flat, tensors = traverse_util.flatten_dict(params, sep='/'), {}
     for entry in entries:
-        back, whole = OPERATIONS[entry.operation][1], np.asarray(flat[entry.path])
+        back, ours = OPERATIONS[entry.operation][1], np.asarray(flat[entry.path])
         for i, name in enumerate(entry.sources):
-            tensors[name] = back(whole[i] if entry.stacked else whole)
+            tensors[name] = back(ours[i] if entry.stacked else ours)
     return tensors
-
-
-def flatten(tree, prefix=''):
-    """Nested dict -> {'a/b/c': leaf}."""
-    flat = {}
-    for name, value in tree.items():
-        path = f'{prefix}{name}'
-        flat.update(flatten(value, path + '/') if isinstance(value, dict) else {path: value})
-    return flat
-
-
-def unflatten(flat):
-    """{'a/b/c': leaf} -> nested dict."""
-    tree = {}
-    for path, value in flat.items():
-        *parents, leaf = path.split('/')
-        node = tree
-        for name in parents:
-            node = node.setdefault(name, {})
-        node[leaf] = value
-    return tree

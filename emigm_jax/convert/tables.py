@@ -1,6 +1,7 @@
 """Official names of eMIGM and MAR checkpoints beside ours."""
 
 from emigm_jax.convert.rules import Entry
+from emigm_jax.models.emigm import ModelConfig
 
 _LINEAR = (('weight', 'kernel', 'transpose'), ('bias', 'bias', 'copy'))
 _NORM = (('weight', 'scale', 'copy'), ('bias', 'bias', 'copy'))
@@ -56,7 +57,7 @@ def _layers(official, ours, rows, numbers, stacked):
             yield Entry(f'{ours}/{mine}/{my_leaf}', names, operation, stacked)
 
 
-def emigm(config):
+def emigm(config: ModelConfig) -> list[Entry]:
     """Entries of a `ModelConfig`; with a shared null token the name `fake_latent` is not read.
 
     The official loader copies `mask_token` last, so both roles end up with it

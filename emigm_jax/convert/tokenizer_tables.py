@@ -1,10 +1,6 @@
 """Official names of tokenizer checkpoints beside ours."""
 
-import re
-from collections.abc import Callable
-from typing import NamedTuple
-
-from emigm_jax.convert import rules
+from emigm_jax.convert.left_out import COUNTERS
 from emigm_jax.convert.rules import Entry
 from emigm_jax.tokenizers import dc_ae, kl_vae, vqgan
 
@@ -88,15 +84,7 @@ _FLAX_NAMES = {'conv': 'Conv', 'block': 'ResBlock', 'norm': 'GroupNorm'}
 _OUTSIDE = ('quant_conv', 'post_quant_conv')  # official KL-16 layers of neither half
 
 
-class Source(NamedTuple):
-    """What an official file of a tokenizer holds."""
-
-    entries: Callable  # config -> list of Entry
-    places: tuple  # keys of the file's dict under which the tensors may lie, if not at its top
-    ignored: tuple  # (pattern of whole names, why they are not needed)
-
-
-def kl16(config):
+def kl16(config: kl_vae.KLVAEConfig) -> list[Entry]:
     """Entries of a `KLVAEConfig`."""
 
     def official(half, layer):
@@ -105,7 +93,7 @@ def kl16(config):
     return _entries(kl_vae, config, _KL_VAE, official, '.')
 
 
-def dc_ae_f32c32(config):
+def dc_ae_f32c32(config: dc_ae.DCAEConfig) -> list[Entry]:
     """Entries of a `DCAEConfig`. Officially, a stage and its change of scale share one list."""
 
     def official(half, layer):
@@ -124,7 +112,7 @@ def dc_ae_f32c32(config):
     return _entries(dc_ae, config, _DC_AE, official, '.')
 
 
-def maskgit_vqgan(config):
+def maskgit_vqgan(config: vqgan.VQGANConfig) -> list[Entry]:
     """Entries of a `VQGANConfig`; official names are joined by '/'."""
 
     def official(half, layer):
@@ -161,57 +149,16 @@ def _entries(module, config, kinds, official, separator):
     return entries
 
 
-COUNTERS = r'.*\.num_batches_tracked'
-SOURCES = {
-    'kl16': Source(
-        kl16,
-        ('model', 'state_dict'),
+# tokenizer: config -> list of `rules.Entry`
+ENTRIES = {'kl16': kl16, 'dc_ae': dc_ae_f32c32, 'vqgan': maskgit_vqgan}
+# tokenizer: rows (pattern of whole names, why they are not needed)
+IGNORED = {
+    'kl16': (
         (
-            (
-                r'(?!(encoder|decoder|quant_conv|post_quant_conv)\.).*',
-                'of its training (losses, discriminator); the official loader skips unknown names',
-            ),
+            r'(?!(encoder|decoder|quant_conv|post_quant_conv)\.).*',
+            'of its training (losses, discriminator); the official loader skips unknown names',
         ),
     ),
-    'dc_ae': Source(
-        dc_ae_f32c32,
-        ('state_dict',),
-        ((COUNTERS, 'count training batches; the averages are fixed'),),
-    ),
-    'vqgan': Source(maskgit_vqgan, ('params',), ()),
+    'dc_ae': (COUNTERS,),
+    'vqgan': (),
 }
-
-
-def tensors(tokenizer, tree):
-    """The tensors of an official file that a tokenizer needs.
-
-    Args:
-      tokenizer: a key of `SOURCES`.
-      tree: the content of the file; the tensors lie in one of its usual places or at the top.
-
-    Returns:
-      {official name: array} and {name that is left out: why}.
-    """
-    _, places, ignored = SOURCES[tokenizer]
-    flat = rules.flatten(next((tree[p] for p in places if isinstance(tree.get(p), dict)), tree))
-    why = lambda name: next((why for rule, why in ignored if re.fullmatch(rule, name)), None)
-    reasons = {name: why(name) for name in flat}
-    kept = {name: array for name, array in flat.items() if reasons[name] is None}
-    return kept, {name: reason for name, reason in reasons.items() if reason is not None}
-
-
-def params(tokenizer, config, tree, shapes, origin):
-    """Our parameters of an official file.
-
-    Args:
-      tokenizer: a key of `SOURCES`.
-      config: of the tokenizer.
-      tree: the content of the file, e.g. from `torch_files.read`.
-      shapes: `network(config).shapes()`.
-      origin: file name for messages.
-
-    Raises:
-      UserError: names or shapes do not fit, see `rules.to_params`.
-    """
-    kept, _ = tensors(tokenizer, tree)
-    return rules.to_params(SOURCES[tokenizer].entries(config), kept, shapes, origin)

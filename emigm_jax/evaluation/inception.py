@@ -186,11 +186,6 @@ def save(path, params, **facts):
     store.save(path, {'params': params}, {ENTRY: {'variant': VARIANT}, **facts})
 
 
-def is_inception(stored: store.Checkpoint) -> bool:
-    """Whether a checkpoint is one of `save`."""
-    return ENTRY in stored.description
-
-
 def load(path):
     """The `Extractor` of a converted checkpoint, local or gs://.
 
@@ -199,7 +194,11 @@ def load(path):
     """
     if not store.is_checkpoint(path):
         raise UserError(f'{path}: no Inception checkpoint there; `emigm convert` makes one')
-    stored = store.checkpoint(path)
-    if not is_inception(stored):
-        raise UserError(f'{path}: holds no Inception network; `emigm convert` makes one')
+    return of(store.checkpoint(path))
+
+
+def of(stored: store.Checkpoint) -> Extractor:
+    """As `load`, of a checkpoint whose description was read."""
+    if ENTRY not in stored.description:
+        raise UserError(f'{stored.path}: holds no Inception network; `emigm convert` makes one')
     return Extractor(stored.load_part('params'))

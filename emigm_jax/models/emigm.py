@@ -72,6 +72,11 @@ class ModelConfig:
         return self.grid**2
 
     @property
+    def method(self):
+        """Whose recipe the model belongs to, 'emigm' or 'mar': MAR has no shared null token."""
+        return 'emigm' if self.shared_null else 'mar'
+
+    @property
     def compute_dtype(self):
         """The dtype of matrix products."""
         return DTYPES[self.dtype]

@@ -76,11 +76,6 @@ def save(path, codec: Codec, **facts) -> None:
     store.save(path, {'params': codec.params}, {ENTRY: described, **facts})
 
 
-def is_codec(stored: store.Checkpoint) -> bool:
-    """Whether a checkpoint is a tokenizer's."""
-    return ENTRY in stored.description
-
-
 def load(path, dtype: str | None = None, batch: int = 16) -> Codec:
     """The `Codec` of a tokenizer's checkpoint.
 
@@ -94,9 +89,13 @@ def load(path, dtype: str | None = None, batch: int = 16) -> Codec:
     """
     if not store.is_checkpoint(path):
         raise UserError(f'{path}: no tokenizer checkpoint there; `emigm convert` makes one')
-    stored = store.checkpoint(path)
-    if not is_codec(stored):
-        raise UserError(f'{path}: holds no tokenizer')
+    return of(store.checkpoint(path), dtype, batch)
+
+
+def of(stored: store.Checkpoint, dtype: str | None = None, batch: int = 16) -> Codec:
+    """As `load`, of a checkpoint whose description was read."""
+    if ENTRY not in stored.description:
+        raise UserError(f'{stored.path}: holds no tokenizer')
     name, values = stored.description[ENTRY]['name'], stored.description[ENTRY]['config']
     # JSON made lists of the tuples.
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}

@@ -14,9 +14,12 @@ from PIL import Image
 from emigm_jax.checkpoints import runs, store
 from emigm_jax.cli import main
 from emigm_jax.config import recipes
-from emigm_jax.convert import models, recognise, rules, tables
+from emigm_jax.convert import convert as library
+from emigm_jax.convert import kinds, models, rules, sizes, tables
+from emigm_jax.convert.options import NULLS, Kind, Options
 from emigm_jax.core import reveal
 from emigm_jax.errors import UserError
+from emigm_jax.io import paths
 from emigm_jax.io.formats import torch_files
 from emigm_jax.models import emigm
 from emigm_jax.tokenizers import codec
@@ -81,10 +84,46 @@ def test_models_go_in_and_out(file, flags, entry, config, tmp_path):
     same(runs.require(tmp_path / 'again').load_params()[0], params)
 
 
+def test_library(tmp_path):
+    """What the command does, for programs."""
+    file, target = golden.path('emigm_tiny_release.pth'), tmp_path / 'model'
+    dry = library.convert(file, target, heads=4, dry_run=True)
+    assert list(tmp_path.iterdir()) == []
+    done = library.convert(file, target, heads=4)
+    assert (done.kind, done.title, done.parameters) == (Kind.EMIGM, 'emigm, own sizes', 114_528)
+    assert done.left_out == {} and done.facts['weights'] == 'model_ema'
+    same(done.params, dry.params)
+    same(runs.load_params(runs.require(target))[0], done.params)
+    assert library.read(file, Options('mar', heads=4)).kind == Kind.MAR
+    back = library.export(target, tmp_path / 'x.safetensors')
+    assert (back.weights, len(back.tensors)) == ('0.9999', 104)
+    same(torch_files.read(tmp_path / 'x.safetensors'), back.tensors)
+    for options, says in (
+        (dict(kind='emgim'), "did you mean 'emigm'"),
+        (dict(null='latent'), "not 'latent'"),
+        (dict(heads=0), 'heads must be at least 1'),
+        (dict(weights='x'), "no weights 'x'"),
+    ):
+        with pytest.raises(UserError, match=says):
+            library.convert(file, tmp_path / 'y', **options)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['model', 'x.safetensors']
+
+
+def test_every_kind_has_a_row():
+    assert list(kinds.KINDS) == list(Kind)
+    assert set(learned.KINDS) < set(kinds.KINDS)
+
+
+def test_names_that_are_no_strings():
+    """Files of training hold an optimizer, whose parameters are numbered."""
+    with pytest.raises(UserError, match="it holds 'optimizer/0/a', 'None', 'b/c'"):
+        kinds.recognise({'optimizer': {0: {'a': 1}, 1: {}}, None: 2, 'b/c': 3}, 'x.pth')
+
+
 def test_null_token(tmp_path, capsys):
     file = golden.path('emigm_tiny_release.pth')
     tensors = torch_files.read(file)['model_ema']
-    for null in models.NULLS:
+    for null in NULLS:
         target = tmp_path / null
         assert convert(file, target, *HEADS, '--null', null) == 0
         assert f'null token: {null}' in capsys.readouterr().out
@@ -93,16 +132,19 @@ def test_null_token(tmp_path, capsys):
     # The official loader would put `mask_token` in the place of the averaged one.
     back = tmp_path / 'back.safetensors'
     assert convert(tmp_path / 'fake_latent', back, '--to', 'safetensors') == 0
-    for name in models.NULLS:
+    for name in NULLS:
         np.testing.assert_array_equal(torch_files.read(back)[name], tensors['fake_latent'])
 
 
 def test_files_in_a_bucket(tmp_path, monkeypatch):
     """The path of gs:// with a folder for a bucket; whether gs:// itself works is its library's."""
     absolute = store.absolute
-    monkeypatch.setattr(
-        store, 'absolute', lambda path: absolute(str(path).replace('gs://bucket', str(tmp_path)))
-    )
+    for module in (store, paths):
+        monkeypatch.setattr(
+            module,
+            'absolute',
+            lambda path: absolute(str(path).replace('gs://bucket', str(tmp_path))),
+        )
     release = golden.path('emigm_tiny_release.pth')
     (tmp_path / 'x.pth').write_bytes(release.read_bytes())
     assert convert('gs://bucket/x.pth', tmp_path / 'model', *HEADS) == 0
@@ -139,11 +181,12 @@ def test_every_preset_is_recognised_by_its_official_shapes(key):
     tensors = models.official(config, hollow)
     assert len(tensors) == KEYS[key]
     assert sum(t.size for t in tensors.values()) == emigm.PRESETS[key][2] + config.width
-    assert recognise.model_config(tensors, 'x.pth') == config
+    assert sizes.model_config(tensors, 'x.pth') == config
     assert emigm.preset_name(config) == key
     consumed = [name for entry in tables.emigm(config) for name in entry.sources]
     assert sorted([*consumed, 'fake_latent']) == sorted(tensors)
-    assert recognise.kind({'model_ema': tensors}, 'x.pth') == 'masked'
+    places = {'model_ema': tensors}
+    assert kinds.recognise(places, 'x.pth') == {Kind.EMIGM: places, Kind.MAR: places}
 
 
 # (method, image size, size): NFE of fast and best, as the code really runs
@@ -171,7 +214,7 @@ def test_misfits_are_listed_and_nothing_is_written(tmp_path, capsys):
     tensors['left.over'] = np.zeros(3, np.float32)
     del tensors['decoder_blocks.1.mlp.fc1.bias']
     with pytest.raises(rules.Misfit) as caught:
-        models.read({'model_ema': tensors}, 'x.pth', heads=4)
+        models.read({'model_ema': tensors}, 'x.pth', Options(heads=4))
     assert {row[:2] for row in caught.value.rows} == {
         ('missing', 'decoder_blocks.1.mlp.fc1.bias'),
         ('unexpected', 'left.over'),
@@ -179,7 +222,7 @@ def test_misfits_are_listed_and_nothing_is_written(tmp_path, capsys):
     }
     for name, value in {'fake_latent': np.zeros((1, 31)), 'class_emb.weight': 3}.items():
         with pytest.raises(rules.Misfit, match=name):
-            models.read({'model_ema': {**tensors, name: value}}, 'x.pth', heads=4)
+            models.read({'model_ema': {**tensors, name: value}}, 'x.pth', Options(heads=4))
     file = tmp_path / 'x.pth'
     checkpoint_files.write_arrays(file, {'model_ema': tensors})
     line = refusal(capsys, 'convert', file, tmp_path / 'out', *HEADS)
@@ -319,7 +362,7 @@ def test_mar_is_recognised_by_its_official_shapes(size):
     assert tensors['mask_token'].shape == (1, 1, config.width)
     assert len(tensors) == KEYS[256, size]
     assert sum(t.size for t in tensors.values()) == emigm.PRESETS[256, size][2] + config.width
-    assert recognise.model_config(tensors, 'x.pth') == config
+    assert sizes.model_config(tensors, 'x.pth') == config
 
 
 def test_storage_writes_whole_or_not(tmp_path, monkeypatch):

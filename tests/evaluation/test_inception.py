@@ -1,20 +1,22 @@
 """The Inception network of FID: recorded outputs, resizing, and the ways in and out."""
 
 import json
-import pickle
 import re
-import struct
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 
 from emigm_jax.cli import main
-from emigm_jax.convert import inception_tables, recognise, rules
+from emigm_jax.convert import convert as library
+from emigm_jax.convert import inception as names_of
+from emigm_jax.convert import kinds, rules
+from emigm_jax.convert.options import Kind, Options
 from emigm_jax.errors import UserError
 from emigm_jax.evaluation import inception, inception_plan
-from emigm_jax.io.formats import graph_files, torch_files
+from emigm_jax.io.formats import torch_files
 from emigm_jax.nn import functional
 from support import checkpoint_files, golden
 
@@ -160,9 +162,9 @@ def test_images_that_are_none(extractor):
 def test_official_names_and_counts(shapes):
     with open(golden.path('inception_fid_keys.json')) as file:
         names = {name: tuple(shape) for name, shape in json.load(file).items()}
-    entries = inception_tables.entries(inception_tables.TORCH)
+    entries = names_of.entries()
     assert sorted(source for e in entries for source in e.sources) == sorted(names)
-    flat = rules.flatten(shapes)
+    flat = traverse_util.flatten_dict(shapes, sep='/')
     assert sorted(e.path for e in entries) == sorted(flat)
     assert len(names) == len(flat) == 472
     assert len(inception_plan.network()) == 94
@@ -170,29 +172,6 @@ def test_official_names_and_counts(shapes):
     assert recorded == 34_432
     assert functional.parameter_count(shapes) - recorded == 23_850_960
     assert functional.parameter_count(shapes['fc']) == 2_065_392
-
-
-def test_names_of_tensorflow():
-    """Some of each kind of block (the map of torch-fidelity's converter)."""
-    for ours, theirs in {
-        'Conv2d_1a_3x3': 'conv',
-        'Conv2d_4a_3x3': 'conv_4',
-        'Mixed_5b.branch1x1': 'mixed/conv',
-        'Mixed_5b.branch5x5_2': 'mixed/tower/conv_1',
-        'Mixed_5d.branch3x3dbl_3': 'mixed_2/tower_1/conv_2',
-        'Mixed_5d.branch_pool': 'mixed_2/tower_2/conv',
-        'Mixed_6a.branch3x3': 'mixed_3/conv',
-        'Mixed_6a.branch3x3dbl_2': 'mixed_3/tower/conv_1',
-        'Mixed_6d.branch1x1': 'mixed_6/conv',
-        'Mixed_6e.branch7x7dbl_5': 'mixed_7/tower_1/conv_4',
-        'Mixed_7a.branch3x3_1': 'mixed_8/tower/conv',
-        'Mixed_7a.branch7x7x3_4': 'mixed_8/tower_1/conv_3',
-        'Mixed_7b.branch3x3_1': 'mixed_9/tower/conv',
-        'Mixed_7b.branch3x3_2b': 'mixed_9/tower/mixed/conv_1',
-        'Mixed_7c.branch3x3dbl_3a': 'mixed_10/tower_1/mixed/conv',
-        'Mixed_7c.branch_pool': 'mixed_10/tower_2/conv',
-    }.items():
-        assert inception_tables.TENSORFLOW.names[ours] == theirs
 
 
 # --- In and out ----------------------------------------------------------------------------------
@@ -205,113 +184,21 @@ def test_export_is_exact(official, converted, tmp_path):
     assert set(again) == set(official)
     for name, value in official.items():
         np.testing.assert_array_equal(again[name], value, strict=True)
-    assert recognise.kind(again, 'x') == 'inception'
+    assert list(kinds.recognise(again, 'x')) == [Kind.INCEPTION]
 
 
-def test_counters_come_and_go(official, extractor):
+def test_counters_come_and_go(official, extractor, tmp_path):
     """Files saved again from PyTorch modules have `num_batches_tracked`; others do not."""
     counters = {
         name.replace('running_var', 'num_batches_tracked'): np.asarray(7, np.int64)
         for name in official
         if name.endswith('running_var')
     }
-    made = inception_tables.read({**official, **counters}, 'x.pth')
-    assert len(made.left_out) == len(made.counters) == 94
+    made = names_of.read({'': {**official, **counters}}, 'x.pth', Options())
+    assert len(made.left_out) == len(made.facts['counters']) == 94
     same(made.params, extractor.params)
-    tensors = inception_tables.official(made.params, made.counters)
-    same(tensors, {**official, **counters})
-
-
-def of_form(form, params):
-    return rules.to_official(inception_tables.entries(form), params)
-
-
-@pytest.mark.parametrize('wrap', [np.ascontiguousarray, jnp.asarray])
-def test_pickle_of_jax_fid(extractor, wrap, tmp_path, capsys):
-    flat = of_form(inception_tables.JAX_FID, extractor.params)
-    tree = rules.unflatten({name: wrap(value) for name, value in flat.items()})
-    assert set(tree['Mixed_6b']['branch_pool']) == {'conv', 'bn'}
-    file = tmp_path / 'inception_v3_weights_fid.pickle'
-    file.write_bytes(pickle.dumps(tree))
-    made = inception_tables.read(torch_files.read(file), file)
-    same(made.params, extractor.params)
-    assert convert(file, tmp_path / 'out', '--kind', 'inception', '--dry-run') == 0
-    assert 'names of jax-fid, 23,885,392 numbers' in capsys.readouterr().out
-    assert list(tmp_path.iterdir()) == [file]
-
-
-# A serialised GraphDef, written with the few rules of protocol buffers.
-
-
-def varint(value):
-    out = b''
-    while value > 0x7F:
-        out += bytes([value & 0x7F | 0x80])
-        value >>= 7
-    return out + bytes([value])
-
-
-def field(number, value):
-    if isinstance(value, int):
-        return varint(number << 3) + varint(value)
-    return varint(number << 3 | 2) + varint(len(value)) + value
-
-
-def node(name, operation, tensor=None):
-    made = field(1, name.encode()) + field(2, operation.encode()) + field(3, b'an/input')
-    made += field(5, field(1, b'dtype') + field(2, field(6, 1)))
-    if tensor is not None:
-        made += field(5, field(1, b'value') + field(2, field(8, tensor)))
-    return field(1, made)
-
-
-def constant(array, dtype=1):
-    shape = b''.join(field(2, field(1, size)) for size in array.shape)
-    return field(1, dtype) + field(2, shape) + field(4, array.tobytes())
-
-
-def test_graph_of_tensorflow(extractor, tmp_path):
-    tensors = of_form(inception_tables.TENSORFLOW, extractor.params)
-    few = struct.pack('<f', 128.0)
-    file = tmp_path / 'classify_image_graph_def.pb'
-    file.write_bytes(
-        node('DecodeJpeg/contents', 'Placeholder')
-        + node('Sub/y', 'Const', field(1, 1) + field(2, b'') + varint(5 << 3 | 5) + few)
-        + node('ResizeBilinear/size', 'Const', constant(np.zeros(2, np.int32), 3))
-        + b''.join(node(name, 'Const', constant(value)) for name, value in tensors.items())
-        + node('softmax', 'Softmax')
-        + field(4, field(1, 21))
-    )
-    tree = torch_files.read(file)
-    assert tree['Sub/y'] == 128.0 and 'ResizeBilinear/size' not in tree
-    made = inception_tables.read(tree, file)
-    same(made.params, extractor.params)
-    assert set(made.left_out) == {'Sub/y'}
-    file.write_bytes(file.read_bytes()[:1_000_000])
-    assert 'cannot be read as a TensorFlow graph' in checkpoint_files.complaint(file)
-
-
-def test_constants_of_graphs():
-    floats = np.arange(6, dtype=np.float32)
-    sizes = field(2, field(2, field(1, 2)) + field(2, field(1, 3)))
-    for tensor, expected in {
-        field(1, 1) + sizes + field(5, floats.tobytes()): floats.reshape(2, 3),
-        field(1, 1) + sizes + field(5, floats[1:2].tobytes()): np.ones((2, 3)),
-        field(1, 1) + sizes + field(4, floats.tobytes()): floats.reshape(2, 3),
-    }.items():
-        made = graph_files.read_graph(node('a', 'Const', tensor))
-        np.testing.assert_array_equal(made['a'], expected)
-    whole = node('a', 'Const', field(1, 1) + sizes + field(4, floats.tobytes()))
-    for broken in (
-        whole[:-1],
-        node('a', 'Const', field(1, 1) + sizes + field(4, floats[1:].tobytes())),
-        node('a', 'Const', field(1, 1) + sizes + field(5, floats[1:].tobytes())),
-        node('a', 'Const', field(1, 1) + field(2, field(2, field(1, 2**64 - 1)))),
-        field(1, b'\x0b'),
-        field(1, b'\x08' + b'\xff' * 10),
-    ):
-        with pytest.raises(ValueError):
-            graph_files.read_graph(broken)
+    made.save(tmp_path / 'counted')
+    same(names_of.export(tmp_path / 'counted', '').tensors, {**official, **counters})
 
 
 # --- Refusals ------------------------------------------------------------------------------------
@@ -323,7 +210,7 @@ def test_misfits_are_listed_and_nothing_is_written(official, tmp_path, capsys):
     tensors['left.over'] = np.zeros(3, np.float32)
     file = checkpoint_files.write_arrays(tmp_path / 'x.pth', tensors)
     with pytest.raises(rules.Misfit) as caught:
-        inception_tables.read(torch_files.read(file), file)
+        library.read(file)
     rows = caught.value.rows
     assert ('unexpected', 'left.over', '') in rows
     assert sum(problem == 'missing' for problem, _, _ in rows) == 472 - 27

@@ -9,10 +9,9 @@ import types
 import numpy as np
 import pytest
 
-from emigm_jax.convert import inception_tables
+from emigm_jax.convert import convert
 from emigm_jax.evaluation import image_sets, kid, measure, metrics, references
 from emigm_jax.evaluation import statistics as sums
-from emigm_jax.io.formats import torch_files
 from support import golden
 
 pytestmark = pytest.mark.full  # Inception twice over 400 images
@@ -109,7 +108,7 @@ def ours(weights, images, tmp_path_factory):
     made, real = folder / 'made.npz', folder / 'real.npz'
     for path, kind in zip((made, real), images, strict=True):
         np.savez(path, arr_0=kind)
-    network = measure.Network(inception_tables.read(torch_files.read(weights), weights).params)
+    network = measure.Network(convert.read(weights).params)
     names = ('fid', 'inception_score', 'kid', 'precision_recall')
     plan = measure.Plan(names, batch=BATCH, part=2 * BATCH)
     stored = image_sets.stored(real)

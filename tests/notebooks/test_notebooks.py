@@ -222,7 +222,7 @@ def test_cells_of_the_official_weights(image_size, size, monkeypatch, tmp_path):
     hub.snapshot_download = lambda *where: asked.append(where) or 'dc-ae'
     monkeypatch.setitem(sys.modules, 'huggingface_hub', hub)
     monkeypatch.setattr('importlib.util.find_spec', lambda name: hub)
-    monkeypatch.setattr(convert_command, '_import', lambda a: ran.append(a) or 0)
+    monkeypatch.setattr(convert_command, '_convert', lambda a: ran.append(a) or 0)
     monkeypatch.setattr(evaluate_command, '_measured', lambda a: ran.append(a) or 0)
     monkeypatch.chdir(tmp_path)
     data = types.SimpleNamespace(config=types.SimpleNamespace(data=types.SimpleNamespace(name='')))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from emigm_jax.cli import main
-from emigm_jax.convert import recognise, tokenizer_tables
+from emigm_jax.convert import kinds, rules, tokenizer_tables
 from emigm_jax.errors import UserError
 from emigm_jax.io.formats import torch_files
 from emigm_jax.tokenizers import codec
@@ -75,10 +75,11 @@ def test_tokenizers_go_out_and_in(name, tmp_path, monkeypatch):
     codec.save(name, tokenizer, counters=counters)
     assert convert(name, 'x.safetensors', '--to', 'safetensors') == 0
     tensors = torch_files.read('x.safetensors')
-    assert recognise.kind(tensors, 'x') == name
+    assert kinds.recognise(tensors, 'x') == {name: {'': tensors}}
     assert {n: tensors[n] for n in counters} == counters
     config, shapes = tokenizer.tokenizer.config, tokenizer.tokenizer.network.shapes()
-    again = tokenizer_tables.params(name, config, tensors, shapes, 'x')
+    kept = {n: tensor for n, tensor in tensors.items() if n not in counters}
+    again = rules.to_params(tokenizer_tables.ENTRIES[name](config), kept, shapes, 'x')
     same(again, tokenizer.params)
     same(codec.load(name).params, tokenizer.params)
     assert convert(name, 'y.safetensors', '--to', 'safetensors', '--weights', '0.9') == 2

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 
-from emigm_jax.convert import rules, tokenizer_tables
+from emigm_jax.convert import kinds, left_out, rules, tokenizer_tables
 from emigm_jax.errors import UserError
 from emigm_jax.nn import functional
 from emigm_jax.tokenizers import dc_ae, kl_vae, vqgan
@@ -76,8 +77,9 @@ def weights(module, config):
             return 0.2 * normal
         return np.float32(normal / np.sqrt(np.prod(shape[-4:-1])))
 
-    flat = rules.flatten(shapes_of(module, config))
-    return rules.unflatten({path: fill(path, leaf.shape) for path, leaf in flat.items()})
+    flat = traverse_util.flatten_dict(shapes_of(module, config), sep='/')
+    filled = {path: fill(path, leaf.shape) for path, leaf in flat.items()}
+    return traverse_util.unflatten_dict(filled, sep='/')
 
 
 def wrapped(tensors, entry):
@@ -87,12 +89,25 @@ def wrapped(tensors, entry):
 # --- Official files ------------------------------------------------------------------------------
 
 
+def split(tokenizer, tree):
+    """Tensors of the content of a file that are needed, and why others are not."""
+    (tensors,) = kinds.recognise(tree, 'x.ckpt')[tokenizer].values()
+    return left_out.split(tensors, tokenizer_tables.IGNORED[tokenizer])
+
+
+def params_of(tokenizer, config, tree):
+    """Our parameters of the content of a file, of any sizes."""
+    shapes = shapes_of(TINY[tokenizer][0], config)
+    kept, _ = split(tokenizer, tree)
+    return rules.to_params(tokenizer_tables.ENTRIES[tokenizer](config), kept, shapes, 'x.ckpt')
+
+
 @pytest.mark.parametrize('tokenizer', OFFICIAL)
 def test_recorded_outputs(tokenizer):
     module, config, name, entry, _ = OFFICIAL[tokenizer]
     formula, data = golden.formula(), golden.arrays(f'{name}_outputs.npz')
     tree = wrapped(formula.state_dict(golden.path(f'{name}_keys.json')), entry)
-    params = tokenizer_tables.params(tokenizer, config, tree, shapes_of(module, config), name)
+    params = params_of(tokenizer, config, tree)
     params = jax.device_put(params)  # once for all calls
     rows = {  # method, its argument as it was recorded, its result
         'kl16': (
@@ -119,7 +134,7 @@ def test_official_names(tokenizer):
     module, config, name, entry, count = OFFICIAL[tokenizer]
     with open(golden.path(f'{name}_keys.json')) as file:
         names = {k: np.broadcast_to(0, shape) for k, shape in json.load(file).items()}
-    kept, ignored = tokenizer_tables.tensors(tokenizer, wrapped(names, entry))
+    kept, ignored = split(tokenizer, wrapped(names, entry))
     assert len(ignored) == (15 if tokenizer == 'dc_ae' else 0)
     shapes = shapes_of(module, config)
     check_table(tokenizer, config, kept, shapes)
@@ -128,9 +143,9 @@ def test_official_names(tokenizer):
 
 def check_table(tokenizer, config, tensors, shapes):
     """Each official tensor is read once, each of our parameters is made once."""
-    entries = tokenizer_tables.SOURCES[tokenizer].entries(config)
+    entries = tokenizer_tables.ENTRIES[tokenizer](config)
     assert sorted(source for e in entries for source in e.sources) == sorted(tensors)
-    assert sorted(e.path for e in entries) == sorted(rules.flatten(shapes))
+    assert sorted(e.path for e in entries) == sorted(traverse_util.flatten_dict(shapes, sep='/'))
 
 
 def vqgan_names():
@@ -168,30 +183,30 @@ def test_vqgan_official_names():
     assert len(shapes) == 168
     ours = shapes_of(vqgan, config)
     check_table('vqgan', config, shapes, ours)
-    flat = rules.flatten(ours)
-    for entry in tokenizer_tables.SOURCES['vqgan'].entries(config):
+    flat = traverse_util.flatten_dict(ours, sep='/')
+    for entry in tokenizer_tables.ENTRIES['vqgan'](config):
         assert flat[entry.path].shape == shapes[entry.sources[0]], entry
     counts = {part: functional.parameter_count(tree) for part, tree in ours.items()}
     assert counts == {'encoder': 23_775_104, 'decoder': 30_478_339, 'codebook': 262_144}
 
 
 def test_extra_tensors_of_kl16_are_left_out_with_a_reason():
-    params, shapes = weights(kl_vae, KL_TINY), shapes_of(kl_vae, KL_TINY)
+    params = weights(kl_vae, KL_TINY)
     tensors = official_tensors('kl16', KL_TINY, params)
     extra = {**tensors, 'loss.logvar': np.zeros(())}
-    _, ignored = tokenizer_tables.tensors('kl16', {'model': extra})
+    _, ignored = split('kl16', {'model': extra})
     assert list(ignored) == ['loss.logvar'] and 'training' in ignored['loss.logvar']
     for tree in ({'model': extra}, {'state_dict': extra}, extra):
-        again = tokenizer_tables.params('kl16', KL_TINY, tree, shapes, 'x.ckpt')
+        again = params_of('kl16', KL_TINY, tree)
         jax.tree.map(np.testing.assert_array_equal, again, params)
     del tensors['quant_conv.bias']
     with pytest.raises(UserError, match=r'missing quant_conv\.bias$'):
-        tokenizer_tables.params('kl16', KL_TINY, {'model': tensors}, shapes, 'x.ckpt')
+        params_of('kl16', KL_TINY, {'model': tensors})
 
 
 def official_tensors(tokenizer, config, params):
     """Our parameters under their official names, by the table's second direction."""
-    return rules.to_official(tokenizer_tables.SOURCES[tokenizer].entries(config), params)
+    return rules.to_official(tokenizer_tables.ENTRIES[tokenizer](config), params)
 
 
 # --- Small configs -------------------------------------------------------------------------------
@@ -339,7 +354,7 @@ def images_of(features, part, groups=VQ_TINY.groups):
 def test_vqgan_by_its_official_names():
     """Three levels of two blocks and two at the bottom, two changes of scale in each half."""
     params = weights(vqgan, VQ_TINY)
-    tree = rules.unflatten(official_tensors('vqgan', VQ_TINY, params))
+    tree = traverse_util.unflatten_dict(official_tensors('vqgan', VQ_TINY, params), sep='/')
     codebook = tree['quantizer']['codebook']
     images = jax.random.uniform(jax.random.key(2), (2, 32, 32, 3))  # compiled for others, too
     features = features_of(images, tree['encoder'])

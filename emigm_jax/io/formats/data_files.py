@@ -38,7 +38,10 @@ _HEAD = 1024  # bytes; more than shape and dtype of an array take
 
 
 def read_safetensors(mapping):
-    """An uint64 length, a JSON header of that length, and the data its offsets refer to."""
+    """An uint64 length, a JSON header of that length, and the data its offsets refer to.
+
+    The library's own loader for NumPy (safetensors 0.8) copies every array and knows no float8.
+    """
     start = 8 + int.from_bytes(mapping[:8], 'little')
     header = json.loads(mapping[8:start])
     data = memoryview(mapping)[start:]
@@ -66,22 +69,25 @@ def write_safetensors(path, tensors):
     folder = None if files.remote(path) else os.path.dirname(path)
     try:
         with tempfile.TemporaryDirectory(prefix='.partial-', dir=folder) as folder:
-            whole = os.path.join(folder, 'whole')
-            numpy.save_file(tensors, whole)
+            partial = os.path.join(folder, 'partial')
+            numpy.save_file(tensors, partial)
             if files.remote(path):
-                with open(whole, 'rb') as f:
+                with open(partial, 'rb') as f:
                     files.write(path, iter(lambda: f.read(2**24), b''))
             else:
-                os.replace(whole, path)
+                os.replace(partial, path)
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f'{path}: cannot be written ({" ".join(str(error).split())})') from error
 
 
 def read_msgpack(mapping):
-    """flax.serialization.to_bytes: msgpack with arrays and scalars as extension types."""
+    """flax.serialization.to_bytes: msgpack with arrays and scalars as extension types.
+
+    flax.serialization.msgpack_restore copies each array once more, so that a file of one array
+    takes twice its size, and lets records and unknown extension types through.
+    """
     # Lists are as long as the rank of an array: a header may not make room for millions.
-    tree = msgpack.unpackb(mapping, ext_hook=_extension, max_array_len=2**16)
-    return _joined(tree)
+    return _joined(msgpack.unpackb(mapping, ext_hook=_extension, max_array_len=2**16))
 
 
 def _extension(code, data):
@@ -89,27 +95,14 @@ def _extension(code, data):
         return complex(*msgpack.unpackb(data))
     if code not in (1, 3):
         raise ValueError(f'unknown extension type {code}')
-    shape, name, raw = _parts(data)
-    value = arrays.array(raw, arrays.DTYPES[name], shape)
-    return value if code == 1 else value[()]
-
-
-def _parts(data):
-    """(shape, dtype name, bytes) of an array, the bytes as a view: they may be gigabytes."""
     head = msgpack.Unpacker(max_buffer_size=_HEAD)
     head.feed(data[:_HEAD])
-    try:
-        if head.read_array_header() != 3:
-            raise ValueError('an array has no shape, dtype and bytes')
-        shape, name, start = head.unpack(), head.unpack(), head.tell()
-    except msgpack.OutOfData as error:
-        raise ValueError('an array ends before its shape and dtype do') from error
-    width = {0xC4: 1, 0xC5: 2, 0xC6: 4}[data[start]]  # of the length of bytes, big-endian
-    begin = start + 1 + width
-    length = int.from_bytes(data[start + 1 : begin], 'big')
-    if begin + length != len(data):
-        raise ValueError('an array does not end where its bytes do')
-    return shape, name, memoryview(data)[begin:]
+    head.read_array_header()
+    shape, name, start = head.unpack(), head.unpack(), head.tell()
+    # The bytes stay where they are, as they may be gigabytes; their own header is skipped.
+    start += {0xC4: 2, 0xC5: 3, 0xC6: 5}[data[start]]
+    value = arrays.array(memoryview(data)[start:], arrays.DTYPES[name], shape)
+    return value if code == 1 else value[()]
 
 
 def _joined(tree):
@@ -119,11 +112,7 @@ def _joined(tree):
     tree = {key: _joined(value) for key, value in tree.items()}
     if _CHUNKED not in tree:
         return tree
-    parts, shape = (tree[part] for part in ('chunks', 'shape'))
-    shape = [shape[str(i)] for i in range(len(shape))]
-    sizes = [parts[str(i)].size for i in range(len(parts))]
-    whole, start = np.empty(sum(sizes), parts['0'].dtype), 0
-    for i, size in enumerate(sizes):
-        whole[start : start + size] = parts.pop(str(i))  # let go of, so that memory holds it once
-        start += size
-    return arrays.array(memoryview(whole.view(np.uint8)), whole.dtype, shape)
+    shape, chunks = ([tree[k][str(i)] for i in range(len(tree[k]))] for k in ('shape', 'chunks'))
+    array = np.concatenate(chunks).reshape(shape)
+    array.flags.writeable = False
+    return array

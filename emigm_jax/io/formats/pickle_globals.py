@@ -149,13 +149,6 @@ def _frombuffer(raw, dtype, shape, order):
     return Array(array(raw, expect(dtype, Dtype).value, expect(shape, tuple), order))
 
 
-def _jax_array(_function, _arguments, state, _abstract):
-    """A JAX array, which pickles as what its numpy copy is rebuilt from."""
-    made = Array()
-    _build_array(made, state)
-    return made
-
-
 def _scalar(dtype, raw):
     return array(expect(raw, bytes), expect(dtype, Dtype).value, ())[()]
 
@@ -190,7 +183,6 @@ CALLS = {
     'argparse.Namespace': lambda: _Namespace(),
     '_codecs.encode': _encode,
     'numpy.dtype': _dtype,
-    'jax._src.array._reconstruct_array': _jax_array,
 }
 # The same things under the names that different versions of Python and numpy gave them.
 for _home in ('__builtin__', 'builtins'):

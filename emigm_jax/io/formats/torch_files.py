@@ -1,8 +1,8 @@
 """Reads other projects' checkpoints as plain trees of numpy arrays, without running any of them.
 
 Formats are told apart by content, not by name: PyTorch files (the zip archive and the older bare
-pickles), safetensors, Flax msgpack files, frozen TensorFlow graphs and plain pickles of numpy
-arrays. Pickles go through the interpreter of `pickles`; PyTorch, h5py and the like are not needed.
+pickles), safetensors, Flax msgpack files and plain pickles of numpy arrays. Pickles go through the
+interpreter of `pickles`; PyTorch, h5py and the like are not needed.
 
 Files are memory-mapped. Wherever a file holds the numbers as they are, the arrays are read-only
 views of it that cost no memory until they are used, and so the file must stay as it is meanwhile.
@@ -15,10 +15,11 @@ import struct
 import zipfile
 import zlib
 
+import msgpack
 import numpy as np
 
 from emigm_jax.errors import UserError
-from emigm_jax.io.formats import arrays, data_files, graph_files, local_files, pickles
+from emigm_jax.io.formats import arrays, data_files, local_files, pickles
 
 # What readers raise on malformed data; everything else is a bug and shows as one.
 _DAMAGE = (
@@ -31,6 +32,7 @@ _DAMAGE = (
     EOFError,
     NotImplementedError,
     struct.error,
+    msgpack.OutOfData,
 )
 
 
@@ -223,7 +225,6 @@ _FORMATS = (
     ('safetensors', _is_safetensors, data_files.read_safetensors),
     ('a pickle', _is_pickle, _read_pickle),
     ('Flax msgpack', _is_msgpack, data_files.read_msgpack),
-    ('a TensorFlow graph', graph_files.is_graph, graph_files.read_graph),
 )
 
 _FOREIGN = (
@@ -240,5 +241,4 @@ _FOREIGN = (
 def _foreign(mapping):
     head = mapping[:512]
     what = next((what for pattern, what in _FOREIGN if re.match(pattern, head)), 'of unknown kind')
-    known = '.pth, .ckpt, .safetensors, msgpack, pickle or a TensorFlow .pb'
-    return f'is no checkpoint but {what} (expected {known})'
+    return f'is no checkpoint but {what} (expected .pth, .ckpt, .safetensors, msgpack or a pickle)'

@@ -1,0 +1,64 @@
+"""Official tokenizers -> our checkpoints, and back."""
+
+import pathlib
+
+from emigm_jax.checkpoints import store
+from emigm_jax.convert import left_out, rules, tokenizer_tables
+from emigm_jax.convert.conversion import Conversion, Export
+from emigm_jax.convert.options import Kind, Options
+from emigm_jax.io.formats import local_files, torch_files
+from emigm_jax.tokenizers import codec, learned
+from emigm_jax.tokenizers.codec import Codec
+
+
+def read(kind: Kind, places: dict, source: str, options: Options) -> Conversion:
+    """Converts the content of an official file of a tokenizer.
+
+    Args:
+      kind: a key of `learned.KINDS`.
+      places: {entry of the file: {official name: array}}; the first one is read.
+      source: for messages, and to look for the name that a Hugging Face folder calls itself.
+      options: none of them applies.
+
+    Raises:
+      rules.Misfit: tensors are missing, unexpected or misshapen.
+      UserError: there are options.
+    """
+    options.refuse('a tokenizer')
+    tokenizer = learned.published(kind)
+    config = tokenizer.config
+    tensors = next(iter(places.values()))
+    kept, unused = left_out.split(tensors, tokenizer_tables.IGNORED[kind])
+    shapes = tokenizer.network.shapes()
+    origin = f'{source}{_own_name(source)}'
+    params = rules.to_params(tokenizer_tables.ENTRIES[kind](config), kept, shapes, origin)
+    return Conversion(
+        kind=kind,
+        origin=origin,
+        title=tokenizer.spec.title,
+        details=f'numbers in {len(kept)} tensors, stride {config.stride}',
+        params=params,
+        facts={
+            'source': {'file': pathlib.Path(source).name},
+            'counters': left_out.counters(tensors, unused),
+        },
+        writer=lambda target, params, facts: codec.save(target, Codec(tokenizer, params), **facts),
+        left_out=unused,
+    )
+
+
+def _own_name(source):
+    """', which calls itself ...' of a Hugging Face folder whose config.json has a name, or ''."""
+    if not local_files.exists(f'{source}/config.json'):
+        return ''
+    name = torch_files.read_config(source).get('model_name')
+    return f', which calls itself {name!a}' if name else ''
+
+
+def export(source: str, stored: store.Checkpoint, weights: str) -> Export:
+    """Our checkpoint under official names, bit for bit; a tokenizer has one set of weights."""
+    Options(weights=weights).refuse('a tokenizer')
+    loaded = codec.of(stored)
+    entries = tokenizer_tables.ENTRIES[loaded.spec.kind](loaded.tokenizer.config)
+    counted = left_out.counted(stored.description)
+    return Export(source, rules.to_official(entries, loaded.params) | counted)
