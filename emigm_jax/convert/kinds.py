@@ -43,7 +43,7 @@ KINDS = {
         'the Inception network of FID', 'Conv2d_1a_3x3.conv.weight', ('',), inception.read
     ),
 }
-# entry of a checkpoint's description: (source, `store.Checkpoint`, weights) -> `Export`; '' for models
+# entry of a checkpoint's description, '' for models: (source, `Checkpoint`, weights) -> `Export`
 EXPORTS = {INCEPTION: inception.export, codec.ENTRY: tokenizers.export, '': models.export}
 
 

@@ -22,7 +22,7 @@ from emigm_jax.errors import UserError
 from emigm_jax.io import paths
 from emigm_jax.io.formats import torch_files
 from emigm_jax.models import emigm
-from emigm_jax.tokenizers import codec
+from emigm_jax.tokenizers import codec, learned
 from support import checkpoint_files, golden
 from support.small_tokenizers import small
 
