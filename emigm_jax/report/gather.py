@@ -70,20 +70,11 @@ def _run(folder):
     """The run in one folder, or None."""
     config = files.read_json(folder / CONFIG) or {}
     config = config if {'model', 'training'} <= config.keys() else {}  # or of something else
-    if config or (folder / METRICS).exists():
-        return _trained(folder, config)
-    measured, notes = _measurements([folder])
-    return _evaluated(folder, measured, notes) if measured else None
-
-
-def _evaluated(folder, measured, notes):
-    return Run(folder.name, str(folder), False, measurements=tuple(measured), notes=tuple(notes))
-
-
-def _trained(folder, config):
-    exists = (folder / METRICS).exists()
-    text = (folder / METRICS).read_bytes().decode('utf-8', 'replace') if exists else ''
-    lines, evaluations, notes = parse.metrics(text)
+    if not config and not (folder / METRICS).exists():
+        measured, notes = _measurements([folder])
+        return _evaluated(folder, measured, notes) if measured else None
+    text = (folder / METRICS).read_bytes() if (folder / METRICS).exists() else b''
+    lines, evaluations, notes = parse.metrics(text.decode('utf-8', 'replace'))
     if not lines and not notes:
         notes = ['no line of training metrics yet']
     results = [child for child in _children(folder) if (child / RESULT).exists()]
@@ -93,8 +84,8 @@ def _trained(folder, config):
     size = parse.image_size(settings)
     sized = lambda e: dataclasses.replace(e, image_size=size or e.image_size)
     return Run(
-        name=folder.name,
-        path=str(folder),
+        folder.name,
+        str(folder),
         settings=settings,
         lines=tuple(lines),
         evaluations=tuple(map(sized, evaluations)),
@@ -103,6 +94,10 @@ def _trained(folder, config):
         grid_count=count,
         notes=(*notes, *left_out, *unreadable),
     )
+
+
+def _evaluated(folder, measured, notes):
+    return Run(folder.name, str(folder), False, measurements=tuple(measured), notes=tuple(notes))
 
 
 def _measurements(folders):
@@ -138,15 +133,10 @@ def _joined(folder, runs):
             models.setdefault(run.measurements[0].content or run.path, []).append(run)
     joined = []
     for same in models.values():
-        whole = len(models) == 1 and len(same) > 1
-        joined.append(
-            dataclasses.replace(
-                same[0],
-                path=str(folder) if whole else same[0].path,
-                measurements=tuple(e for run in same for e in run.measurements),
-                notes=tuple(note for run in same for note in run.notes),
-            )
-        )
+        path = folder if len(models) == 1 and len(same) > 1 else same[0].path
+        measured = [e for run in same for e in run.measurements]
+        notes = [note for run in same for note in run.notes]
+        joined.append(_evaluated(absolute(path), measured, notes))
     return joined
 
 

@@ -1,5 +1,6 @@
 """Writes a report into a folder, local or gs://, whole or not at all."""
 
+import contextlib
 import os
 import re
 
@@ -42,18 +43,27 @@ def write(folder, page: str, pictures: dict[str, bytes]) -> None:
             if (place / name).exists():
                 reason = f'has a {name} that is not of a report; choose another --out'
                 raise UserError(f'{folder}: {reason}')
-        place.mkdir(parents=True, exist_ok=True)
-        partial = {name: place / f'.{name}.{os.getpid()}.partial' for name in contents}
-        try:
+        if files.remote(place):  # where renaming is copying, and an object appears as a whole
             for name, content in contents.items():
-                partial[name].write_bytes(content)
-            for name in contents:
-                partial[name].replace(place / name)
-        finally:
-            for path in partial.values():
-                path.unlink(missing_ok=True)
+                files.write(place / name, [content])
+        else:
+            _replace(place, contents)
         for name in earlier - contents.keys():
             (place / name).unlink(missing_ok=True)
+
+
+def _replace(place, contents):
+    place.mkdir(parents=True, exist_ok=True)
+    partial = {name: place / f'.{name}.{os.getpid()}.partial' for name in contents}
+    try:
+        for name, content in contents.items():
+            partial[name].write_bytes(content)
+        for name in contents:
+            partial[name].replace(place / name)
+    finally:
+        for path in partial.values():
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
 
 
 def _earlier(place):

@@ -16,6 +16,7 @@ from PIL import Image
 from emigm_jax.cli import main
 from emigm_jax.config import published
 from emigm_jax.errors import UserError
+from emigm_jax.io.paths import absolute
 from emigm_jax.report import gather, page, panels, parse, plots, tables, write
 from support import synthetic_runs as synthetic
 
@@ -521,6 +522,21 @@ def test_reports_of_many_pictures_are_replaced_too(tmp_path):
     write.write(tmp_path / 'out', head, dict.fromkeys(names, b''))
     write.write(tmp_path / 'out', head, dict.fromkeys(names[:7], b''))
     assert len(list((tmp_path / 'out').iterdir())) == 8
+
+
+def test_a_report_in_a_bucket_is_replaced_too(bucket):
+    entry = f'<meta name="{write.FILES}" content="a.png b.png"><title>'
+    write.write(f'{bucket}/out', entry, {'a.png': b'1', 'b.png': b'2'})
+    write.write(f'{bucket}/out', entry, {'a.png': b'3'})
+    out = absolute(f'{bucket}/out')
+    assert sorted(path.name for path in out.iterdir()) == ['a.png', 'report.html']
+    assert (out / 'a.png').read_bytes() == b'3'
+
+
+def test_one_measurement_with_an_error_bar_is_drawn_without_a_warning(tmp_path):
+    run = only(synthetic.evaluated(tmp_path / 'a', 4.0, '16x1.2', 0.1))
+    for panel in panels.against_cost([run]):
+        assert plots.png(panel, ['a'])
 
 
 def test_refusals(tmp_path, capsys, monkeypatch):
