@@ -16,7 +16,10 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['emigm_jax', 'emigm_jax.*']),
-    package_data={'emigm_jax.data': ['imagenet_classes.txt']},
+    package_data={
+        'emigm_jax.data': ['imagenet_classes.txt'],
+        'emigm_jax.report': ['page.html.jinja'],
+    },
     python_requires='>=3.11',
     install_requires=[
         'absl-py',
@@ -48,6 +51,7 @@ setup(
             'tensorflow-datasets',
             'array_record',
             'matplotlib',
+            'jinja2',
             'nbclient',
             'nbformat',
             'ipykernel',
@@ -59,7 +63,7 @@ setup(
         'tpu': ['jax[tpu]'],
         'cuda': ['jax[cuda12]'],
         'gcs': ['etils[epath-gcs]'],
-        'report': ['matplotlib'],
+        'report': ['matplotlib', 'jinja2'],
         'aot': ['jax[tpu]'],  # for its libtpu: compiles for TPUs that are not there
         'tfds': ['tensorflow-datasets', 'array_record'],
     },

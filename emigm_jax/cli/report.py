@@ -24,6 +24,7 @@ def run(argv):
     arguments = parser.parse_args(argv)
 
     import datetime
+    import functools
 
     import tqdm
 
@@ -31,13 +32,13 @@ def run(argv):
 
     write.check(arguments.out)
     runs = gather.gather(arguments.runs)
-    made = datetime.datetime.now().astimezone().strftime('%Y-%m-%d %H:%M %Z')
-    with tqdm.tqdm(total=page.count(runs), unit=' figures', disable=None) as bar:
-        text, pictures = page.build(runs, made, bar.update)
+    date = datetime.datetime.now().astimezone().strftime('%Y-%m-%d %H:%M %Z')
+    progress = functools.partial(tqdm.tqdm, unit=' figures', disable=None)
+    text, pictures = page.build(runs, date, progress)
     write.write(arguments.out, text, pictures)
-    for found in runs:
-        for note in found.notes:
-            print(f'{found.name}: {note}')
+    for run in runs:
+        for note in run.notes:
+            print(f'{run.name}: {note}')
     many = lambda count, word: f'{count} {word}{"s" if count != 1 else ""}'
     print(
         f'{many(len(runs), "run")}, {many(len(pictures), "picture")} -> '

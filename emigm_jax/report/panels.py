@@ -4,32 +4,23 @@ A panel exists only where there is something to see. Where a part has none, a se
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
 from emigm_jax.config import published
-from emigm_jax.report.runs import SCORES
+from emigm_jax.report.runs import SCORES, Run
 
 
-@dataclasses.dataclass(frozen=True)
-class Curve:
-    """Numbers of one run."""
+class Curve(NamedTuple):
+    """Points of one run, or published ones of one model."""
 
-    run: int  # its position in the report, which decides its colour
-    x: np.ndarray
-    y: np.ndarray
-    kind: str = 'line'  # line; measured: diamonds; joined: diamonds on a line
-    error: np.ndarray | None = None  # of y, one standard error
-
-
-@dataclasses.dataclass(frozen=True)
-class Mark:
-    """A published point."""
-
-    name: str
-    x: float
-    y: float
-    ours: bool  # a model that this package trains, or another method
+    run: int | None  # its position in the report, which decides its colour; None: published
+    x: np.ndarray  # (n,)
+    y: np.ndarray  # (n,)
+    kind: str = 'line'  # a key of `plots.KINDS`
+    error: np.ndarray | None = None  # (n,) one standard error of y
+    name: str = ''  # written beside published points
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +31,7 @@ class Panel:
     title: str
     x: str  # axis labels, with units
     y: str
-    curves: tuple  # Curve
-    marks: tuple = ()  # Mark
+    curves: list[Curve]
     levels: tuple = ()  # values of y, drawn as lines across
     log_x: bool = False
     log_y: bool = False
@@ -59,227 +49,187 @@ TRAINING = {
     'images_per_second': ('Speed of training', 'images per second', False, True),
 }
 STEPS = 'training step'
-_NFE = 'NFE (network evaluations per image)'
-_SECONDS = 'seconds per image'
-_SIZES = {'xs': 'XS', 's': 'S', 'b': 'B', 'l': 'L', 'h': 'H'}
-_METHODS = {'emigm': 'eMIGM', 'mar': 'MAR'}
+# attribute of an evaluation: (title, x axis, caption, {image size: where the paper has points})
+_COSTS = {
+    'nfe': (
+        'NFE',
+        'NFE (network evaluations per image)',
+        'A guided step counts twice, as in the paper; its diffusion head is not counted.',
+        {256: 'Table 2', 512: 'Table 3'},
+    ),
+    'seconds': (
+        'time per image',
+        'seconds per image',
+        'Ours: the whole command, with compilation and measuring, on its own device.',
+        {
+            256: 'text on Figure 4c ("about"; one A100, batches of 256)',
+            512: 'Table 10 (one A100, batches of 256)',
+        },
+    ),
+}
 
 
-def training(runs):
+def training(runs: list[Run]) -> list[Panel]:
     """Panels of the curves of training."""
     panels = []
-    for name, (title, label, logarithmic, whole) in TRAINING.items():
-        columns = [run.column(name) for run in runs]
-        curves = tuple(Curve(i, x, y) for i, (x, y) in enumerate(columns) if len(x))
+    for name, (title, label, log, whole) in TRAINING.items():
+        curves = [Curve(i, *run.column(name)) for i, run in enumerate(runs)]
+        curves = [curve for curve in curves if len(curve.x)]
+        log_y = log and _spans(curves, 10)
         if curves:
-            panels.append(
-                Panel(
-                    name,
-                    title,
-                    STEPS,
-                    label,
-                    curves,
-                    log_y=logarithmic and _spans_a_decade(curves),
-                    whole=whole,
-                )
-            )
+            panels.append(Panel(name, title, STEPS, label, curves, log_y=log_y, whole=whole))
     return panels
 
 
-def _spans_a_decade(curves):
-    values = np.concatenate([curve.y for curve in curves])
-    return _positive(curves) and bool(values.max() > 10 * values.min())
+def _spans(curves, factor, axis='y'):
+    """Whether values need a logarithm and have one; the FID of a set to itself may be -1e-6."""
+    values = [value for curve in curves for value in getattr(curve, axis)] or [1.0]
+    return bool(min(values) > 0 and max(values) > factor * min(values))
 
 
-def _positive(curves):
-    """Whether all values have a logarithm; the FID of a set to itself may be -1e-6."""
-    return all((curve.y > 0).all() for curve in curves)
+def _has_a_course(panel):
+    """Whether a run has values at several x."""
+    points = {(curve.run, x) for curve in panel.curves for x in curve.x if curve.run is not None}
+    return len(points) > len({run for run, _ in points})
 
 
-def over_steps(runs):
+def _curves(run, evaluations, name, attribute, kind):
+    """The curve of a score over an attribute, as a list: empty without evaluations."""
+    group = sorted(evaluations, key=lambda e: getattr(e, attribute))
+    x = np.array([getattr(e, attribute) for e in group], np.float64)
+    y = np.array([e.scores[name] for e in group])
+    errors = [e.scores.get('fid_standard_error', 0.0) for e in group if name == 'fid']
+    return [Curve(run, x, y, kind, np.array(errors) if any(errors) else None)] * bool(group)
+
+
+def over_steps(runs: list[Run]) -> list[Panel]:
     """Panels of scores over training steps: in training, and diamonds of `emigm evaluate`."""
-    panels = []
-    for name in SCORES:
-        for pixels in (False, True):
-            found = _score_panel(runs, name, pixels)
-            if found is not None:
-                panels.append(found)
-    return panels
+    panels = [_over_steps(runs, name, pixels) for name in SCORES for pixels in (False, True)]
+    return [panel for panel in panels if _has_a_course(panel)]
 
 
-def _score_panel(runs, name, pixels):
-    curves, levels = [], {}
-    of_kind = lambda evaluations: [
-        e for e in evaluations if e.pixels == pixels and e.step and name in e.scores
-    ]
+def _over_steps(runs, name, pixels):
+    curves, levels, score = [], {}, SCORES[name]
     for i, run in enumerate(runs):
         for evaluations, kind in ((run.evaluations, 'line'), (run.measurements, 'measured')):
-            kept = sorted(of_kind(evaluations), key=lambda e: e.step)
-            if kept:
-                curves.append(_curve(i, kept, name, [e.step for e in kept], kind))
-            for e in kept:
-                if name in e.real:
-                    levels[f'{e.real[name]:.6g}'] = e.real[name]
-    if not _grows(runs, curves):
-        return None
-    score = SCORES[name]
-    of_pixels = pixels and name != 'frechet_distance'
-    caption = f'{"Less" if score.less else "More"} is better.'
+            kept = [e for e in evaluations if e.pixels == pixels and e.step and name in e.scores]
+            curves += _curves(i, kept, name, 'step', kind)
+            levels |= {f'{e.real[name]:.6g}': e.real[name] for e in kept if name in e.real}
+    few = ' (FID of few images lies above that of many)' * (name == 'fid')
     kinds = {curve.kind for curve in curves}
-    if 'line' in kinds:
-        few = ' (FID of few images lies above that of many)' if name == 'fid' else ''
-        caption += f' Lines: while training{few}.'
-    if 'measured' in kinds:
-        caption += ' Diamonds: emigm evaluate.'
-    if levels:
-        caption += ' Dashed: one half of the real images against the other.'
+    sentences = (
+        (True, f'{"Less" if score.less else "More"} is better.'),
+        ('line' in kinds, f'Lines: while training{few}.'),
+        ('measured' in kinds, 'Diamonds: emigm evaluate.'),
+        (levels, 'Dashed: one half of the real images against the other.'),
+    )
+    of_pixels = pixels and name != 'frechet_distance'
     return Panel(
-        f'{name}_of_pixels_over_steps' if of_pixels else f'{name}_over_steps',
-        f'{score.title}{" of pixels" if of_pixels else ""} over training',
+        f'{name}{"_of_pixels" * of_pixels}_over_steps',
+        f'{score.title}{" of pixels" * of_pixels} over training',
         STEPS,
         score.label,
-        tuple(curves),
+        curves,
         levels=tuple(levels.values()),
-        log_y=score.less and _spans_a_decade(curves),
+        log_y=score.less and min(levels.values(), default=1) > 0 and _spans(curves, 10),
+        caption=' '.join(sentence for holds, sentence in sentences if holds),
+    )
+
+
+def against_cost(runs: list[Run]) -> list[Panel]:
+    """Panels of FID (of pixels: Fréchet distance) against NFE and against seconds per image."""
+    panels = []
+    for score in ('fid', 'frechet_distance'):
+        for attribute in _COSTS:
+            known = lambda e, has=(score, attribute): has[0] in e.scores and getattr(e, has[1])
+            by_run = [list(filter(known, run.measurements)) for run in runs]
+            sizes = {e.image_size for own in by_run for e in own}
+            for size in sorted(sizes, key=lambda size: size or 0):
+                of_size = [[e for e in own if e.image_size == size] for own in by_run]
+                panels.append(_against_cost(of_size, score, attribute, size))
+    return [panel for panel in panels if any(c.name for c in panel.curves) or _has_a_course(panel)]
+
+
+def _against_cost(by_run, score, attribute, size):
+    curves, fid = [], score == 'fid'
+    for run, evaluations in enumerate(by_run):
+        groups = {}  # of the same weights, joined by a line; those of unknown weights stand alone
+        for number, e in enumerate(evaluations):
+            key = (e.content, e.weights, e.images, e.reference) if e.content else number
+            groups.setdefault(key, []).append(e)
+        for group in groups.values():
+            kind = 'joined' if len(group) > 1 else 'measured'
+            curves += _curves(run, group, score, attribute, kind)
+    paper = published_curves(attribute, size) if fid else []
+    title, label, caption, origins = _COSTS[attribute]
+    if paper:
+        caption += (
+            f' Grey: as arXiv 2503.07197, {origins[size]}, gives them; crosses: other methods.'
+        )
+    elif fid and size is None:
+        caption += ' The image size is not known, so there is nothing of the paper beside it.'
+    return Panel(
+        f'{score}_against_{attribute}{f"_{size}" if size else ""}',
+        f'{SCORES[score].title} against {title}{f" at {size} pixels" if size and fid else ""}',
+        label,
+        SCORES[score].label,
+        curves + paper,
+        log_x=_spans(curves + paper, 1 if paper else 3, 'x'),
+        log_y=bool(paper) and _spans(curves + paper, 1),
         caption=caption,
     )
 
 
-def _grows(runs, curves):
-    """Whether a run has values at several x, so that there is a course to see."""
-    seen = [{x for c in curves if c.run == i for x in c.x} for i in range(len(runs))]
-    return any(len(xs) > 1 for xs in seen)
+def published_rows(size: int | None) -> list[tuple]:
+    """What the paper's tables have at an image size, our methods first; None where they have none.
 
-
-def _curve(run, evaluations, name, x, kind):
-    error = [e.scores.get('fid_standard_error', 0.0) if name == 'fid' else 0.0 for e in evaluations]
-    return Curve(
-        run,
-        np.array(x, np.float64),
-        np.array([e.scores[name] for e in evaluations]),
-        kind,
-        np.array(error) if any(error) else None,
-    )
-
-
-def against_cost(runs):
-    """Panels of FID (of pixels: Fréchet distance) against NFE and against seconds per image."""
-    panels = []
-    for score in ('fid', 'frechet_distance'):
-        for attribute, label, marks in (
-            ('nfe', _NFE, marks_by_nfe),
-            ('seconds', _SECONDS, marks_by_seconds),
-        ):
-            panels += _cost_panels(runs, score, attribute, label, marks)
-    return panels
-
-
-def _cost_panels(runs, score, attribute, label, marks):
-    known = lambda e: getattr(e, attribute) is not None and score in e.scores
-    sizes = {e.image_size for run in runs for e in run.measurements if known(e)}
-    short = {'nfe': 'NFE', 'seconds': 'time per image'}[attribute]
-    panels = []
-    for size in sorted(sizes, key=lambda size: size or 0):
-        curves = tuple(
-            curve
-            for i, run in enumerate(runs)
-            for curve in _cost_curves(i, run, size, known, score, attribute)
-        )
-        beside = marks(size) if score == 'fid' else ()
-        values = [x for curve in curves for x in curve.x]
-        if not beside and not _grows(runs, curves):
-            continue
-        pixels = f' at {size} pixels' if size and score == 'fid' else ''
-        panels.append(
-            Panel(
-                f'{score}_against_{attribute}' + (f'_{size}' if size else ''),
-                f'{SCORES[score].title} against {short}{pixels}',
-                label,
-                SCORES[score].label,
-                curves,
-                marks=beside,
-                log_x=len(beside) > 0 or max(values) > 3 * min(values),
-                log_y=len(beside) > 0 and _positive(curves),
-                caption=_cost_caption(attribute, beside, size, score),
-            )
-        )
-    return panels
-
-
-def _cost_curves(index, run, size, known, score, attribute):
-    """Measurements of the same weights are joined, others stand alone."""
-    groups = {}
-    for number, e in enumerate(run.measurements):
-        if known(e) and e.image_size == size:
-            key = (e.content, e.weights, e.images, e.reference) if e.content else number
-            groups.setdefault(key, []).append(e)
-    for found in groups.values():
-        found.sort(key=lambda e: getattr(e, attribute))
-        x = [getattr(e, attribute) for e in found]
-        yield _curve(index, found, score, x, 'joined' if len(found) > 1 else 'measured')
-
-
-def _cost_caption(attribute, marks, size, score):
-    if attribute == 'nfe':
-        caption = 'A guided step counts twice, as in the paper; its diffusion head is not counted.'
-    else:
-        caption = 'Ours: the whole command, with compilation and measuring, on its own device.'
-        if marks:
-            caption += ' The paper: one A100, batches of 256.'
-    if marks:
-        where = {256: 'Table 2', 512: 'Table 3'}[size]
-        if attribute == 'seconds':
-            where = {256: 'the text on Figure 4c ("about")', 512: 'Table 10'}[size]
-        caption += f' Grey: as arXiv 2503.07197, {where}, gives them; crosses: other methods.'
-    elif score == 'fid':
-        caption += ' The image size is not known, so there is nothing of the paper beside it.'
-    return caption
-
-
-def marks_by_nfe(size):
-    """The paper's points (NFE, FID) at an image size: eMIGM and MAR, then the others."""
-    ours = tuple(
-        Mark(f'{_METHODS[method]}-{_SIZES[name]}', published.evaluations(row.nfe), row.fid, True)
+    Returns:
+      [(model, millions of parameters, NFE label, FID, sFID, Inception Score, precision, recall)].
+    """
+    titles = {'emigm': 'eMIGM', 'mar': 'MAR'}
+    ours = [
+        (f'{titles[method]}-{name.upper()}', published.PARAMETERS[method, size, name], *row)
         for (method, image_size, name, _), row in published.ROWS.items()
         if image_size == size
-    )
+    ]
     others = published.OTHERS.get(size, ())
-    return ours + tuple(
-        Mark(row.name, published.evaluations(row.nfe), row.fid, False) for row in others
-    )
+    return ours + [(row.name, row.parameters, row.nfe, row.fid, *[None] * 4) for row in others]
 
 
-def marks_by_seconds(size):
-    """The paper's points (seconds per image, FID) at an image size."""
-    return tuple(
-        Mark(row.name, row.seconds, row.fid, row.name.startswith('eMIGM'))
-        for row in published.SPEEDS.get(size, ())
-    )
+def published_curves(attribute: str, size: int | None) -> list[Curve]:
+    """The paper's FID against `attribute` ('nfe' or 'seconds') at an image size, by model."""
+    rows = [(row.name, row.seconds, row.fid) for row in published.SPEEDS.get(size, ())]
+    if attribute == 'nfe':
+        rows = [(row[0], published.evaluations(row[2]), row[3]) for row in published_rows(size)]
+    models = {}
+    for name, x, y in rows:
+        models.setdefault(name, []).append((x, y))
+    kind = lambda name: 'ours' if name.startswith(('eMIGM', 'MAR')) else 'other'
+    return [Curve(None, *np.array(xy).T, kind(name), name=name) for name, xy in models.items()]
 
 
-def absent(runs):
+_ABSENT = {
+    'training': 'None of these runs has metrics of training.',
+    'samples': 'None of these runs has pictures in samples/.',
+    'scores': 'None of these runs has been evaluated. emigm evaluate --checkpoint WORKDIR measures '
+    'one; put its results (--out or --json) into the workdir, or name them here as well.',
+    'steps': 'No run has been evaluated at several steps, so no score over training steps.',
+    'fid': 'No FID has been computed, so there is nothing to set beside the paper.',
+    'cost': 'No FID of emigm evaluate is here, so no curve against NFE or seconds per image.',
+}
+
+
+def absent(runs: list[Run]) -> dict[str, str]:
     """{part: sentence} of what a report of these runs cannot show, and why."""
     measured = [e for run in runs for e in run.measurements]
-    trained = [e for run in runs for e in run.evaluations]
-    said = {}
-    if not any(run.lines for run in runs):
-        said['training'] = 'None of these runs has metrics of training.'
-    if not any(run.grids for run in runs):
-        said['samples'] = 'None of these runs has pictures in samples/.'
-    if not measured and not trained:
-        said['scores'] = (
-            'None of these runs has been evaluated. emigm evaluate --checkpoint WORKDIR measures '
-            'one; put its results (--out or --json) into the workdir, or name them here as well.'
-        )
-        return said
-    if not over_steps(runs):
-        said['steps'] = (
-            'No run has been evaluated at several steps, so no score over training steps.'
-        )
-    if not any('fid' in e.scores for e in measured + trained):
-        said['fid'] = 'No FID has been computed, so there is nothing to set beside the paper.'
-    elif not any('fid' in e.scores for e in measured):
-        said['fid'] = (
-            'No FID of emigm evaluate is here, so no curve against NFE or seconds per image.'
-        )
-    return said
+    evaluated = measured + [e for run in runs for e in run.evaluations]
+    fid, measured_fid = (any('fid' in e.scores for e in some) for some in (evaluated, measured))
+    holds = {
+        'training': not any(run.lines for run in runs),
+        'samples': not any(run.grids for run in runs),
+        'scores': not evaluated,
+        'steps': evaluated and not over_steps(runs),
+        'fid': evaluated and not fid,
+        'cost': fid and not measured_fid,
+    }
+    return {part: sentence for part, sentence in _ABSENT.items() if holds[part]}

@@ -1,17 +1,16 @@
 """Tables of a report as rows of text: runs, scores, settings that differ, the paper's figures."""
 
-import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
-from emigm_jax.config import published
-from emigm_jax.report.runs import SCORES, best, different
+from emigm_jax.report.panels import published_rows
+from emigm_jax.report.runs import SCORES, Run
 
 NONE = '\N{EN DASH}'  # a cell without a value
 
 
-@dataclasses.dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
     """Text by rows."""
 
     heads: tuple
@@ -20,45 +19,31 @@ class Table:
     numbers: tuple = ()  # columns that are set flush right
 
 
-def overview(runs):
+def overview(runs: list[Run]) -> Table:
     """One row per run: how far it is, its loss and speed, its best score."""
-    scores = [name for name in ('fid', 'frechet_distance') if any(_best(r, name) for r in runs)]
+    best = {name: [_best(run, name) for run in runs] for name in ('fid', 'frechet_distance')}
+    best = {name: cells for name, cells in best.items() if any(cells)}
+    heads = ('run', 'steps', 'last loss', 'images/s (median)')
+    heads += tuple(f'best {SCORES[name].label}' for name in best)
     rows = []
-    for run in runs:
-        found = [_best(run, name) for name in scores]
-        shown = [
-            NONE if pair is None else f'{pair[0]:.{SCORES[name].digits}f}{_at(pair[1])}'
-            for name, pair in zip(scores, found, strict=True)
-        ]
+    for i, run in enumerate(runs):
         loss, speed = run.column('loss')[1], run.column('images_per_second')[1]
-        rows.append(
-            (
-                run.name,
-                _progress(run),
-                f'{loss[-1]:.4f}' if len(loss) else NONE,
-                f'{np.median(speed):,.4g}' if len(speed) else NONE,
-                *shown,
-            )
-        )
-    heads = (
-        'run',
-        'steps',
-        'last loss',
-        'images/s (median)',
-        *(f'best {SCORES[name].label}' for name in scores),
-    )
+        cells = [
+            f'{loss[-1]:.4f}' if len(loss) else '',
+            f'{np.median(speed):,.4g}' if len(speed) else '',
+            *(cells[i] for cells in best.values()),
+        ]
+        rows.append((run.name, _progress(run), *(cell or NONE for cell in cells)))
     return Table(heads, tuple(rows), tuple(range(len(runs))), tuple(range(2, len(heads))))
 
 
 def _best(run, name):
-    """(value, step or None) of the best score of a run, in training or of `emigm evaluate`."""
-    found = [(e.scores[name], e.step) for e in run.measurements if name in e.scores]
-    pair = best(run, name)
-    return min(found + ([pair] if pair else []), key=lambda p: p[0], default=None)
-
-
-def _at(step):
-    return f' at {step:,}' if step else ''
+    """The least of a score of a run, in training or of `emigm evaluate`, and its step."""
+    scored = [e for e in (*run.measurements, *run.evaluations) if name in e.scores]
+    if not scored:
+        return ''
+    best = min(scored, key=lambda e: e.scores[name])
+    return f'{best.scores[name]:.{SCORES[name].digits}f}' + f' at {best.step:,}' * bool(best.step)
 
 
 def _progress(run):
@@ -66,113 +51,97 @@ def _progress(run):
         return 'evaluation only'
     if run.step is None:
         return 'not begun'
-    if run.unfinished:
-        return f'{run.step:,} of {run.total:,}: goes on, or was stopped'
-    return f'{run.step:,}'
+    goes_on = f' of {run.total:,}: goes on, or was stopped' if run.total else ''
+    return f'{run.step:,}{goes_on}'
 
 
-def scores(runs):
+# column: (its text for an evaluation, '' if it has none; whether it is set flush right)
+_FACTS = {
+    'step': (lambda e: f'{e.step:,}' if e.step else '', True),
+    'weights': (lambda e: e.weights, False),
+    'sampling': (lambda e: e.sampling, False),
+    'images': (lambda e: f'{e.images:,}' if e.images else '', True),
+    'against': (lambda e: e.reference or ('real digits' if e.pixels else ''), False),
+    'NFE': (lambda e: e.nfe_label, False),
+    's per image': (lambda e: f'{e.seconds:.3g}' if e.seconds else '', True),
+}
+
+
+def scores(runs: list[Run]) -> Table | None:
     """One row per result of `emigm evaluate`, one column per score that any has; None if no row."""
-    found = [(i, run, e) for i, run in enumerate(runs) for e in run.measurements]
-    if not found:
+    results = [(i, run, e) for i, run in enumerate(runs) for e in run.measurements]
+    if not results:
         return None
-    names = [name for name in SCORES if any(name in e.scores for _, _, e in found)]
-    facts = {
-        'step': lambda e: f'{e.step:,}' if e.step else NONE,
-        'weights': lambda e: e.weights,
-        'sampling': lambda e: e.sampling,
-        'images': lambda e: f'{e.images:,}' if e.images else NONE,
-        'against': lambda e: e.reference or ('real digits' if e.pixels else ''),
-        'NFE': lambda e: e.nfe_label,
-        's per image': lambda e: NONE if e.seconds is None else f'{e.seconds:.3g}',
-    }
-    kept = {k: f for k, f in facts.items() if any(f(e) not in ('', NONE) for _, _, e in found)}
-    rows, marks = [], []
-    for i, run, e in found:
-        name = run.name if e.name in ('', run.name) else f'{run.name}: {e.name}'
-        values = [_score(e.scores, n) for n in names]
-        rows.append((name, *values, *(f(e) or NONE for f in kept.values())))
-        marks.append(i)
+    names = [name for name in SCORES if any(name in e.scores for *_, e in results)]
+    facts = {k: f for k, (f, _) in _FACTS.items() if any(f(e) for *_, e in results)}
+    rows = [
+        (_title(run, e), *_scores(e.scores, names), *(f(e) or NONE for f in facts.values()))
+        for _, run, e in results
+    ]
     # Mostly the same for all results, since they are of the same real images.
-    for values in dict.fromkeys(
-        tuple(_score(e.real, n) for n in names) for *_, e in found if e.real
-    ):
-        rows.append(('one half of the real images against the other', *values, *[NONE] * len(kept)))
-        marks.append(None)
-    heads = ('images of', *(SCORES[name].label for name in names), *kept)
-    numbers = [1 + i for i in range(len(names))]
-    numbers += [heads.index(name) for name in ('step', 'images', 's per image') if name in heads]
+    real = dict.fromkeys(_scores(e.real, names) for *_, e in results if e.real)
+    half = 'one half of the real images against the other'
+    rows += [(half, *cells, *[NONE] * len(facts)) for cells in real]
+    heads = ('images of', *(SCORES[name].label for name in names), *facts)
+    numbers = [k for k, head in enumerate(heads) if k and _FACTS.get(head, (None, True))[1]]
+    marks = [i for i, *_ in results] + [None] * len(real)
     return Table(heads, tuple(rows), tuple(marks), tuple(numbers))
 
 
-def _score(scores, name):
-    if name not in scores:
-        return NONE
-    text = f'{scores[name]:.{SCORES[name].digits}f}'
-    error = scores.get('fid_standard_error' if name == 'fid' else f'{name}_std')
-    return text if error is None else f'{text} ± {error:.{SCORES[name].digits}f}'
+def _title(run, evaluation):
+    own = evaluation.name in ('', run.name)
+    return run.name if own else f'{run.name}: {evaluation.name}'
 
 
-def not_computed(runs):
+def _scores(scores, names):
+    """Cells of scores with one standard error or deviation."""
+    cells = []
+    for name in names:
+        digits = SCORES[name].digits
+        error = scores.get('fid_standard_error' if name == 'fid' else f'{name}_std')
+        spread = '' if error is None else f' ± {error:.{digits}f}'
+        cells.append(f'{scores[name]:.{digits}f}{spread}' if name in scores else NONE)
+    return tuple(cells)
+
+
+def not_computed(runs: list[Run]) -> list[str]:
     """Sentences on metrics that `emigm evaluate` could not compute."""
     return [
-        f'{run.name if e.name in ("", run.name) else f"{run.name}: {e.name}"}: no {metric}, {why}'
+        f'{_title(run, e)}: no {metric}, {why}'
         for run in runs
         for e in run.measurements
         for metric, why in e.missing.items()
     ]
 
 
-def settings(runs):
+def settings(runs: list[Run]) -> tuple[Table | None, Table | None]:
     """(Table of the settings that differ, Table of those that all runs share); None for no rows."""
-    known = [(i, run) for i, run in enumerate(runs) if run.settings]
-    differing, shared = different(runs)
-    text = lambda value: NONE if value is None else _value(value)
-    rows = tuple((name, *map(text, values)) for name, values in differing.items())
-    heads = ('setting', *(run.name for _, run in known))
-    same = tuple((name, _value(value)) for name, value in shared.items())
+    known = [run for run in runs if run.settings]
+    rows = {}
+    for name in dict.fromkeys(name for run in known for name in run.settings):
+        rows[name] = tuple(_value(run.settings.get(name)) for run in known)
+    shared = tuple((name, cells[0]) for name, cells in rows.items() if len(set(cells)) == 1)
+    differing = tuple((name, *cells) for name, cells in rows.items() if len(set(cells)) > 1)
+    heads = ('setting', *(run.name for run in known))
     return (
-        Table(heads, rows) if rows else None,
-        Table(('setting', 'value'), same) if same else None,
+        Table(heads, differing) if differing else None,
+        Table(('setting', 'value'), shared) if shared else None,
     )
 
 
 def _value(value):
-    if isinstance(value, str):
-        return value or "''"
     if isinstance(value, list):
         return ', '.join(map(_value, value)) or '()'
-    return str(value)
+    return NONE if value is None else str(value) or "''"
 
 
-def paper(size):
-    """The published scores at an image size."""
-    method = {'emigm': 'eMIGM', 'mar': 'MAR'}
-    number = lambda value: NONE if value is None else f'{value:g}'
-    rows = []
-    for (kind, image_size, name, _), row in published.ROWS.items():
-        if image_size == size:
-            millions = published.PARAMETERS[kind, size, name]
-            rows.append(
-                (
-                    f'{method[kind]}-{name.upper()}',
-                    f'{millions:,}',
-                    row.nfe,
-                    f'{row.fid:.2f}',
-                    *map(number, row[2:]),
-                )
-            )
-    for row in published.OTHERS[size]:
-        millions = NONE if row.parameters is None else f'{row.parameters:,}'
-        rows.append((row.name, millions, row.nfe, f'{row.fid:.2f}', *[NONE] * 4))
-    heads = (
-        'model',
-        'parameters (millions)',
-        'NFE',
-        'FID',
-        'sFID',
-        'Inception Score',
-        'precision',
-        'recall',
+def paper(size: int) -> Table:
+    """The published scores at an image size, a key of `published.OTHERS`."""
+    heads = ('model', 'parameters (millions)', 'NFE', 'FID')
+    heads += ('sFID', 'Inception Score', 'precision', 'recall')
+    forms = ('', ',', '', '.2f', 'g', 'g', 'g', 'g')
+    rows = tuple(
+        tuple(NONE if x is None else f'{x:{form}}' for x, form in zip(row, forms, strict=True))
+        for row in published_rows(size)
     )
-    return Table(heads, tuple(rows), numbers=tuple(range(1, len(heads))))
+    return Table(heads, rows, numbers=tuple(range(1, len(heads))))

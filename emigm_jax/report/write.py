@@ -1,19 +1,18 @@
 """Writes a report into a folder, local or gs://, whole or not at all."""
 
 import contextlib
-import html
 import os
 import re
 
 from emigm_jax.errors import UserError
 from emigm_jax.io import files
 from emigm_jax.io.paths import absolute
-from emigm_jax.report.page import FILES
 
 PAGE = 'report.html'
+FILES = 'emigm-report-files'  # meta entry of the page: the PNG files written beside it
 
 
-def check(folder):
+def check(folder) -> None:
     """Raises UserError if `folder` cannot be one of a report; leaves nothing there."""
     place = absolute(folder)
     with files.reported(folder):
@@ -22,7 +21,7 @@ def check(folder):
         _earlier(place)
 
 
-def write(folder, page, pictures):
+def write(folder, page: str, pictures: dict[str, bytes]) -> None:
     """Writes the page and the pictures beside it; those of an earlier report there go.
 
     Everything is written under other names first, so that a full disk leaves the earlier report
@@ -31,24 +30,20 @@ def write(folder, page, pictures):
     Args:
       folder: need not exist.
       page: HTML text.
-      pictures: {file name: PNG bytes}.
+      pictures: {file name: PNG}.
 
     Raises:
       UserError: the folder cannot be written, or has such a picture that is not of a report.
     """
     place = absolute(folder)
-    contents = {
-        **pictures,
-        PAGE: page.encode('utf-8', 'replace'),
-    }  # the page last: it names the pictures
+    contents = {**pictures, PAGE: page.encode('utf-8', 'replace')}  # last, for it names the others
     with files.reported(folder):
         earlier = _earlier(place)
-        for name in pictures:
-            if name not in earlier and (place / name).exists():
-                raise UserError(
-                    f'{folder}: has a {name} that is not of a report; choose another --out'
-                )
-        if files.remote(place):
+        for name in pictures.keys() - earlier:
+            if (place / name).exists():
+                reason = f'has a {name} that is not of a report; choose another --out'
+                raise UserError(f'{folder}: {reason}')
+        if files.remote(place):  # where renaming is copying, and an object appears as a whole
             for name, content in contents.items():
                 files.write(place / name, [content])
         else:
@@ -64,7 +59,7 @@ def _replace(place, contents):
         for name, content in contents.items():
             partial[name].write_bytes(content)
         for name in contents:
-            os.replace(partial[name], place / name)
+            partial[name].replace(place / name)
     finally:
         for path in partial.values():
             with contextlib.suppress(OSError):
@@ -72,13 +67,12 @@ def _replace(place, contents):
 
 
 def _earlier(place):
-    """Names of the pictures of the report that lies in a folder."""
+    """Names of the pictures of the report in a folder."""
     page = place / PAGE
     if not page.exists():
         return set()
     head = page.read_bytes().decode('utf-8', 'replace').partition('<title>')[0]
-    found = re.search(f'<meta name="{FILES}" content="(.*?)">', head)
-    if not found:
+    entry = re.search(f'<meta name="{FILES}" content="(.*?)">', head)
+    if not entry:
         raise UserError(f'{page}: is not of emigm report; choose another --out')
-    names = html.unescape(found[1]).split()
-    return {name for name in names if re.fullmatch(r'[\w.-]+\.png', name)}
+    return {name for name in entry[1].split() if re.fullmatch(r'[\w.-]+\.png', name)}

@@ -16,7 +16,8 @@ from PIL import Image
 from emigm_jax.cli import main
 from emigm_jax.config import published
 from emigm_jax.errors import UserError
-from emigm_jax.report import gather, page, panels, parse, pictures, plots, tables, write
+from emigm_jax.io.paths import absolute
+from emigm_jax.report import gather, page, panels, parse, plots, tables, write
 from support import synthetic_runs as synthetic
 
 AWKWARD = '$_x<td><script>alert(1)<script>"&amp;\''  # of a folder
@@ -32,11 +33,11 @@ def only(paths):
 
 def test_a_workdir(tmp_path):
     run = only(synthetic.workdir(tmp_path / 'a', fids={2000: 12.5, 1000: 30.0}, grids=[1000, 3000]))
-    assert (run.name, run.step, run.total, run.unfinished) == ('a', 3000, 3000, False)
+    assert (run.name, run.step, run.total) == ('a', 3000, None)  # it is at its end
     steps, losses = run.column('loss')
     np.testing.assert_array_equal(steps, [1000, 2000, 3000])
     np.testing.assert_array_equal(losses, [1.5 + 300 / (s + 100) for s in steps])
-    np.testing.assert_array_equal(run.scores('fid'), [[1000, 2000], [30.0, 12.5]])
+    assert [(e.step, e.scores['fid']) for e in run.evaluations] == [(1000, 30.0), (2000, 12.5)]
     assert [e.image_size for e in run.evaluations] == [256, 256]
     assert run.settings['model.width'] == 768
     assert [(grid.step, grid.name) for grid in run.grids] == [
@@ -48,7 +49,6 @@ def test_a_workdir(tmp_path):
 
 def test_a_run_that_goes_on(tmp_path):
     run = only(synthetic.workdir(tmp_path / 'a', total=12_345))
-    assert run.unfinished
     assert run.total == 12_345  # by the time left and the speed on the last line
     assert tables.overview([run]).rows[0][1] == '3,000 of 12,345: goes on, or was stopped'
 
@@ -179,13 +179,22 @@ def test_torn_pictures_are_left_out(tmp_path):
 # What is drawn
 
 
-def axes_of(panel, names, theme='light'):
-    (axes,) = plots.figure(panel, names, theme).axes
+def axes_of(panel, names):
+    (axes,) = plots.figure(panel, names).axes
     return axes
 
 
 def data(axes):
     return [line.get_xydata() for line in axes.lines]
+
+
+def published_points(panel):
+    return [
+        (c.name, c.kind, x, y)
+        for c in panel.curves
+        if c.run is None
+        for x, y in zip(c.x, c.y, strict=True)
+    ]
 
 
 def by_name(found):
@@ -201,9 +210,9 @@ def test_curves_of_training(tmp_path):
     loss = axes_of(found['loss'], ['a', 'b'])
     (line,) = loss.lines  # b never had a finite loss
     np.testing.assert_allclose(line.get_xydata(), np.stack(runs[0].column('loss'), 1))
-    assert line.get_color() == plots.colour('light', 0)
-    rate = axes_of(found['learning_rate'], ['a', 'b'], 'dark')
-    assert [line.get_color() for line in rate.lines] == [plots.colour('dark', i) for i in (0, 1)]
+    assert line.get_color() == plots.COLOURS[0]
+    rate = axes_of(found['learning_rate'], ['a', 'b'])
+    assert [line.get_color() for line in rate.lines] == list(plots.COLOURS[:2])
     np.testing.assert_array_equal(data(rate)[1], [[500, 2e-4], [1000, 4e-4]])
     assert rate.get_ylim()[0] == 0
     assert (rate.get_xlabel(), rate.get_ylabel()) == ('training step', 'learning rate')
@@ -279,14 +288,16 @@ def test_fid_against_nfe_and_seconds_beside_the_paper(tmp_path):
 def test_names_of_points_cover_nothing(tmp_path):
     run = only(synthetic.evaluated(tmp_path / 'fast', 2.25))
     (panel, _) = panels.against_cost([run])
-    figure = plots.figure(panel, ['fast'], 'light')
+    figure = plots.figure(panel, ['fast'])
     (axes,) = figure.axes
     renderer = figure.canvas.get_renderer()
     boxes = [text.get_window_extent(renderer) for text in axes.texts]
     assert len(boxes) > 15
     for i, box in enumerate(boxes):
         assert not any(box.overlaps(other) for other in boxes[:i])
-        points = axes.transData.transform([(m.x, m.y) for m in panel.marks] + [(19.2, 2.25)])
+        drawn = [xy for c in panel.curves for xy in zip(c.x, c.y, strict=True)]
+        assert (19.2, 2.25) in drawn and len(drawn) == 35
+        points = axes.transData.transform(drawn)
         assert not any(box.contains(*point) for point in points)
 
 
@@ -295,8 +306,8 @@ def test_at_512_pixels_it_is_table_3_and_10(tmp_path):
     run = only(synthetic.evaluated(tmp_path / 'a', 2.5, reference=reference))
     nfe, seconds = panels.against_cost([run])
     assert (nfe.name, seconds.name) == ('fid_against_nfe_512', 'fid_against_seconds_512')
-    assert panels.Mark('eMIGM-L', 80.0, 1.77, True) in nfe.marks
-    assert {(m.name, m.x, m.y) for m in seconds.marks} == {
+    assert ('eMIGM-L', 'ours', 80.0, 1.77) in published_points(nfe)
+    assert {(name, x, y) for name, _, x, y in published_points(seconds)} == {
         ('eMIGM-L', 0.165, 1.77),
         ('EDM2-XXL', 0.552, 1.81),
         ('EDM2-XXL, interval', 0.481, 1.40),
@@ -330,7 +341,7 @@ def test_digits_are_not_set_beside_the_paper(tmp_path):
     np.testing.assert_allclose(points, [[900, 0.2], [900, 0.3], [1800, 0.4]])
     assert across[:, 1].tolist() == [0.06, 0.06]  # real against real
     (nfe, seconds) = panels.against_cost(runs)
-    assert (nfe.marks, seconds.marks) == ((), ())
+    assert published_points(nfe) == published_points(seconds) == []
     assert 'nothing to set beside the paper' in panels.absent(runs)['fid']
 
 
@@ -352,7 +363,7 @@ def test_many_runs_with_long_names(tmp_path):
     curve = lambda i: panels.Curve(i, np.arange(3.0), np.arange(3.0) + i)
     panel = panels.Panel('p', 'P', 'x', 'y', tuple(map(curve, range(11))))
     names = [f'_{i}_{"long_" * 30}$x$' for i in range(11)]
-    figure = plots.figure(panel, names, 'light')
+    figure = plots.figure(panel, names)
     figure.draw_without_rendering()
     (axes,), (legend,) = figure.axes, figure.legends
     shown = [text.get_text() for text in legend.get_texts()]
@@ -373,11 +384,14 @@ def test_large_pictures_are_embedded_smaller():
     noise = np.random.default_rng(0).integers(0, 256, (900, 2400, 3), np.uint8)
     content = io.BytesIO()
     Image.fromarray(noise).save(content, 'PNG')
-    made, kind, size, reduced = pictures.small(content.getvalue(), 1200)
-    assert (kind, size, reduced) == ('image/jpeg', (1200, 450), True)
-    assert len(made) < len(content.getvalue()) / 4
-    assert pictures.spaced(range(101)) == [0, 20, 40, 60, 80, 100]
-    assert pictures.spaced([3, 4]) == [3, 4]
+    embedded, kind, size = page.small(content.getvalue(), 1200)
+    assert (kind, size) == ('jpeg', (1200, 450))
+    assert len(embedded) < len(content.getvalue()) / 4
+    with Image.open(io.BytesIO(embedded)) as picture:
+        assert (picture.format, picture.size) == ('JPEG', size)
+    assert gather.spaced(range(101)) == [0, 20, 40, 60, 80, 100]
+    for few in range(7):
+        assert gather.spaced(range(few)) == list(range(few))
 
 
 # The page and the command
@@ -463,9 +477,12 @@ def test_the_page_is_one_file_and_escapes_names(report):
     shown = ''.join(read.text)
     assert AWKWARD in shown
     assert '<i>3</i>' in shown
-    # Light and dark of each figure, and the grids of samples.
-    assert read.tags.count('picture') == 10
-    assert read.tags.count('img') == 12
+    # The figures, and the grids of samples. Figures are turned dark with the page, samples are not.
+    assert read.tags.count('figure') == read.tags.count('img') == 12
+    assert re.search(
+        r'prefers-color-scheme: dark\) {[^@]*\.figures img, \.chip { filter: inv', outside
+    )
+    assert text.index('class="figures"') < text.index('class="strip"') < text.index('>Training<')
     assert 'eMIGM-XS' in shown
 
 
@@ -501,10 +518,25 @@ def test_an_earlier_report_is_replaced_as_a_whole(report, tmp_path, capsys):
 
 def test_reports_of_many_pictures_are_replaced_too(tmp_path):
     names = [f'samples_{i}_a-name-of-a-run_{i:08}.png' for i in range(300)]
-    head = f'<meta name="{page.FILES}" content="{" ".join(names)}"><title>'
+    head = f'<meta name="{write.FILES}" content="{" ".join(names)}"><title>'
     write.write(tmp_path / 'out', head, dict.fromkeys(names, b''))
     write.write(tmp_path / 'out', head, dict.fromkeys(names[:7], b''))
     assert len(list((tmp_path / 'out').iterdir())) == 8
+
+
+def test_a_report_in_a_bucket_is_replaced_too(bucket):
+    entry = f'<meta name="{write.FILES}" content="a.png b.png"><title>'
+    write.write(f'{bucket}/out', entry, {'a.png': b'1', 'b.png': b'2'})
+    write.write(f'{bucket}/out', entry, {'a.png': b'3'})
+    out = absolute(f'{bucket}/out')
+    assert sorted(path.name for path in out.iterdir()) == ['a.png', 'report.html']
+    assert (out / 'a.png').read_bytes() == b'3'
+
+
+def test_one_measurement_with_an_error_bar_is_drawn_without_a_warning(tmp_path):
+    run = only(synthetic.evaluated(tmp_path / 'a', 4.0, '16x1.2', 0.1))
+    for panel in panels.against_cost([run]):
+        assert plots.png(panel, ['a'])
 
 
 def test_refusals(tmp_path, capsys, monkeypatch):
@@ -543,14 +575,17 @@ def test_refusals(tmp_path, capsys, monkeypatch):
         assert sorted(tmp_path.rglob('*')) == held
 
 
-def test_without_matplotlib(tmp_path):
+@pytest.mark.parametrize(
+    'library, says', [('matplotlib', 'drawing needs matplotlib'), ('jinja2', 'a page needs jinja2')]
+)
+def test_without_its_libraries(tmp_path, library, says):
     synthetic.workdir(tmp_path / 'a')
     code = (
-        'import sys; sys.modules["matplotlib"] = None\n'
+        f'import sys; sys.modules[{library!r}] = None\n'
         'from emigm_jax.cli.main import main\n'
         f'sys.exit(main(["report", {str(tmp_path / "a")!r}, "--out", {str(tmp_path / "out")!r}]))'
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr == "emigm: drawing needs matplotlib: pip install 'emigm_jax[report]'\n"
+    assert done.stderr == f"emigm: {says}: pip install 'emigm_jax[report]'\n"
     assert not (tmp_path / 'out').exists()
