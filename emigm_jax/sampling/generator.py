@@ -42,6 +42,26 @@ class Generator:
         return np.concatenate(made)[: len(labels)]
 
 
+def while_training(config, data):
+    """The function EMA parameters -> `Generator` of a run that evaluates itself.
+
+    Args:
+      config: `Config`.
+      data: what `datasets.dataset` makes of it.
+
+    Raises:
+      UserError: the tokens cannot be decoded.
+    """
+    if data.tokenizer is None:
+        raise UserError(
+            'evaluation.every: the tokens of this data cannot be turned into pictures; '
+            'name their tokenizer in data.tokenizer'
+        )
+    sampler, weights = Sampler(config.model, config.sampling), str(config.optimizer.ema_decays[0])
+    size = config.evaluation.batch_size
+    return lambda params: Generator(params, sampler, data.tokenizer, size, weights)
+
+
 def from_checkpoint(saved, sampling, weights='', batch_size=64, tokenizer=None, dtype=None):
     """A checkpoint as a `Generator`.
 
