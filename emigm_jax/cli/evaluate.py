@@ -1,13 +1,12 @@
 """`emigm evaluate`: FID and its kin of a checkpoint, a folder of images or an npz."""
 
+import functools
 import pathlib
-import time
 
 from emigm_jax.cli import arguments as shared
 from emigm_jax.cli.main import Parser
 from emigm_jax.errors import UserError
-
-METRICS = 'fid,sfid,inception_score,precision_recall,fid_infinite,fid_standard_error'
+from emigm_jax.evaluation.score_table import DEFAULT, SCORES
 
 
 def run(argv):
@@ -37,7 +36,8 @@ def run(argv):
         'pytorch-fid, EDM2, or `emigm prepare reference`',
     )
     parser.add_argument('--inception', help='its checkpoint, from `emigm convert`')
-    parser.add_argument('--metrics', default=METRICS, help=f'of them, or kid ({METRICS})')
+    metrics = ','.join(DEFAULT)
+    parser.add_argument('--metrics', default=metrics, help=f'of them, or kid ({metrics})')
     parser.add_argument(
         '--out', help='folder of the results and of what is saved on the way (evaluation)'
     )
@@ -71,26 +71,24 @@ def run(argv):
             if not getattr(arguments, name):
                 parser.error(f'--{name} is required')
     with shared.join(arguments):
-        if arguments.reference:
-            return _measured(arguments)
-        from emigm_jax.cli import evaluate_digits
+        result = _against_reference(arguments) if arguments.reference else _digits(arguments)
+        if result is not None and arguments.json:
+            from emigm_jax.io import files
 
-        return evaluate_digits.run(arguments)
+            files.write_json(arguments.json, result.to_json())
+        return 0
 
 
-def _measured(arguments):
-    import tqdm
-
-    from emigm_jax.evaluation import image_sets, inception, measure, metrics, references
+def _against_reference(arguments):
+    from emigm_jax.evaluation import evaluate, inception, measure, metrics, references
     from emigm_jax.io import files, npz
-    from emigm_jax.nn.functional import fingerprint
     from emigm_jax.parallel import agreement
 
     names = tuple(arguments.metrics.split(','))
     metrics.check(names)
     paper = _paper(arguments) if arguments.compare else {}
     # What one process cannot read ends all of them.
-    reference, extractor, (images, about) = agreement.agreed(
+    reference, network, (images, about) = agreement.agreed(
         lambda: (
             references.read(arguments.reference),
             inception.load(arguments.inception),
@@ -98,108 +96,83 @@ def _measured(arguments):
         )
     )
     folder = arguments.out or 'evaluation'
-    plan = measure.Plan(names, arguments.batch_size, keep_images=bool(arguments.save_npz))
-    settings = {
-        **about,
-        'images': len(images),
-        'reference': reference.fingerprint,
-        'inception': fingerprint(extractor.params),
-        'metrics': list(names),
-        'batch_size': arguments.batch_size,
-        'kept_images': plan.keep_images,
-    }
-    shifts = {'pool': reference.mean}
-    if 'sfid' in names and reference.spatial_mean is not None:
-        shifts['spatial'] = reference.spatial_mean
-    network = measure.Network(extractor.params)
-    bar = lambda count: tqdm.tqdm(
-        total=count, unit=' images', disable=None if agreement.first() else True
-    )
-    start = time.perf_counter()
-    with bar(len(images)) as shown:
-        found = measure.totals(images, folder, settings, network, shifts, plan, shown.update)
-    seconds = (time.perf_counter() - start) / found.made if found.made else None
-    real = None
-    if plan.keep_features and reference.features is None and reference.images is not None:
-        if agreement.first():
-            print(
-                f'features of the {len(reference.images):,} images in {arguments.reference}',
-                flush=True,
-            )
-        with bar(len(reference.images)) as shown:
-            real = measure.features(
-                image_sets.Stored(reference.images), network, arguments.batch_size, shown.update
-            )
-    first = agreement.first()
-    agreement.leave()
-    if not first:
-        return 0
-    print('computing the metrics', flush=True)
-    inputs = metrics.Inputs(found.totals, reference, found.features, real)
-    values, missing = metrics.compute(inputs, names)
-    result = {
-        **values,
-        'missing': missing,
-        'images': len(images),
-        'reference': {'name': reference.name, 'fingerprint': reference.fingerprint},
-        'settings': settings,
-        'seconds_per_image': seconds,
-    }
-    _print(result, about, paper)
-    files.write_json(f'{folder}/result.json', result)
-    if arguments.json:
-        files.write_json(arguments.json, result)
-    if arguments.save_npz:
-        npz.write_rows(arguments.save_npz, len(images), measure.stored(folder, 'images'))
-    return 0
+    say = functools.partial(print, flush=True) if agreement.first() else lambda line: None
+    work = _work(arguments, about, folder=folder, keep_images=bool(arguments.save_npz), say=say)
+    known = dict(reference=reference, inception=network, metrics=names)
+    result = evaluate.evaluate(images, **known, work=work)
+    if result is not None:
+        _print(result, paper)
+        files.write_json(f'{folder}/result.json', result.to_json())
+        if arguments.save_npz:
+            npz.write_rows(arguments.save_npz, len(images), measure.stored(folder, 'images'))
+    return result
+
+
+def _digits(arguments):
+    """Without a reference: in pixel space, beside real digits against real ones."""
+    from emigm_jax.checkpoints import runs
+    from emigm_jax.evaluation import evaluate
+
+    saved = runs.require(arguments.checkpoint)
+    if saved.config.data.name != 'digits':
+        raise UserError(
+            f'{saved.path}: needs --reference and --inception (only models of the '
+            'digits are scored in pixel space)'
+        )
+    count = 1000 if arguments.num_images is None else arguments.num_images
+    classes = saved.config.model.classes
+    if count < 4 or count % classes:
+        raise UserError(f'--num-images must be a multiple of the {classes} classes, not {count}')
+    images, about = _generated(arguments, saved, count)
+    about = {name: about[name] for name in ('step', 'weights', 'nfe')}
+    result = evaluate.evaluate_digits(images, _work(arguments, about))
+    if result is not None:
+        _print_digits(result)
+    return result
+
+
+def _work(arguments, about, **more):
+    import tqdm
+
+    from emigm_jax.evaluation.evaluator import Work
+    from emigm_jax.parallel import agreement
+
+    silent = None if agreement.first() else True  # None: unless nobody looks
+    bar = functools.partial(tqdm.tqdm, unit=' images', disable=silent)
+    return Work(arguments.batch_size, about=about, alone=True, bar=bar, **more)
 
 
 def _images(arguments):
-    """(one of `image_sets`, JSON-like facts that decide what its images are)."""
+    """(`image_sets.ImageSet`, JSON-like facts that decide what its images are)."""
     from emigm_jax.evaluation import image_sets
 
     if arguments.images:
-        made = image_sets.Pictures(image_sets.Below(arguments.images), arguments.images)
-        return made, {'source': 'folder', 'content': made.fingerprint()}
+        images = image_sets.folder(arguments.images)
+        return images, {'source': 'folder', 'content': images.fingerprint()}
     if arguments.npz:
-        made = image_sets.stored(arguments.npz)
-        return made, {'source': 'npz', 'content': made.fingerprint()}
-    import dataclasses
-
+        images = image_sets.stored(arguments.npz)
+        return images, {'source': 'npz', 'content': images.fingerprint()}
     from emigm_jax.checkpoints import runs
-    from emigm_jax.nn.functional import fingerprint
-    from emigm_jax.sampling import generator
-    from emigm_jax.tokenizers import codec
 
     saved = runs.require(arguments.checkpoint)
-    config = shared.sampling_config(arguments, saved)
     count = 50_000 if arguments.num_images is None else arguments.num_images
     if count < 2:
         raise UserError('--num-images must be at least 2')
-    decoder = None
-    if arguments.tokenizer:
-        decoder = codec.load(arguments.tokenizer, arguments.dtype)
+    return _generated(arguments, saved, count)
+
+
+def _generated(arguments, saved, count):
+    """(`image_sets.Generated` by a checkpoint, JSON-like facts that decide its images)."""
+    from emigm_jax.api.evaluate import generated
+    from emigm_jax.sampling import generator
+    from emigm_jax.tokenizers import codec
+
+    config = shared.sampling_config(arguments, saved)
+    decoder = codec.load(arguments.tokenizer, arguments.dtype) if arguments.tokenizer else None
     make = generator.from_checkpoint(
         saved, config, arguments.weights, arguments.batch_size, decoder, arguments.dtype
     )
-    # Pixels have no weights to tell apart.
-    spec = make.codec.spec
-    decoder = make.codec.fingerprint if make.codec.params else spec.kind
-    reveal = config.reveal
-    guided = reveal.guidance != 1.0
-    share = (reveal.guidance_to - reveal.guidance_from) * guided
-    facts = {
-        'source': 'checkpoint',
-        'step': saved.step,
-        'weights': make.weights,
-        'content': fingerprint(make.params),
-        'tokenizer': decoder,
-        'sampling': dataclasses.asdict(config),
-        'dtype': arguments.dtype or saved.config.model.dtype,
-        'nfe_as_the_paper_counts': f'{reveal.steps}x{1 + share:g}',
-        'nfe': make.nfe,
-    }
-    return image_sets.Generated(make, count, saved.config.model.classes), facts
+    return generated(saved, make, count)
 
 
 def _paper(arguments):
@@ -209,46 +182,43 @@ def _paper(arguments):
     from emigm_jax.models.emigm import preset_name
 
     model = runs.require(arguments.checkpoint).config.model
-    found = published.rows(model.method, *(preset_name(model) or (0, '')))
-    if not found:
+    rows = published.rows(model.method, *(preset_name(model) or (0, '')))
+    if not rows:
         print("the paper has no model of this checkpoint's sizes")
-    return found
+    return rows
 
 
-# name: (title, digits)
-_ROWS = {
-    'fid': ('FID', 3),
-    'fid_standard_error': ('  its standard error', 3),
-    'fid_infinite': ('  at infinitely many images', 3),
-    'sfid': ('sFID', 3),
-    'inception_score': ('Inception Score', 2),
-    'inception_score_std': ('  over its splits', 2),
-    'precision': ('precision (k=3)', 4),
-    'recall': ('recall (k=3)', 4),
-    'kid': ('KID', 6),
-    'kid_std': ('  over its subsets', 6),
-}
-
-
-def _print(result, about, paper):
+def _print(result, paper):
     columns = ''.join(f'{f"paper {row.nfe}":>16}' for row in paper.values())
     print(f'{"":28}{"here":>12}{columns}')
-    for name, (title, digits) in _ROWS.items():
-        if name in result:
-            told = [getattr(row, name, None) for row in paper.values()]
-            shown = ''.join(f'{"-" if value is None else value:>16}' for value in told)
-            print(f'{title:28}{result[name]:12.{digits}f}{shown}')
-    for name, reason in result['missing'].items():
+    for name, score in SCORES.items():
+        if name in result.scores:
+            theirs = [getattr(row, name, None) for row in paper.values()]
+            beside = ''.join(f'{"-" if value is None else value:>16}' for value in theirs)
+            print(f'{score.title:28}{result.scores[name]:12.{score.digits}f}{beside}')
+    for name, reason in result.missing.items():
         print(f'{name}: not computed, {reason}')
-    reference = result['reference']
-    seconds = result['seconds_per_image']
+    reference, settings = result.reference, result.settings
+    seconds = result.seconds_per_image
     rate = 'all made before' if seconds is None else f'{seconds:.4f} s per image'
     print(
-        f'{result["images"]:,} images against {reference["name"]} ({reference["fingerprint"]}), '
-        f'{rate}'
+        f'{result.images:,} images against {reference["name"]} ({reference["fingerprint"]}), {rate}'
     )
-    if about['source'] == 'checkpoint':
+    if settings['source'] == 'checkpoint':
         print(
-            f'step {about["step"]}, weights {about["weights"]}, NFE '
-            f'{about["nfe_as_the_paper_counts"]} as the paper counts, {about["nfe"]} as run'
+            f'step {settings["step"]}, weights {settings["weights"]}, NFE '
+            f'{settings["nfe_as_the_paper_counts"]} as the paper counts, {settings["nfe"]} as run'
         )
+
+
+def _print_digits(result):
+    print(f'{"":26} {"generated":>10} {"real halves":>12}')
+    for name, score in SCORES.items():
+        if name in result.scores:  # of so few images that three digits are enough
+            values = f'{result.scores[name]:10.3f} {result.real_halves[name]:12.3f}'
+            print(f'{score.title:26} {values}')
+    settings = result.settings
+    print(
+        f'{result.images} images of step {settings["step"]}, weights {settings["weights"]}, '
+        f'NFE {settings["nfe"]}, {result.seconds_per_image:.4f} s per image with compilation'
+    )

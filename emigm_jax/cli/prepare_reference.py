@@ -1,9 +1,5 @@
 """`emigm prepare reference`: Inception statistics of real pictures."""
 
-from emigm_jax.errors import UserError
-
-BATCH = 64
-
 
 def run(parser, arguments):
     """Runs the command."""
@@ -24,53 +20,37 @@ def run(parser, arguments):
     if arguments.npz and arguments.image_size:
         parser.error('--image-size goes with --folder and --tfds')
 
+    import functools
+
     import tqdm
 
-    from emigm_jax.checkpoints import store
-    from emigm_jax.evaluation import inception, measure, references, statistics
-    from emigm_jax.io import access, paths
+    from emigm_jax.evaluation.evaluator import Work
+    from emigm_jax.evaluation.make_reference import make_reference
 
-    if paths.absolute(arguments.target).exists():
-        raise UserError(store.taken(arguments.target))
-    access.probe(paths.absolute(arguments.target).parent)
-    extractor = inception.load(arguments.inception)
     images, source = _images(arguments)
-    if len(images) < 2:
-        raise UserError(f'{source}: a reference needs at least 2 images')
-    network = measure.Network(extractor.params)
-    names = ('fid', 'sfid', 'kid') if arguments.keep_features else ('fid', 'sfid')
-    plan = measure.Plan(names, arguments.batch_size or BATCH)
-    shifts = measure.pilot(images, network, plan.batch)
-    with tqdm.tqdm(total=len(images), unit=' images', disable=None) as bar:
-        found = measure.once(images, network, shifts, plan, bar.update)
-    cropped = f', centre crops of {arguments.image_size}' if arguments.image_size else ''
-    references.write(
+    size, batch = arguments.image_size, arguments.batch_size or Work.batch_size
+    reference = make_reference(
         arguments.target,
-        statistics.moments(found.totals, 'pool'),
-        source=f'{len(images)} images of {source}{cropped}',
-        count=len(images),
-        spatial=statistics.moments(found.totals, 'spatial'),
-        features=found.features,
+        images,
+        inception=arguments.inception,
+        source=f'{source}, centre crops of {size}' if size else source,
+        keep_features=arguments.keep_features,
+        work=Work(batch, bar=functools.partial(tqdm.tqdm, unit=' images', disable=None)),
     )
-    print(
-        f'{len(images):,} images -> {arguments.target} '
-        f'({references.read(arguments.target).fingerprint})'
-    )
+    print(f'{len(images):,} images -> {arguments.target} ({reference.fingerprint})')
     return 0
 
 
 def _images(arguments):
-    """(one of `image_sets`, what it is called)."""
+    """(`image_sets.ImageSet`, what it is called)."""
     from emigm_jax.evaluation import image_sets
 
     if arguments.npz:
         return image_sets.stored(arguments.npz), arguments.npz
     if arguments.folder:
-        source, place = image_sets.Below(arguments.folder), arguments.folder
-    else:
-        from emigm_jax.data.tfds_source import TFDS
+        return image_sets.folder(arguments.folder, arguments.image_size), arguments.folder
+    from emigm_jax.data.tfds_source import TFDS
 
-        split = arguments.split or 'train'
-        source = TFDS(arguments.tfds, split, arguments.data_dir)
-        place = f'{arguments.tfds} {split}'
+    split = arguments.split or 'train'
+    source, place = TFDS(arguments.tfds, split, arguments.data_dir), f'{arguments.tfds} {split}'
     return image_sets.Pictures(source, place, arguments.image_size), place

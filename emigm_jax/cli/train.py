@@ -29,17 +29,22 @@ def run(argv):
         return _train(config, arguments.workdir)
 
 
+def evaluator(config, data):
+    """What `loop.train` takes: measures the EMA weights of a run on the way."""
+    from emigm_jax.evaluation.online import online
+    from emigm_jax.sampling import generator
+
+    ready = generator.while_training(config, data)
+    return online(config.evaluation, config.model.classes, lambda params: ready(params).batch)
+
+
 def _train(config, workdir):
     from emigm_jax.parallel import processes
     from emigm_jax.training import loop
 
-    evaluator = None
-    if config.evaluates:
-        from emigm_jax.evaluation import online
-
-        evaluator = functools.partial(online.evaluator, config)
     try:
-        loop.train(config, workdir, evaluator)
+        measured = functools.partial(evaluator, config) if config.evaluates else None
+        loop.train(config, workdir, measured)
     except loop.NonFinite as error:
         print(f'emigm: {error}', file=sys.stderr)
         return 1

@@ -35,11 +35,11 @@ def infinite(features, mean, covariance, smallest=SMALLEST, points=POINTS, seed=
     rng = np.random.Generator(np.random.Philox(key=seed))
     distance = scores.frechet_distance_from(mean, covariance)
     sizes = np.linspace(smallest, len(features), points).astype(int)
-    found = []
+    fids = []
     for size in sizes:
         subset = rng.choice(len(features), size, replace=False)
-        found.append(distance(*scores.mean_and_covariance(features[np.sort(subset)])))
-    _, at_zero = np.polyfit(1.0 / sizes, found, 1)
+        fids.append(distance(*scores.mean_and_covariance(features[np.sort(subset)])))
+    _, at_zero = np.polyfit(1.0 / sizes, fids, 1)
     return float(at_zero)
 
 
@@ -61,8 +61,8 @@ def standard_error(features, mean, covariance, resamples=RESAMPLES, seed=0):
     rng = np.random.Generator(np.random.Philox(key=seed))
     distance = scores.frechet_distance_from(mean, covariance)
     n = len(features)
-    found = []
+    fids = []
     for _ in range(resamples):
         times = np.bincount(rng.integers(n, size=n), minlength=n)
-        found.append(distance(*scores.mean_and_covariance(features, times)))
-    return float(np.std(found, ddof=1))
+        fids.append(distance(*scores.mean_and_covariance(features, times)))
+    return float(np.std(fids, ddof=1))

@@ -1,80 +1,112 @@
-"""Sets of images to be measured: made by a checkpoint, pictures in files, or in an npz file.
-
-Each has a length and `batches(pieces, size)`, which yields uint8 (B, H, W, 3) of every piece: a
-slice of at most `size` images, in rising order, with B = its length.
-"""
+"""Sets of images to be measured: made by a model, pictures in files, or in an npz file."""
 
 import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, final
 
 import numpy as np
 
 from emigm_jax.data import folder as folders
 from emigm_jax.data import rows as readers
 from emigm_jax.data.pictures import center_crop
-from emigm_jax.data.sources import Unreadable
+from emigm_jax.data.sources import Example, Source, Unreadable
 from emigm_jax.errors import UserError
 from emigm_jax.io import files, npz, paths
 from emigm_jax.parallel import batches as spread
 
 
-@dataclasses.dataclass(frozen=True)
-class Generated:
-    """`count` images of a `generate.Generator`, class by class; image i from seed i."""
+class ImageSet(Protocol):
+    """Images of one size, numbered from 0."""
 
-    generator: object
-    count: int
-    classes: int
+    def __len__(self) -> int:
+        """How many there are."""
 
     @property
-    def labels(self):
-        """(N,): as many of each class as of any other, in order."""
+    def labels(self) -> np.ndarray | None:
+        """(N,) classes that the images were made for; None: nobody knows them."""
+
+    def batches(self, pieces: Sequence[slice], size: int) -> Iterator[np.ndarray]:
+        """Yields uint8 (B, H, W, 3) of every piece, B its length.
+
+        Args:
+          pieces: of at most `size` images each, in rising order.
+          size: of the batches, so that all can be computed by one program.
+
+        Raises:
+          UserError: while it is read, an image that cannot be.
+        """
+
+    def fingerprint(self) -> str:
+        """Short digest of what decides the images."""
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Generated:
+    """`count` images made by a function, class by class; image i from seed i."""
+
+    make: Callable[[np.ndarray, np.ndarray], np.ndarray]  # labels, seeds (B,) -> (B, H, W, colours)
+    count: int
+    classes: int
+    name: str  # of the function: what decides its images, weights and settings
+
+    @property
+    def labels(self) -> np.ndarray:
+        """As many of each class as of any other, in order."""
         return np.arange(self.count) * self.classes // self.count
 
     def __len__(self):
         return self.count
 
-    def batches(self, pieces, size):
-        """See the top of this file; images in grey come in three equal colours."""
+    def fingerprint(self) -> str:
+        """See `ImageSet`."""
+        return files.text_hash([f'{self.name} {self.count} {self.classes}'])
+
+    def batches(self, pieces: Sequence[slice], size: int) -> Iterator[np.ndarray]:
+        """See `ImageSet`; images in grey come in three equal colours."""
         labels = self.labels
         for piece in pieces:
             # Every batch is filled up to the shape that was compiled.
             numbers = spread.fill(np.arange(self.count)[piece], size)
-            made = self.generator.batch(labels[numbers], numbers)
-            made = np.repeat(made, 3, axis=-1) if made.shape[-1] == 1 else made
-            yield made[: piece.stop - piece.start]
+            batch = self.make(labels[numbers], numbers)
+            batch = np.repeat(batch, 3, axis=-1) if batch.shape[-1] == 1 else batch
+            yield batch[: piece.stop - piece.start]
 
 
-class Below:
-    """All pictures below a folder, local or gs://, in order of their names; a `sources.Source`
-    without labels.
+@final
+class Below(Source):
+    """The `Source` of all pictures below a folder, local or gs://, in order of their names;
+    it knows no labels.
 
     Raises:
       UserError: no such folder, or no pictures in it.
     """
 
+    kind = 'folder'
     class_names = ()
 
     def __init__(self, path):
         self._root = paths.absolute(path)
         self._names, self._bytes = zip(*folders.below(self._root), strict=True)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._names)
 
-    def name(self, i):
+    def name(self, i: int) -> str:
         """Path of picture i below the folder."""
         return self._names[i]
 
-    def example(self, i):
+    def example(self, i: int) -> Example:
         """`Example` i; raises `sources.Unreadable`."""
         return folders.read(self._root, self._names[i], -1)
 
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         """Digest of names and sizes of the files."""
         pairs = zip(self._names, self._bytes, strict=True)
         return files.text_hash(f'{name} {size}' for name, size in pairs)
 
 
+@final
 class Pictures:
     """The pictures of a `sources.Source`, all of one size.
 
@@ -87,14 +119,16 @@ class Pictures:
       UserError: while reading, a picture that cannot be read or has another size than the first.
     """
 
-    def __init__(self, source, place, image_size=None):
+    labels = None
+
+    def __init__(self, source: Source, place: str, image_size: int | None = None):
         self._source, self._place, self._size = source, place, image_size
 
     def __len__(self):
         return len(self._source)
 
-    def fingerprint(self):
-        """Digest of what decides the images."""
+    def fingerprint(self) -> str:
+        """See `ImageSet`."""
         return files.text_hash([f'{self._source.fingerprint()} {self._size}'])
 
     def _read(self, i):
@@ -106,8 +140,8 @@ class Pictures:
             ) from error
         return np.asarray(image) if self._size is None else center_crop(image, self._size)
 
-    def batches(self, pieces, size):
-        """See the top of this file."""
+    def batches(self, pieces: Sequence[slice], size: int) -> Iterator[np.ndarray]:
+        """See `ImageSet`."""
         # Whoever begins in the middle must not take the sizes there for those of all.
         shape, numbers = self._read(0).shape, [i for p in pieces for i in range(p.start, p.stop)]
         images = readers.read_all(lambda at: self._read(numbers[at]), 0, len(numbers))
@@ -124,34 +158,41 @@ class Pictures:
             yield np.stack(held)
 
 
+@final
 @dataclasses.dataclass(frozen=True)
 class Stored:
     """The images (N, H, W, 3) of an `npz.Rows`."""
 
     rows: npz.Rows
+    labels = None
 
     def __len__(self):
         return len(self.rows)
 
-    def fingerprint(self):
-        """Digest of the file."""
+    def fingerprint(self) -> str:
+        """See `ImageSet`; of the whole file."""
         return files.sha256(self.rows.path)[:16]
 
-    def batches(self, pieces, size):
-        """See the top of this file."""
+    def batches(self, pieces: Sequence[slice], size: int) -> Iterator[np.ndarray]:
+        """See `ImageSet`."""
         return self.rows.slices(pieces)
 
 
-def stored(path):
+def folder(path, image_size: int | None = None) -> Pictures:
+    """The `Pictures` below a folder; UserError as `Below`."""
+    return Pictures(Below(path), path, image_size)
+
+
+def stored(path) -> Stored:
     """The `Stored` of an npz file in ADM's layout: arr_0 uint8 (N, H, W, 3).
 
     Raises:
       UserError: the file is missing, damaged, or holds something else.
     """
-    found = npz.members(path)
-    if 'arr_0' not in found:
-        raise UserError(f'{path}: has no arr_0 (uint8 images), but {", ".join(found)}')
-    rows = found['arr_0']
+    members = npz.members(path)
+    if 'arr_0' not in members:
+        raise UserError(f'{path}: has no arr_0 (uint8 images), but {", ".join(members)}')
+    rows = members['arr_0']
     if rows.dtype != np.uint8 or len(rows.shape) != 4 or rows.shape[-1] != 3 or not len(rows):
         raise UserError(f'{path}: arr_0 is {rows.dtype} {rows.shape}, not uint8 (N, H, W, 3)')
     return Stored(rows)

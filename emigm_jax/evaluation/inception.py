@@ -25,7 +25,6 @@ ENTRY = 'inception'  # of a checkpoint's description
 VARIANT = 'fid-2015-12-05'
 
 SIDE = 299  # pixels of the network's input
-SPATIAL = 7  # channels of the 17 x 17 map that sFID reads
 BATCH_NORM_EPSILON = 1e-3
 EXACT = jax.lax.Precision.HIGHEST
 
@@ -92,7 +91,7 @@ class Inception(nnx.Module):
     def __call__(self, x):
         x = self._run(plan.LOWER, x)
         # branch1x1 comes first in Mixed_6d, so these are its channels.
-        spatial = x[..., :SPATIAL].reshape(len(x), -1)
+        spatial = x[..., : plan.SPATIAL_CHANNELS].reshape(len(x), -1)
         pool = self._run(plan.UPPER, x).mean((1, 2))
         return Features(pool, self.fc(pool), spatial)
 
@@ -109,7 +108,7 @@ class Inception(nnx.Module):
 
 
 @functools.cache
-def network():
+def network() -> functional.Functional:
     """The `Functional` (init, bind) of `Inception`."""
     return functional.functional(Inception)
 
@@ -118,7 +117,7 @@ def network():
 
 
 @functools.cache
-def resize_weights(source, target=SIDE):
+def resize_weights(source: int, target: int = SIDE) -> np.ndarray:
     """The matrix (target, source) float32 of TensorFlow 1's bilinear resize of one axis.
 
     Output i reads the source at i * source / target, without half-pixel centres and without
@@ -137,7 +136,7 @@ def resize_weights(source, target=SIDE):
     return weights
 
 
-def preprocess(images):
+def preprocess(images: jax.Array) -> jax.Array:
     """uint8 images (B, H, W, 3) -> float32 (B, 299, 299, 3) in [-1, 1)."""
     height, width = (jnp.asarray(resize_weights(side)) for side in images.shape[1:3])
     x = images.astype(jnp.float32)
@@ -146,7 +145,7 @@ def preprocess(images):
     return (x - 128.0) / 128.0
 
 
-def features(params, images):
+def features(params: dict, images: jax.Array) -> Features:
     """`Features` of images; a pure function, to be jitted by the caller.
 
     Args:
@@ -172,7 +171,7 @@ class Extractor:
 
     params: dict
 
-    def features(self, images):
+    def features(self, images: jax.Array | np.ndarray) -> Features:
         """`Features` of uint8 (B, H, W, 3); compiles once for each shape.
 
         Images lie on the device of the parameters; for several devices, jit `features` with both
@@ -181,12 +180,12 @@ class Extractor:
         return _compiled(self.params, images)
 
 
-def save(path, params, **facts):
+def save(path, params: dict, **facts) -> None:
     """Writes an Inception checkpoint; `facts` (JSON-like) go into its description."""
     store.save(path, {'params': params}, {ENTRY: {'variant': VARIANT}, **facts})
 
 
-def load(path):
+def load(path) -> Extractor:
     """The `Extractor` of a converted checkpoint, local or gs://.
 
     Raises:
@@ -202,3 +201,8 @@ def of(stored: store.Checkpoint) -> Extractor:
     if ENTRY not in stored.description:
         raise UserError(f'{stored.path}: holds no Inception network; `emigm convert` makes one')
     return Extractor(stored.load_part('params'))
+
+
+def opened(inception) -> Extractor:
+    """An `Extractor` as it is, or what `load` makes of a checkpoint."""
+    return inception if isinstance(inception, Extractor) else load(inception)

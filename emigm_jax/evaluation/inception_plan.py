@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 COLOURS = 3
 WIDTH = 2048  # channels before the classifier
+SPATIAL_CHANNELS = 7  # of the 17 x 17 map, that sFID reads
+SPATIAL_WIDTH = 17 * 17 * SPATIAL_CHANNELS
 CLASSES = 1008  # ImageNet's 1000, a background and unused ones
 
 
@@ -147,17 +149,17 @@ UPPER = (  # -> 8 x 8 x 2048
 
 def convolutions(path, inputs):
     """All convolutions of a path that gets `inputs` channels: ([(Conv, inputs)], its outputs)."""
-    found = []
+    rows = []
     for step in path:
         match step:
             case Conv():
-                found.append((step, inputs))
+                rows.append((step, inputs))
                 inputs = step.outputs
             case Split(paths):
                 inside = [convolutions(path, inputs) for path in paths]
-                found += [row for rows, _ in inside for row in rows]
+                rows += [row for branch, _ in inside for row in branch]
                 inputs = sum(outputs for _, outputs in inside)
-    return found, inputs
+    return rows, inputs
 
 
 def network():

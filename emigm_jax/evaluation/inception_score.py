@@ -14,17 +14,16 @@ import numpy as np
 from emigm_jax.errors import UserError
 
 SPLITS = 10
-CLASSES = 1008  # outputs of the Inception network of 2015, all of them used
 _SEED = 2020
 
 
-def check_count(count):
+def check_count(count: int) -> None:
     """Raises UserError for fewer images than splits."""
     if count < SPLITS:
         raise UserError(f'the Inception Score needs at least {SPLITS} images, not {count}')
 
 
-def split_of_images(count):
+def split_of_images(count: int) -> np.ndarray:
     """The split (count,) int32 of every image: torch-fidelity's shuffle, cut in ten.
 
     Raises:
@@ -38,7 +37,9 @@ def split_of_images(count):
     return splits
 
 
-def from_sums(counts, probabilities, entropies):
+def from_sums(
+    counts: np.ndarray, probabilities: np.ndarray, entropies: np.ndarray
+) -> tuple[float, float]:
     """(mean, standard deviation) of the score over the splits.
 
     Args:
@@ -63,19 +64,3 @@ def from_sums(counts, probabilities, entropies):
     marginal = (q * np.log(np.where(q > 0, q, 1.0))).sum(1)
     scores = np.exp(entropies / counts - marginal)
     return float(scores.mean()), float(scores.std())
-
-
-def from_logits(logits, splits=None):
-    """(mean, standard deviation) from logits (N, C) without bias, in float64.
-
-    Args:
-      logits: (N, C), image i in row i.
-      splits: (N,) split of each row; None: `split_of_images`.
-    """
-    logits = np.asarray(logits, np.float64)
-    splits = split_of_images(len(logits)) if splits is None else np.asarray(splits)
-    shifted = logits - logits.max(1, keepdims=True)
-    log_p = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
-    p = np.exp(log_p)
-    member = (splits[None] == np.arange(SPLITS)[:, None]).astype(np.float64)
-    return from_sums(member.sum(1), member @ p, member @ (p * log_p).sum(1))

@@ -8,7 +8,9 @@ SUBSETS, SIZE = 100, 1000
 _SEED = 2020
 
 
-def kernel_distance(fake, real, subsets=SUBSETS, size=SIZE):
+def kernel_distance(
+    fake: np.ndarray, real: np.ndarray, subsets: int = SUBSETS, size: int = SIZE
+) -> tuple[float, float]:
     """(mean, standard deviation with ddof 0) of the squared MMD over random subsets.
 
     The kernel is (x.y / D + 1)^3 and the estimator the unbiased one (their Eq. 4), so a small
@@ -26,12 +28,12 @@ def kernel_distance(fake, real, subsets=SUBSETS, size=SIZE):
         if len(rows) < size:
             raise UserError(f'KID needs at least {size} {what} images, not {len(rows)}')
     rng = np.random.RandomState(_SEED)
-    found = []
+    distances = []
     for _ in range(subsets):
         x = np.asarray(fake)[rng.choice(len(fake), size, replace=False)].astype(np.float64)
         y = np.asarray(real)[rng.choice(len(real), size, replace=False)].astype(np.float64)
-        found.append(_off_diagonal_mean(x) + _off_diagonal_mean(y) - 2.0 * _kernel(x, y).mean())
-    return float(np.mean(found)), float(np.std(found))
+        distances.append(_off_diagonal_mean(x) + _off_diagonal_mean(y) - 2.0 * _kernel(x, y).mean())
+    return float(np.mean(distances)), float(np.std(distances))
 
 
 def _kernel(x, y):

@@ -1,4 +1,4 @@
-"""Images in, metrics out: one pass that may be interrupted at any moment and goes on.
+"""Images in, sums and features out: one pass that may be interrupted at any moment and goes on.
 
 Images go through Inception and into sums, a part of some thousand images at a time. After each part
 the totals so far are saved; parts are always cut at the same places and added in the same order, so
@@ -10,24 +10,28 @@ import dataclasses
 import functools
 import itertools
 import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from emigm_jax.errors import UserError
 from emigm_jax.evaluation import inception, inception_score, metrics, statistics
+from emigm_jax.evaluation.image_sets import ImageSet
 from emigm_jax.io import files, npz, paths
 from emigm_jax.parallel import agreement
 from emigm_jax.parallel import batches as spread
 
 TOTALS = 'totals.npz'
+Progress = Callable[[int], object]  # gets the number of images just done
+silent: Progress = lambda count: None
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """What is measured and kept."""
 
-    names: tuple  # of metrics.METRICS
+    names: tuple[str, ...]  # of metrics.METRICS
     batch: int = 64  # images at a time, on all processes together
     part: int = 2048  # images between two saves, rounded to whole batches
     keep_images: bool = False  # in FOLDER/images, for an npz of them
@@ -44,40 +48,45 @@ class Plan:
 
 
 class Network:
-    """Inception on all devices of this process, and the sums of what it finds."""
+    """Inception on all devices of this process, and the sums of its features."""
 
-    def __init__(self, params):
+    def __init__(self, params: dict):
         self._params = spread.place(params)
         self._run = spread.OverDevices(inception.features)
         self.add = statistics.adder(spread.mesh())
 
-    def __call__(self, images):
+    def __call__(self, images: np.ndarray) -> inception.Features:
         """`inception.Features` of uint8 (B, H, W, 3); B a multiple of the devices."""
         return self._run(self._params, images)
 
 
 class Measured(NamedTuple):
-    """What `totals` found; on other processes than the first, only `made` is there."""
+    """What `totals` ends with; on other processes than the first, only `done` is there."""
 
-    totals: dict  # `statistics.collect`
+    totals: statistics.Totals  # of `statistics.collect`
     features: np.ndarray | None  # (N, 2048) float32 if `Plan.keep_features`
-    made: int  # images that were made this time, by all processes; the others were there
+    done: int  # images that were made this time, by all processes; the others were there
 
 
-def totals(images, folder, settings, network, shifts, plan, progress=lambda count: None):
+def totals(
+    images: ImageSet,
+    folder,
+    settings: dict,
+    network: Network,
+    shifts: Mapping[str, np.ndarray],
+    plan: Plan,
+    progress: Progress = silent,
+) -> Measured:
     """The sums over all images, saved in `folder` on the way.
 
     Args:
-      images: one of `image_sets`.
+      images: are read from the first one that is not in the folder yet.
       folder: new, or of the same measurement interrupted; only the first process uses it.
       settings: JSON-like dict of all that decides the result.
-      network: `Network`.
+      network: of whose features the sums are.
       shifts: {'pool': (2048,), 'spatial': (2023,)}, as `statistics.begin`.
-      plan: `Plan`.
-      progress: called with the number of images just done, first with those that were there.
-
-    Returns:
-      `Measured`.
+      plan: what is measured and kept.
+      progress: is called first with the number of images that were there.
 
     Raises:
       UserError: the folder belongs to another measurement, or an image cannot be read; on all
@@ -96,64 +105,59 @@ def totals(images, folder, settings, network, shifts, plan, progress=lambda coun
         part, shares = shares[: plan.batches], shares[plan.batches :]
 
         def add_up(part=part):
-            state = statistics.begin(spread.mesh(), shifts, scored)
+            sums = statistics.begin(spread.mesh(), shifts, scored)
             kept = {'features': [], 'images': []}
-            for piece, made in zip(part, itertools.islice(batches, len(part)), strict=False):
-                found = network(made)
-                rows = dict(pool=found.pool, spatial=found.spatial, logits=found.logits)
-                rows |= _weights(piece, len(made), splits)
-                state = network.add(state, {name: rows[name] for name in _wanted(state)})
+            for piece, batch in zip(part, itertools.islice(batches, len(part)), strict=False):
+                features = network(batch)
+                sums = network.add(sums, _rows(piece, features, shifts, splits))
                 if plan.keep_features:
-                    kept['features'].append(np.asarray(found.pool))
+                    kept['features'].append(np.asarray(features.pool))
                 if plan.keep_images:
-                    kept['images'].append(made)
+                    kept['images'].append(batch)
                 progress(piece.last - piece.first)
-            return state, kept
+            return sums, kept
 
-        state, kept = agreement.agreed(add_up)
-        more = statistics.collect(state)
-        kept = {name: _together(part, arrays) for name, arrays in kept.items() if arrays}
+        sums, kept = agreement.agreed(add_up)
+        more = statistics.collect(sums)
+        kept = {name: _gathered(part, arrays) for name, arrays in kept.items() if arrays}
         save = functools.partial(_saved, folder, settings, done, kept, saved, more)
         saved = agreement.by_first(save)
         done = part[-1].last
-    whole = agreement.by_first(
+    features = agreement.by_first(
         lambda: joined(folder, 'features', count) if plan.keep_features else None
     )
-    return Measured(saved, whole, count - start)
+    return Measured(saved, features, count - start)
 
 
-def once(images, network, shifts, plan, progress=lambda count: None):
+def once(images: ImageSet, *how) -> Measured:
     """`totals` without a folder: nothing is left of it, and an interruption is its end."""
     with tempfile.TemporaryDirectory() as folder:
-        return totals(images, folder, {}, network, shifts, plan, progress)
+        return totals(images, folder, {}, *how)
 
 
 def _batches(images, shares, size):
     """Yields uint8 (share of `size`, H, W, 3) of every piece, filled up where it is shorter."""
     share = agreement.share(size)
-    made = images.batches([slice(piece.start, piece.stop) for piece in shares], share)
+    batches = images.batches([slice(piece.start, piece.stop) for piece in shares], share)
     for piece in shares:
-        batch = next(made, None)
+        batch = next(batches, None)
         if batch is None:
             raise UserError(f'only {piece.first} of {len(images)} images came')
         yield spread.fill(batch, share)
 
 
-def _weights(piece, size, splits):
-    """{'weight', 'split'} of the rows of a piece that is filled up to `size`."""
-    rows = np.arange(piece.start, piece.start + size)
-    counts = piece.counts & (rows < piece.stop)
-    split = {} if splits is None else {'split': splits[np.minimum(rows, piece.stop - 1)]}
-    return {'weight': counts.astype(np.float32), **split}
+def _rows(piece, features, kinds, splits):
+    """`statistics.Rows` of a piece that is filled up to the length of its features."""
+    numbers = np.arange(piece.start, piece.start + len(features.pool))
+    weight = (piece.counts & (numbers < piece.stop)).astype(np.float32)
+    summed = {kind: getattr(features, kind) for kind in kinds}
+    if splits is None:
+        return statistics.Rows(weight, summed)
+    split = splits[np.minimum(numbers, piece.stop - 1)]
+    return statistics.Rows(weight, summed, features.logits, split)
 
 
-def _wanted(state):
-    """Names of the rows that `statistics.add` reads into this state."""
-    scores = ('logits', 'split') if 'split_p' in state else ()
-    return {'weight', *scores, *(k.removesuffix('_sum') for k in state if k.endswith('_sum'))}
-
-
-def _together(part, arrays):
+def _gathered(part, arrays):
     """The real rows of a part's batches, of all processes and in order.
 
     Batch by batch, so that the devices never hold more images than while they were made.
@@ -197,57 +201,50 @@ def _parts(folder):
     )
 
 
-def stored(folder, name):
+def stored(folder, name: str) -> Iterator[np.ndarray]:
     """Yields what was kept under `name` ('features', 'images'), a part (M, ...) at a time."""
     for path in _parts(paths.absolute(folder) / name):
         yield npz.members(path)['arr_0'].read()
 
 
-def joined(folder, name, count):
+def joined(folder, name: str, count: int) -> np.ndarray:
     """The same in one array (N, ...).
 
     Raises:
       UserError: not all of it is there.
     """
-    whole = np.concatenate(list(stored(folder, name)))
-    if len(whole) != count:
+    rows = np.concatenate(list(stored(folder, name)))
+    if len(rows) != count:
         raise UserError(
-            f'{folder}/{name}: holds {len(whole)} of {count} rows; delete {folder} to start afresh'
+            f'{folder}/{name}: holds {len(rows)} of {count} rows; delete {folder} to start afresh'
         )
-    return whole
+    return rows
 
 
 # --- Without sums --------------------------------------------------------------------------------
 
 
-def pilot(images, network, batch):
+def pilot(images: ImageSet, network: Network, batch: int) -> dict[str, np.ndarray]:
     """Fixed points near the means, for `totals` without a reference: means of the first batch."""
     size = spread.padded(min(batch, len(images)))
-    made = next(images.batches([slice(0, min(size, len(images)))], size))
-    found = network(spread.fill(made, size))
-    mean = lambda x: np.asarray(x, np.float64)[: len(made)].mean(0)
-    return {'pool': mean(found.pool), 'spatial': mean(found.spatial)}
+    rows = next(images.batches([slice(0, min(size, len(images)))], size))
+    features = network(spread.fill(rows, size))
+    mean = lambda x: np.asarray(x, np.float64)[: len(rows)].mean(0)
+    return {'pool': mean(features.pool), 'spatial': mean(features.spatial)}
 
 
-def pictures(images, batch=64, progress=lambda count: None):
-    """All images of one of `image_sets` in memory, uint8 (N, H, W, 3), made by all processes."""
-    return _each(images, batch, progress, lambda made: made)
-
-
-def features(images, network, batch=64, progress=lambda count: None):
-    """Pooled features (N, 2048) of one of `image_sets`, found by all processes."""
-    return _each(images, batch, progress, lambda made: np.asarray(network(made).pool))
-
-
-def _each(images, batch, progress, function):
+def each(
+    images: ImageSet, function: Callable, batch: int = 64, progress: Progress = silent
+) -> np.ndarray:
+    """function(uint8 (B, H, W, 3)) -> (B, ...) of all images, made by all processes: (N, ...)."""
     size = agreement.padded(batch)
     shares = agreement.pieces(0, len(images), size)
 
     def mine():
-        found = []
-        for piece, made in zip(shares, _batches(images, shares, size), strict=True):
-            found.append(function(made))
+        arrays = []
+        for piece, rows in zip(shares, _batches(images, shares, size), strict=True):
+            arrays.append(function(rows))
             progress(piece.last - piece.first)
-        return found
+        return arrays
 
-    return _together(shares, agreement.agreed(mine))
+    return _gathered(shares, agreement.agreed(mine))

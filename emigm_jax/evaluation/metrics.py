@@ -1,6 +1,7 @@
 """The table of metrics: what each is computed from, and which cannot be computed here, and why."""
 
 import dataclasses
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from emigm_jax.evaluation.references import Reference
 class Inputs:
     """What is known about generated and real images; None where it is not."""
 
-    totals: dict  # statistics.collect
+    totals: statistics.Totals  # of `statistics.collect`
     reference: Reference
     features: np.ndarray | None = None  # (N, 2048) pooled features of the generated images
     real_features: np.ndarray | None = None  # (M, 2048) of real ones; None: the reference's own
@@ -42,8 +43,8 @@ def _kernel_distance(inputs):
 
 
 def _precision_recall(inputs):
-    found = scores.precision_recall(_real(inputs), _kept(inputs))
-    return dict(zip(('precision', 'recall'), found, strict=True))
+    precision, recall = scores.precision_recall(_real(inputs), _kept(inputs))
+    return {'precision': precision, 'recall': recall}
 
 
 def _infinite(inputs):
@@ -56,8 +57,8 @@ def _standard_error(inputs):
     return {'fid_standard_error': fid.standard_error(_kept(inputs), *reference)}
 
 
-def _pair(name, found):
-    return {name: found[0], f'{name}_std': found[1]}
+def _pair(name, values):
+    return {name: values[0], f'{name}_std': values[1]}
 
 
 def _kept(inputs):
@@ -92,13 +93,13 @@ METRICS = {
 }
 
 
-def check(names):
+def check(names: Iterable[str]) -> None:
     """Raises UserError unless all `names` are metrics."""
     for name in names:
         check_choice('a metric', name, METRICS)
 
 
-def compute(inputs, names=('fid', 'sfid', 'inception_score')):
+def compute(inputs: Inputs, names: Iterable[str]) -> tuple[dict[str, float], dict[str, str]]:
     """The metrics that are asked for.
 
     Args:

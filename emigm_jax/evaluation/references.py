@@ -12,16 +12,18 @@ this library                           mu, sigma, mu_s, sigma_s, features, count
 import dataclasses
 import hashlib
 import pathlib
+from collections.abc import Collection
 
 import numpy as np
 
 from emigm_jax.errors import UserError
+from emigm_jax.evaluation.inception_plan import SPATIAL_WIDTH
+from emigm_jax.evaluation.inception_plan import WIDTH as POOL
 from emigm_jax.io import npz
 from emigm_jax.io.formats import torch_files
 
-POOL, SPATIAL = 2048, 2023
 _RENAMED = {'ref_mu': 'mu', 'ref_sigma': 'sigma'}
-_PAIRS = (('mu', 'sigma', POOL), ('mu_s', 'sigma_s', SPATIAL))
+_PAIRS = (('mu', 'sigma', POOL), ('mu_s', 'sigma_s', SPATIAL_WIDTH))
 _EXPECTED = 'expected mu and sigma (or ref_mu and ref_sigma)'
 
 
@@ -40,7 +42,7 @@ class Reference:
     count: int | None = None  # images behind the mean
 
 
-def read(path):
+def read(path) -> Reference:
     """A `Reference` from a file (npz: local or gs://; pickle: local).
 
     Raises:
@@ -48,13 +50,13 @@ def read(path):
         covariance that is none; in one line that starts with the path.
     """
     if npz.is_npz(path):
-        found = {_RENAMED.get(key, key): rows for key, rows in npz.members(path).items()}
-        value = lambda key: found[key].read()
+        held = {_RENAMED.get(key, key): rows for key, rows in npz.members(path).items()}
+        value = lambda key: held[key].read()
     else:
-        found = _pickled(path)
-        value = lambda key: np.asarray(found[key])
-    if not {'mu', 'sigma'} <= found.keys():
-        keys = ', '.join(ascii(key)[1:-1][:40] for key in list(found)[:8]) or 'nothing'
+        held = _pickled(path)
+        value = lambda key: np.asarray(held[key])
+    if not is_reference(held):
+        keys = ', '.join(ascii(key)[1:-1][:40] for key in list(held)[:8]) or 'nothing'
         raise UserError(
             f'{path}: holds no reference statistics but {keys}; {_EXPECTED}: take the '
             'statistics that ADM, MAR or MeanFlow publish'
@@ -62,20 +64,18 @@ def read(path):
 
     statistics = []
     for mean, covariance, size in _PAIRS:
-        if mean in found and covariance in found:
+        if mean in held and covariance in held:
             statistics += _checked(path, mean, value(mean), covariance, value(covariance), size)
         else:
             statistics += [None, None]
     fingerprint = fingerprint_of(*statistics)
-    ours = {'fingerprint', 'count', 'source'} <= found.keys()
+    ours = {'fingerprint', 'count', 'source'} <= held.keys()
     if ours and str(value('fingerprint')) != fingerprint:
         raise UserError(
             f'{path}: its numbers do not have its fingerprint: the file was changed '
             'or is damaged, fetch it again'
         )
-    rows = {
-        key: found[key] for key in ('arr_0', 'features') if isinstance(found.get(key), npz.Rows)
-    }
+    rows = {name: x for name, x in held.items() if isinstance(x, npz.Rows)}
     return Reference(
         mean=statistics[0],
         covariance=statistics[1],
@@ -89,7 +89,17 @@ def read(path):
     )
 
 
-def write(path, moments, *, source, count, spatial=None, features=None):
+def is_reference(names: Collection[str]) -> bool:
+    """Whether arrays of these names are statistics that `read` takes."""
+    return {'mu', 'sigma'} <= {_RENAMED.get(name, name) for name in names}
+
+
+def opened(reference) -> Reference:
+    """A `Reference` as it is, or what `read` makes of a file."""
+    return reference if isinstance(reference, Reference) else read(reference)
+
+
+def write(path, moments, *, source: str, count: int, spatial=None, features=None) -> None:
     """Writes statistics as an npz file (local or gs://) that `read` and other projects take.
 
     Args:
@@ -118,7 +128,7 @@ def write(path, moments, *, source, count, spatial=None, features=None):
     npz.write(path, {**arrays, 'fingerprint': np.asarray(fingerprint_of(*statistics))})
 
 
-def fingerprint_of(*statistics):
+def fingerprint_of(*statistics: np.ndarray | None) -> str:
     """16 hexadecimal digits from the float64 numbers of means and covariances (None: left out)."""
     digest = hashlib.sha256()
     for array in statistics:

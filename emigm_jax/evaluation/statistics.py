@@ -1,6 +1,6 @@
 """Sums over images that never sit in memory together, and the moments that follow from them.
 
-Every device adds up its own rows: the state has a leading axis of one entry per device, sharded
+Every device adds up its own rows: the sums have a leading axis of one entry per device, sharded
 over the mesh axis 'data', so that a step needs no communication. Features are counted from a fixed
 shift c near their mean (the reference's mean, best), which makes float32 sums harmless:
 
@@ -11,99 +11,134 @@ be interrupted: they know nothing of devices, and totals of several parts of a r
 """
 
 import functools
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from emigm_jax.errors import UserError
-from emigm_jax.evaluation import inception_score
+from emigm_jax.evaluation import inception_plan, inception_score
 from emigm_jax.io import npz
 
 AXIS = 'data'
-_SHIFT = '_shift'
-_SPLIT_KEYS = ('split_count', 'split_p', 'split_plogp')
+Array = jax.Array | np.ndarray
+
+
+class Moments(NamedTuple):
+    """Sums over one kind of features, counted from a shift."""
+
+    total: Array  # (D,)
+    outer: Array  # (D, D)
+
+
+class SplitSums(NamedTuple):
+    """Sums of the Inception Score, as `inception_score.from_sums` takes them."""
+
+    counts: Array  # (10,)
+    probabilities: Array  # (10, 1008)
+    entropies: Array  # (10,)
+
+
+class Sums(NamedTuple):
+    """All that adds up over images."""
+
+    count: Array  # (), images
+    moments: dict[str, Moments]  # by kind of features: pool, spatial
+    splits: SplitSums | None  # None: no Inception Score is asked for
+
+
+class Totals(NamedTuple):
+    """Sums and what they are counted from.
+
+    On devices the sums are float32 with a leading axis, sharded, and the shifts replicated; on the
+    host both are float64.
+    """
+
+    shifts: dict[str, Array]  # (D,) by kind of features
+    sums: Sums
+
+
+class Rows(NamedTuple):
+    """A batch of B images; B is a multiple of the number of devices."""
+
+    weight: Array  # (B,), 1 for an image, 0 for a row that only fills the batch, whatever it holds
+    features: dict[str, Array]  # (B, D), of the kinds that are summed
+    logits: Array | None = None  # (B, 1008) without bias
+    split: Array | None = None  # (B,), the images' entries of `inception_score.split_of_images`
 
 
 # --- On the devices ------------------------------------------------------------------------------
 
 
-def begin(mesh, shifts, with_scores=True):
-    """The state before the first image.
+def begin(mesh: Mesh, shifts: Mapping[str, Array], with_scores: bool = True) -> Totals:
+    """The totals on the devices before the first image.
 
     Args:
       mesh: with the one axis 'data'.
-      shifts: {name: (D,)}: which features are summed, and a fixed point near their mean.
+      shifts: which features are summed, and a fixed point (D,) near the mean of each.
       with_scores: also the sums of the Inception Score.
-
-    Returns:
-      a dict of float32 arrays: count (n,), and per name NAME_shift (D,), NAME_sum (n, D) and
-      NAME_outer (n, D, D); split_count (n, 10), split_p (n, 10, 1008), split_plogp (n, 10).
     """
-    n = mesh.shape[AXIS]
-    shapes = {'count': (n,)}
-    for name, shift in shifts.items():
-        shapes |= {f'{name}_sum': (n, len(shift)), f'{name}_outer': (n, len(shift), len(shift))}
-    if with_scores:
-        splits, classes = inception_score.SPLITS, inception_score.CLASSES
-        sizes = ((n, splits), (n, splits, classes), (n, splits))
-        shapes |= dict(zip(_SPLIT_KEYS, sizes, strict=True))
-    fixed = {f'{name}{_SHIFT}': np.asarray(shift, np.float32) for name, shift in shifts.items()}
-    return {**_zeros(mesh, tuple(shapes.items()))(), **jax.device_put(fixed, _shardings(mesh)[1])}
+    sizes = tuple((name, len(shift)) for name, shift in shifts.items())
+    fixed = {name: np.asarray(shift, np.float32) for name, shift in shifts.items()}
+    _, replicated = _shardings(mesh)
+    return Totals(jax.device_put(fixed, replicated), _zeros(mesh, sizes, with_scores)())
 
 
-@functools.cache  # there is a new state for every part of a run
-def _zeros(mesh, shapes):
-    make = lambda: {key: jnp.zeros(shape, jnp.float32) for key, shape in shapes}
-    return jax.jit(make, out_shardings=_shardings(mesh)[0])
+@functools.cache  # a run begins anew with each of its parts
+def _zeros(mesh, sizes, with_scores):
+    zeros = lambda *shape: jnp.zeros((mesh.shape[AXIS], *shape), jnp.float32)
+    splits, classes = inception_score.SPLITS, inception_plan.CLASSES
+
+    def sums():
+        moments = {name: Moments(zeros(size), zeros(size, size)) for name, size in sizes}
+        scores = SplitSums(zeros(splits), zeros(splits, classes), zeros(splits))
+        return Sums(zeros(), moments, scores if with_scores else None)
+
+    return jax.jit(sums, out_shardings=_shardings(mesh)[0])
 
 
-def add(state, rows):
-    """The state with one batch more; a pure function that can be part of a larger program.
-
-    Args:
-      state: of `begin`.
-      rows: weight (B,), 1 for an image and 0 for a row that only fills the batch, whatever it
-        holds; features (B, D) under the names in the state; for the scores logits (B, 1008)
-        without bias and split (B,), the images' entries of `inception_score.split_of_images`.
-        B is a multiple of the number of devices.
-    """
-    shards = state['count'].shape[0]
+def add(totals: Totals, rows: Rows) -> Totals:
+    """The totals with one batch more; a pure function that can be part of a larger program."""
+    shards = totals.sums.count.shape[0]
     per_device = lambda x: x.reshape(shards, -1, *x.shape[1:])
     matmul = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
-    weight = per_device(rows['weight']).astype(jnp.float32)
+    weight = per_device(rows.weight).astype(jnp.float32)
     # Rows of weight 0 are cut out, not multiplied by 0: they may hold NaN.
     only = lambda x: jnp.where(weight[..., None] > 0, x, jnp.float32(0))
-    more = {'count': weight.sum(1)}
-    for name in _names(state):
-        shifted = only(per_device(rows[name]).astype(jnp.float32) - state[f'{name}{_SHIFT}'])
-        more[f'{name}_sum'] = shifted.sum(1)
-        more[f'{name}_outer'] = matmul('nbd,nbe->nde', shifted, shifted)
-    if 'split_p' in state:
-        logits = per_device(rows['logits']).astype(jnp.float32)
-        log_p = jax.nn.log_softmax(only(logits), axis=-1)
+
+    def moments(features, shift):
+        shifted = only(per_device(features).astype(jnp.float32) - shift)
+        return Moments(shifted.sum(1), matmul('nbd,nbe->nde', shifted, shifted))
+
+    def splits():
+        log_p = jax.nn.log_softmax(only(per_device(rows.logits).astype(jnp.float32)), axis=-1)
         p = jnp.exp(log_p)
+        member = only(jax.nn.one_hot(per_device(rows.split), inception_score.SPLITS))
         # exp of a very negative log p is 0, and so is its product
-        member = only(jax.nn.one_hot(per_device(rows['split']), inception_score.SPLITS))
-        sums = member.sum(1), matmul('nbs,nbc->nsc', member, p)
         plogp = matmul('nbs,nb->ns', member, (p * log_p).sum(-1))
-        more |= dict(zip(_SPLIT_KEYS, (*sums, plogp), strict=True))
-    return {key: value + more[key] if key in more else value for key, value in state.items()}
+        return SplitSums(member.sum(1), matmul('nbs,nbc->nsc', member, p), plogp)
+
+    more = Sums(
+        weight.sum(1),
+        {name: moments(rows.features[name], shift) for name, shift in totals.shifts.items()},
+        None if totals.sums.splits is None else splits(),
+    )
+    return Totals(totals.shifts, jax.tree.map(jnp.add, totals.sums, more))
 
 
-def adder(mesh):
-    """`add` compiled for a mesh; the state that is passed in is used up."""
-    sharded, whole = _shardings(mesh)
+def adder(mesh: Mesh) -> Callable[[Totals, Rows], Totals]:
+    """`add` compiled for a mesh; the totals that are passed in are used up."""
+    sharded, replicated = _shardings(mesh)
+    constrain = jax.lax.with_sharding_constraint
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def step(state, rows):
-        rows = {key: jax.lax.with_sharding_constraint(x, sharded) for key, x in rows.items()}
-        return {
-            key: jax.lax.with_sharding_constraint(x, whole if key.endswith(_SHIFT) else sharded)
-            for key, x in add(state, rows).items()
-        }
+    def step(totals, rows):
+        shifts, sums = add(totals, constrain(rows, sharded))
+        return Totals(constrain(shifts, replicated), constrain(sums, sharded))
 
     return step
 
@@ -112,42 +147,22 @@ def _shardings(mesh):
     return NamedSharding(mesh, PartitionSpec(AXIS)), NamedSharding(mesh, PartitionSpec())
 
 
-def _names(state):
-    return [key.removesuffix(_SHIFT) for key in sorted(state) if key.endswith(_SHIFT)]
-
-
 # --- On the host ---------------------------------------------------------------------------------
 
 
-def fill_up(rows, size):
-    """Rows {name: (B, ...)} made `size` long by repeating the first one, with their weights.
-
-    So the last batch has the shape that was compiled, and no image is dropped.
-    """
-    count = len(next(iter(rows.values())))
-    take = np.concatenate([np.arange(count), np.zeros(size - count, np.int64)])
-    weight = (np.arange(size) < count).astype(np.float32)
-    return {**{key: np.asarray(x)[take] for key, x in rows.items()}, 'weight': weight}
-
-
-def collect(state):
-    """The totals over all devices and processes: float64 arrays without the leading axis.
+def collect(totals: Totals) -> Totals:
+    """The totals over all devices and processes, in float64 on the host.
 
     With several processes all of them must call it.
     """
-    return {
-        key: np.asarray(_local(value), np.float64)
-        if key.endswith(_SHIFT)
-        else _over_processes(_sum_of_shards(value))
-        for key, value in state.items()
+    shifts = {
+        name: np.asarray(shift.addressable_data(0), np.float64)
+        for name, shift in totals.shifts.items()
     }
+    return Totals(shifts, jax.tree.map(lambda x: _over_processes(_over_devices(x)), totals.sums))
 
 
-def _local(array):
-    return array.addressable_data(0)
-
-
-def _sum_of_shards(array):
+def _over_devices(array):
     shards = [s.data for s in array.addressable_shards if s.replica_id == 0]
     # In float64 before the first addition.
     return sum(np.asarray(shard).astype(np.float64).sum(0) for shard in shards)
@@ -163,55 +178,71 @@ def _over_processes(part):
     return sum(np.asarray(x).astype(np.float64).sum(0) for x in gathered)
 
 
-def combine(first, second):
+def combine(first: Totals, second: Totals) -> Totals:
     """The totals of two parts of a run together.
 
     Raises:
       UserError: their features are not counted from the same point, so they cannot be added.
     """
-    same = first.keys() == second.keys() and all(
-        first[key].shape == second[key].shape for key in first
-    )
-    fixed = [key for key in first if key.endswith(_SHIFT)]
-    if not same or any((first[key] != second[key]).any() for key in fixed):
+    shapes = [jax.tree.map(np.shape, totals) for totals in (first, second)]
+    if shapes[0] != shapes[1] or any(
+        (shift != second.shifts[name]).any() for name, shift in first.shifts.items()
+    ):
         raise UserError(
             'the saved sums belong to another reference or to other metrics; '
             'delete them to start afresh'
         )
-    return {key: x if key in fixed else x + second[key] for key, x in first.items()}
+    return Totals(first.shifts, jax.tree.map(np.add, first.sums, second.sums))
 
 
-def save(path, totals):
+# Names in the file: count, these behind the kind of features, and these of the splits.
+_MOMENTS = ('_shift', '_sum', '_outer')
+_SPLITS = ('split_count', 'split_p', 'split_plogp')
+
+
+def save(path, totals: Totals) -> None:
     """Writes totals to an npz file, local or gs://, whole or not at all."""
-    npz.write(path, totals)
+    arrays = {'count': totals.sums.count}
+    for name, moments in totals.sums.moments.items():
+        values = zip(_MOMENTS, (totals.shifts[name], *moments), strict=True)
+        arrays |= {f'{name}{ending}': value for ending, value in values}
+    arrays |= dict(zip(_SPLITS, totals.sums.splits or (), strict=False))
+    npz.write(path, arrays)
 
 
-def load(path):
+def load(path) -> Totals:
     """Totals that `save` wrote.
 
     Raises:
       UserError: the file is missing, damaged or of another kind.
     """
-    found = npz.members(path)
-    if 'count' not in found or any(rows.dtype != np.float64 for rows in found.values()):
+    members = npz.members(path)
+    kinds = [name.removesuffix('_shift') for name in members if name.endswith('_shift')]
+    scored = _SPLITS if _SPLITS[0] in members else ()
+    expected = {'count', *scored, *(name + ending for name in kinds for ending in _MOMENTS)}
+    if members.keys() != expected or any(rows.dtype != np.float64 for rows in members.values()):
         raise UserError(f'{path}: holds no sums of an evaluation; delete it to start afresh')
-    return {key: rows.read() for key, rows in found.items()}
+    arrays = {name: rows.read() for name, rows in members.items()}
+    moments = {name: Moments(*(arrays[name + ending] for ending in _MOMENTS[1:])) for name in kinds}
+    splits = SplitSums(*(arrays[name] for name in _SPLITS)) if scored else None
+    shifts = {name: arrays[f'{name}_shift'] for name in kinds}
+    return Totals(shifts, Sums(arrays['count'], moments, splits))
 
 
-def count(totals):
+def count(totals: Totals) -> int:
     """Images in the totals."""
-    return round(float(totals['count']))
+    return round(float(totals.sums.count))
 
 
-def moments(totals, name='pool'):
+def moments(totals: Totals, name: str = 'pool') -> tuple[np.ndarray, np.ndarray]:
     """Mean (D,) and unbiased covariance (D, D) of the features `name`, in float64.
 
     Raises:
       UserError: not summed, fewer than two images, or features that are not finite.
     """
-    if f'{name}_sum' not in totals:
+    if name not in totals.shifts:
         raise UserError(f'the {name} features were not summed')
-    n, s, outer = count(totals), totals[f'{name}_sum'], totals[f'{name}_outer']
+    n, (s, outer) = count(totals), totals.sums.moments[name]
     if n < 2:
         raise UserError(f'a covariance needs at least 2 images, not {n}')
     if not (np.isfinite(s).all() and np.isfinite(outer).all()):
@@ -219,12 +250,12 @@ def moments(totals, name='pool'):
     covariance = (outer - np.outer(s, s) / n) / (n - 1)
     # A feature that hardly varies may come out negative by rounding.
     np.fill_diagonal(covariance, np.maximum(covariance.diagonal(), 0.0))
-    return totals[f'{name}{_SHIFT}'] + s / n, (covariance + covariance.T) / 2
+    return totals.shifts[name] + s / n, (covariance + covariance.T) / 2
 
 
-def score(totals):
+def score(totals: Totals) -> tuple[float, float]:
     """(mean, standard deviation) of the Inception Score; UserError as `inception_score`."""
-    if 'split_p' not in totals:
+    if totals.sums.splits is None:
         inception_score.check_count(count(totals))
         raise UserError('the Inception Score was not summed')
-    return inception_score.from_sums(*(totals[key] for key in _SPLIT_KEYS))
+    return inception_score.from_sums(*totals.sums.splits)

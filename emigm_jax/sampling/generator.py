@@ -1,15 +1,16 @@
 """A model ready to make images: parameters, a sampler, and what turns tokens into pictures."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import final
 
 import numpy as np
 import tqdm
 
 from emigm_jax.checkpoints.runs import Saved
-from emigm_jax.config.settings import SamplingConfig
+from emigm_jax.config.settings import Config, SamplingConfig
 from emigm_jax.data import datasets
+from emigm_jax.data.interface import Dataset
 from emigm_jax.errors import UserError
 from emigm_jax.parallel import batches
 from emigm_jax.sampling.sampler import Progress, Sampler
@@ -56,6 +57,22 @@ class Generator:
         """As `batch`, but yields (images, `Progress`) after every step that reveals tokens."""
         for progress in self.sampler.steps(self.params, labels, seeds):
             yield np.asarray(self.codec.decode(progress.tokens)), progress
+
+
+def while_training(config: Config, data: Dataset) -> Callable[[dict], Generator]:
+    """The function EMA parameters -> `Generator` of a run that evaluates itself.
+
+    Raises:
+      UserError: the tokens cannot be decoded.
+    """
+    codec = data.codec
+    if codec is None:
+        raise UserError(
+            'evaluation.every: the tokens of this data cannot be turned into pictures; '
+            'name their tokenizer in data.tokenizer'
+        )
+    sampler, weights = Sampler(config.model, config.sampling), str(config.optimizer.ema_decays[0])
+    return lambda params: Generator(params, sampler, codec, config.evaluation.batch_size, weights)
 
 
 def from_checkpoint(

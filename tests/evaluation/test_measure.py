@@ -90,13 +90,13 @@ def test_every_image_counts_once(network, count, tmp_path):
     )
     exact = pool_of(images.all())
     np.testing.assert_array_equal(found.features, exact)
-    assert statistics.count(found.totals) == found.made == sum(shown) == count
+    assert statistics.count(found.totals) == found.done == sum(shown) == count
     for one, two in zip(
         statistics.moments(found.totals), scores.mean_and_covariance(exact), strict=True
     ):
         np.testing.assert_allclose(one, two, atol=1e-6)
-    np.testing.assert_array_equal(measure.features(images, network, 16), exact)
-    np.testing.assert_array_equal(measure.pictures(images, 16), images.all())
+    np.testing.assert_array_equal(measure.each(images, lambda rows: network(rows).pool, 16), exact)
+    np.testing.assert_array_equal(measure.each(images, np.asarray, 16), images.all())
 
 
 def test_an_interruption_changes_nothing(network, tmp_path):
@@ -109,10 +109,10 @@ def test_an_interruption_changes_nothing(network, tmp_path):
         go(Made(250, broken=[170]), 'parts')
     assert statistics.count(statistics.load(tmp_path / 'parts' / measure.TOTALS)) == 128
     parts = go(Made(250), 'parts')
-    assert (whole.made, parts.made) == (250, 122)
+    assert (whole.done, parts.done) == (250, 122)
     jax.tree.map(np.testing.assert_array_equal, (whole[:2]), (parts[:2]))
     again = go(Made(250, broken=range(250)), 'parts')  # nothing is asked for
-    assert again.made == 0
+    assert again.done == 0
     jax.tree.map(np.testing.assert_array_equal, (whole[:2]), (again[:2]))
 
 

@@ -8,12 +8,12 @@ import jax
 import numpy as np
 import pytest
 
-from emigm_jax.cli import main
+from emigm_jax.cli import main, train
 from emigm_jax.cli.arguments import load_config
 from emigm_jax.config import nested
 from emigm_jax.data import datasets
 from emigm_jax.errors import UserError
-from emigm_jax.evaluation import inception, online, references, scores
+from emigm_jax.evaluation import inception, references, scores
 from emigm_jax.models import emigm
 from emigm_jax.parallel import batches
 from emigm_jax.sampling import sampler
@@ -47,7 +47,7 @@ def test_digits_are_compared_in_pixels(monkeypatch):
     traces = counted(monkeypatch, sampler, '_generate')
     config = smoke(every='2 steps', num_images=20, batch_size=16)
     data = datasets.dataset(config)
-    evaluate = online.evaluator(config, data)
+    evaluate = train.evaluator(config, data)
     shapes, rng = emigm.network(config.model).shapes(), np.random.default_rng(0)
     drawn = lambda s: np.float32(0.1) * rng.standard_normal(s.shape, np.float32)
     params, others = (batches.place(jax.tree.map(drawn, shapes)) for _ in range(2))
@@ -72,7 +72,7 @@ def test_digits_while_training(tmp_path, monkeypatch, capsys):
     traces = counted(monkeypatch, sampler, '_generate')
     config = smoke(every='2 steps', num_images=30, batch_size=16)
     assert config.evaluates
-    loop.train(config, tmp_path / 'run', functools.partial(online.evaluator, config))
+    loop.train(config, tmp_path / 'run', functools.partial(train.evaluator, config))
     assert len(traces) == 2  # of the evaluator, and of the grid at the end
     assert 'step 2/4  accuracy' in capsys.readouterr().out
     lines = [line for line in metrics.read(tmp_path / 'run') if 'frechet_distance' in line]
@@ -130,7 +130,7 @@ def test_mistakes_show_before_the_training(tmp_path, capsys):
     assert not workdir.exists()
     latents = load_config(SMOKE, ['--config.data.name=synthetic'])
     with pytest.raises(UserError, match=r'data\.tokenizer'):
-        online.evaluator(latents, datasets.dataset(latents))
+        train.evaluator(latents, datasets.dataset(latents))
 
 
 @pytest.mark.full
@@ -159,7 +159,7 @@ def test_inception_while_training(tmp_path, monkeypatch, capsys):
         inception=tmp_path / 'fid',
         metrics='fid,sfid,inception_score',
     )
-    loop.train(config, tmp_path / 'run', functools.partial(online.evaluator, config))
+    loop.train(config, tmp_path / 'run', functools.partial(train.evaluator, config))
     assert len(traces) == 1
     assert 'sfid: not computed, the reference has no mu_s' in capsys.readouterr().out
     lines = [line for line in metrics.read(tmp_path / 'run') if 'fid' in line]

@@ -217,8 +217,10 @@ def test_a_metric_is_computed_or_says_why_not():
     rng = np.random.Generator(np.random.Philox(key=5))
     features = rng.standard_normal((40, 6))
     mean, outer = features.sum(0), features.T @ features
-    totals = {'count': np.float64(40), 'pool_shift': np.zeros(6), 'pool_sum': mean}
-    inputs = metrics.Inputs({**totals, 'pool_outer': outer}, reference_of(features, 6))
+    moments = {'pool': statistics.Moments(mean, outer)}
+    sums = statistics.Sums(np.float64(40), moments, splits=None)
+    totals = statistics.Totals({'pool': np.zeros(6)}, sums)
+    inputs = metrics.Inputs(totals, reference_of(features, 6))
     values, missing = metrics.compute(inputs, tuple(metrics.METRICS))
     assert values.keys() == {'fid'} and 0 < values['fid'] < 5
     assert missing == {

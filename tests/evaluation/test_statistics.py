@@ -1,5 +1,7 @@
 """Streaming sums against float64 NumPy, on one device and on eight."""
 
+import functools
+import inspect
 import os
 import re
 import socket
@@ -27,6 +29,24 @@ def mesh_of(devices):
     return jax.make_mesh((devices,), ('data',), axis_types=auto, devices=jax.devices()[:devices])
 
 
+def fill_up(rows, size):
+    """`Rows` of {name: (B, ...)}, made `size` long by repeating the first one."""
+    count = len(next(iter(rows.values())))
+    take = np.concatenate([np.arange(count), np.zeros(size - count, np.int64)])
+    full = {name: np.asarray(x)[take] for name, x in rows.items()}
+    scored = [full.pop(name, None) for name in ('logits', 'split')]
+    return statistics.Rows((np.arange(size) < count).astype(np.float32), full, *scored)
+
+
+def same(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def near(one, other):
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-4)
+    jax.tree.map(close, one, other)
+
+
 def totals_of(rows, shifts, devices=8, batch=BATCH, order=None):
     """The totals of rows {name: (N, ...)}, taken in `order` and by batches."""
     mesh = mesh_of(devices)
@@ -35,7 +55,7 @@ def totals_of(rows, shifts, devices=8, batch=BATCH, order=None):
     order = np.arange(count) if order is None else order
     for start in range(0, count, batch):
         taken = order[start : start + batch]
-        state = add(state, statistics.fill_up({k: x[taken] for k, x in rows.items()}, batch))
+        state = add(state, fill_up({k: x[taken] for k, x in rows.items()}, batch))
     return statistics.collect(state)
 
 
@@ -94,8 +114,7 @@ SHIFTS = {'pool': np.full(40, 0.5), 'spatial': np.zeros(24)}
 def test_eight_devices_equal_one(some):
     eight, one = (totals_of(some, SHIFTS, devices) for devices in (8, 1))
     assert statistics.count(eight) == 333
-    for key in eight:
-        np.testing.assert_allclose(eight[key], one[key], rtol=1e-6, atol=1e-4)
+    near(eight, one)
     for name in ('pool', 'spatial'):
         direct = scores.mean_and_covariance(some[name])
         for totals in (eight, one):
@@ -107,7 +126,7 @@ def test_eight_devices_equal_one(some):
 
 def test_a_step_is_exact_and_needs_no_communication(some):
     mesh = mesh_of(8)
-    rows = statistics.fill_up({k: x[:60] for k, x in some.items()}, BATCH)
+    rows = fill_up({k: x[:60] for k, x in some.items()}, BATCH)
     lowered = statistics.adder(mesh).lower(statistics.begin(mesh, SHIFTS), rows)
     products = [line for line in lowered.as_text().splitlines() if 'dot_general' in line]
     assert products
@@ -118,18 +137,34 @@ def test_a_step_is_exact_and_needs_no_communication(some):
 
 def test_rows_of_weight_zero_may_hold_anything(some):
     mesh = mesh_of(8)
-    clean = statistics.fill_up({k: x[:50] for k, x in some.items()}, BATCH)
-    dirty = {k: x.copy() for k, x in clean.items()}
-    for key in ('pool', 'spatial', 'logits'):
-        dirty[key][50:] = np.nan
+    clean = fill_up({k: x[:50] for k, x in some.items()}, BATCH)
+    dirty = jax.tree.map(np.copy, clean)
+    for array in (*dirty.features.values(), dirty.logits):
+        array[50:] = np.nan
     add = statistics.adder(mesh)
     one, two = (
         statistics.collect(add(statistics.begin(mesh, SHIFTS), rows)) for rows in (clean, dirty)
     )
     assert statistics.count(two) == 50
-    np.testing.assert_array_equal(two['split_count'], np.bincount(some['split'][:50], minlength=10))
-    for key in one:
-        np.testing.assert_array_equal(one[key], two[key])
+    counts = np.bincount(some['split'][:50], minlength=10)
+    np.testing.assert_array_equal(two.sums.splits.counts, counts)
+    same(one, two)
+
+
+def from_logits(logits, splits=None):
+    """(mean, standard deviation) from logits (N, C) without bias, in float64.
+
+    Args:
+      logits: (N, C), image i in row i.
+      splits: (N,) split of each row; None: `inception_score.split_of_images`.
+    """
+    logits = np.asarray(logits, np.float64)
+    splits = inception_score.split_of_images(len(logits)) if splits is None else np.asarray(splits)
+    shifted = logits - logits.max(1, keepdims=True)
+    log_p = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    p = np.exp(log_p)
+    member = (splits[None] == np.arange(inception_score.SPLITS)[:, None]).astype(np.float64)
+    return inception_score.from_sums(member.sum(1), member @ p, member @ (p * log_p).sum(1))
 
 
 def direct_inception_score(logits):
@@ -148,7 +183,7 @@ def direct_inception_score(logits):
 
 def test_inception_score_in_any_order(some, rng):
     exact = direct_inception_score(some['logits'])
-    assert inception_score.from_logits(some['logits']) == pytest.approx(exact, rel=1e-12)
+    assert from_logits(some['logits']) == pytest.approx(exact, rel=1e-12)
     rows = {key: some[key] for key in ('logits', 'split')}
     for order, batch in ((None, 64), (rng.permutation(333), 64), (rng.permutation(333), 56)):
         totals = totals_of(rows, {}, batch=batch, order=order)
@@ -158,10 +193,8 @@ def test_inception_score_in_any_order(some, rng):
 def test_inception_score_depends_on_the_split(some):
     """So that the test above would notice a score without the shuffle."""
     unshuffled = np.arange(333) * 10 // 333
-    shuffled = inception_score.from_logits(some['logits'])
-    assert inception_score.from_logits(some['logits'], unshuffled) != pytest.approx(
-        shuffled, rel=1e-4
-    )
+    shuffled = from_logits(some['logits'])
+    assert from_logits(some['logits'], unshuffled) != pytest.approx(shuffled, rel=1e-4)
 
 
 def test_known_inception_scores():
@@ -169,8 +202,8 @@ def test_known_inception_scores():
     classes = np.repeat(np.arange(10), 10)
     splits = np.tile(np.arange(10), 10)  # every class in every split
     sure = 200.0 * (classes[:, None] == np.arange(1008))
-    assert inception_score.from_logits(sure, splits) == pytest.approx((10.0, 0.0))
-    assert inception_score.from_logits(np.zeros((100, 1008))) == pytest.approx((1.0, 0.0))
+    assert from_logits(sure, splits) == pytest.approx((10.0, 0.0))
+    assert from_logits(np.zeros((100, 1008))) == pytest.approx((1.0, 0.0))
 
 
 def test_a_run_in_two_parts(some, tmp_path):
@@ -178,15 +211,34 @@ def test_a_run_in_two_parts(some, tmp_path):
     first = totals_of({k: x[:150] for k, x in some.items()}, SHIFTS)
     statistics.save(tmp_path / 'sums.npz', first)
     second = totals_of({k: x[150:] for k, x in some.items()}, SHIFTS, devices=2)
-    both = statistics.combine(statistics.load(tmp_path / 'sums.npz'), second)
+    held = statistics.load(tmp_path / 'sums.npz')
+    same(held, first)
+    both = statistics.combine(held, second)
     assert [f.name for f in tmp_path.iterdir()] == ['sums.npz']
-    for key in whole:
-        np.testing.assert_allclose(both[key], whole[key], rtol=1e-6, atol=1e-4)
+    near(both, whole)
     other = totals_of(some, {**SHIFTS, 'pool': np.zeros(40)})
     with pytest.raises(UserError, match='another reference'):
         statistics.combine(first, other)
     with pytest.raises(UserError, match='other metrics'):
         statistics.combine(first, totals_of({'pool': some['pool']}, {'pool': SHIFTS['pool']}))
+
+
+def test_names_in_the_file_stay(some, tmp_path):
+    """So that evaluations go on that were begun before."""
+    totals = totals_of(some, SHIFTS)
+    statistics.save(tmp_path / 'sums.npz', totals)
+    kinds = {f'{kind}_{part}' for kind in SHIFTS for part in ('shift', 'sum', 'outer')}
+    with np.load(tmp_path / 'sums.npz') as file:
+        assert set(file) == {'count', 'split_count', 'split_p', 'split_plogp'} | kinds
+        np.testing.assert_array_equal(file['pool_sum'], totals.sums.moments['pool'].total)
+        np.testing.assert_array_equal(file['split_plogp'], totals.sums.splits.entropies)
+        torn = {name: file[name] for name in file if name != 'pool_outer'}
+    np.savez(tmp_path / 'torn.npz', **torn)
+    with pytest.raises(UserError, match='holds no sums'):
+        statistics.load(tmp_path / 'torn.npz')
+    plain = totals_of({'pool': some['pool']}, {'pool': SHIFTS['pool']})
+    statistics.save(tmp_path / 'plain.npz', plain)
+    same(statistics.load(tmp_path / 'plain.npz'), plain)
 
 
 def test_what_cannot_be_computed_says_why(some, tmp_path):
@@ -222,16 +274,16 @@ import jax, numpy as np
 port, process = sys.argv[1], int(sys.argv[2])
 jax.distributed.initialize(f'127.0.0.1:{port}', 2, process)
 from emigm_jax.evaluation import scores, statistics
-
+{fill_up}
 features = np.random.Generator(np.random.Philox(key=0)).standard_normal((203, 30), np.float32)
 mesh = jax.make_mesh((4,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
 state, add = statistics.begin(mesh, {'pool': np.full(30, 0.1)}, False), statistics.adder(mesh)
 place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
 for start in range(0, 203, 16):
-    rows = statistics.fill_up({'pool': features[start : start + 16]}, 16)
-    mine = {k: x[8 * process : 8 * process + 8] for k, x in rows.items()}
-    state = add(state, {k: jax.make_array_from_process_local_data(place, x)
-                        for k, x in mine.items()})
+    rows = fill_up({'pool': features[start : start + 16]}, 16)
+    mine = jax.tree.map(lambda x: x[8 * process : 8 * process + 8], rows)
+    local = lambda x: jax.make_array_from_process_local_data(place, x)
+    state = add(state, jax.tree.map(local, mine))
 totals = statistics.collect(state)
 assert statistics.count(totals) == 203
 for one, two in zip(statistics.moments(totals), scores.mean_and_covariance(features)):
@@ -246,9 +298,10 @@ def test_two_processes_with_two_devices_each():
         probe.bind(('127.0.0.1', 0))
         port = str(probe.getsockname()[1])
     flags = {'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
+    program = PROCESS.replace('{fill_up}', inspect.getsource(fill_up))
     processes = [
         subprocess.Popen(
-            [sys.executable, '-c', PROCESS, port, str(i)],
+            [sys.executable, '-c', program, port, str(i)],
             env={**os.environ, **flags},
             stdout=subprocess.PIPE,
             text=True,

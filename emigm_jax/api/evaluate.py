@@ -1,0 +1,118 @@
+"""Scores of a model, of a folder of pictures or of an npz file, with one call."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Iterable
+from typing import Any, Unpack
+
+import tqdm
+
+from emigm_jax.api.model import Model
+from emigm_jax.checkpoints.runs import Saved
+from emigm_jax.config.options import SamplingOptions
+from emigm_jax.errors import UserError
+from emigm_jax.evaluation import evaluate as library
+from emigm_jax.evaluation import image_sets
+from emigm_jax.evaluation.evaluator import Work
+from emigm_jax.evaluation.result import Result
+from emigm_jax.evaluation.score_table import DEFAULT
+from emigm_jax.io import npz, paths
+from emigm_jax.nn.functional import fingerprint
+from emigm_jax.sampling.generator import Generator
+
+
+def evaluate(
+    what: Model | str | os.PathLike,
+    *,
+    reference: Any = None,
+    inception: Any = None,
+    metrics: Iterable[str] = DEFAULT,
+    num_images: int | None = None,
+    preset: str | None = None,
+    work: Work | None = None,
+    **options: Unpack[SamplingOptions],
+) -> Result:
+    """FID and its kin against statistics of real images; models of the digits also in pixels.
+
+    Args:
+      what: a `Model`, whose image i comes from seed i, class by class; a folder of pictures of one
+        size; or an npz file with uint8 images in arr_0.
+      reference: file of statistics (ADM, eMIGM, MAR, MeanFlow, EDM2, our own); None: a model of
+        the digits is compared with the real ones in pixel space.
+      inception: checkpoint of FID's network, from `convert`.
+      metrics: fid, sfid, inception_score, kid, precision_recall, fid_infinite,
+        fid_standard_error; one that cannot be computed is in `Result.missing`.
+      num_images: how many a model makes (50,000; digits: 1,000).
+      preset, **options: sampling settings, as in `Model.sample`.
+      work: batch size, and the folder from which an interrupted evaluation goes on.
+
+    Returns:
+      the `Result`: scores by name, and what they were made of.
+
+    Raises:
+      UserError: a file cannot be read, does not fit, or a setting makes no sense.
+
+    Example:
+      >>> result = em.evaluate(model, num_images=100)
+      >>> sorted(result.scores)
+      ['accuracy', 'frechet_distance', 'precision', 'recall']
+    """
+    if bool(reference) != bool(inception):
+        raise UserError('reference and inception go together')
+    work = work or Work(bar=functools.partial(tqdm.tqdm, unit=' images', disable=None))
+    if not isinstance(what, Model):
+        if reference is None:
+            raise UserError(f'{what}: pictures are measured against a reference, by inception')
+        images = _pictures(what)
+        return library.evaluate(
+            images, reference=reference, inception=inception, metrics=metrics, work=work
+        )
+    digits = reference is None
+    if digits and what.config.data.name != 'digits':
+        raise UserError(
+            f'{what.saved.path}: needs reference and inception (only models of the digits are '
+            'scored in pixel space)'
+        )
+    count = (1000 if digits else 50_000) if num_images is None else num_images
+    if count < 4:
+        raise UserError(f'num_images must be at least 4, not {count}')
+    make = what.with_sampling(what.sampling(preset, **options))
+    images, about = generated(what.saved, make, count)
+    work = dataclasses.replace(work, about=work.about or about)
+    if digits:
+        return library.evaluate_digits(images, work)
+    return library.evaluate(
+        images, reference=reference, inception=inception, metrics=metrics, work=work
+    )
+
+
+def _pictures(place):
+    if paths.absolute(place).is_dir():
+        return image_sets.folder(place)
+    if npz.is_npz(place):
+        return image_sets.stored(place)
+    raise UserError(f'{place}: is neither a folder of pictures nor an npz file of images')
+
+
+def generated(
+    saved: Saved, make: Generator, count: int
+) -> tuple[image_sets.Generated, dict[str, Any]]:
+    """`count` images of a model, class by class, and the JSON-like facts that decide them."""
+    sampling, spec = make.sampler.config, make.codec.spec
+    reveal = sampling.reveal
+    share = (reveal.guidance_to - reveal.guidance_from) * (reveal.guidance != 1.0)
+    content = fingerprint(make.params)
+    facts = {
+        'source': 'checkpoint',
+        'step': saved.step,
+        'weights': make.weights,
+        'content': content,
+        # Pixels have no weights to tell apart.
+        'tokenizer': make.codec.fingerprint if make.codec.params else spec.kind,
+        'sampling': dataclasses.asdict(sampling),
+        'dtype': make.sampler.model.dtype,
+        'nfe_as_the_paper_counts': f'{reveal.steps}x{1 + share:g}',
+        'nfe': make.nfe,
+    }
+    return image_sets.Generated(make.batch, count, saved.config.model.classes, content), facts

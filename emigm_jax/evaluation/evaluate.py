@@ -1,0 +1,102 @@
+"""Measuring images with one call: against a reference, in pixels, or one folder against another."""
+
+from collections.abc import Iterable
+
+from emigm_jax.data import sources
+from emigm_jax.evaluation import evaluator, image_sets, measure, references, scores, statistics
+from emigm_jax.evaluation import inception as networks
+from emigm_jax.evaluation.against_reference import AgainstReference
+from emigm_jax.evaluation.evaluator import Work
+from emigm_jax.evaluation.image_sets import ImageSet
+from emigm_jax.evaluation.in_pixels import InPixels
+from emigm_jax.evaluation.make_reference import measured_anew
+from emigm_jax.evaluation.result import Result
+from emigm_jax.evaluation.score_table import DEFAULT
+from emigm_jax.io import npz, paths
+from emigm_jax.parallel import agreement
+
+
+def evaluate(
+    images: ImageSet,
+    *,
+    reference,
+    inception,
+    metrics: Iterable[str] = DEFAULT,
+    work: Work | None = None,
+) -> Result | None:
+    """FID and its kin of images against statistics of real ones.
+
+        images = image_sets.folder('samples')
+        result = evaluate(images, reference='real.npz', inception='fid-inception')
+        result.scores['fid']
+
+    Args:
+      images: uint8, of one size, which the network gets resized to 299 pixels.
+      reference: file of statistics, or a `Reference`.
+      inception: checkpoint of the network, or its `Extractor`.
+      metrics: of `metrics.METRICS`; one that cannot be computed is `Result.missing`.
+      work: batch size, and the folder from which an interrupted evaluation goes on.
+
+    Returns:
+      the `Result`, on all processes; None on those that left (`Work.alone`).
+
+    Raises:
+      UserError: a metric is unknown, a file cannot be read, or the folder holds something else.
+    """
+    against = agreement.agreed(lambda: AgainstReference(reference, inception, metrics))
+    return evaluator.measure(against, images, work)
+
+
+def evaluate_digits(images: ImageSet, work: Work | None = None) -> Result | None:
+    """Scores of images of the digits, 8 x 8 pixels, beside those of real ones against real ones.
+
+        images = image_sets.Generated(make, 1000, 10, 'my model')
+        evaluate_digits(images).scores['accuracy']
+
+    Args:
+      images: with labels, in grey or in three equal colours.
+      work: batch size; nothing is saved on the way.
+
+    Raises:
+      UserError: the images have no labels, or cannot be read.
+    """
+    return evaluator.measure(InPixels(sources.digits()), images, work)
+
+
+def fid(first, second, *, inception, image_size: int | None = None, batch_size: int = 64) -> float:
+    """Frechet Inception distance between two sets, of which neither needs a reference file.
+
+        fid('samples', 'imagenet/val', inception='fid-inception', image_size=256)
+
+    Args:
+      first, second: a folder of pictures, an npz file of images, or a file of statistics each.
+      inception: checkpoint of the network, or its `Extractor`.
+      image_size: pixels per side of a centre crop of pictures in folders; None: as they are.
+      batch_size: images at a time.
+
+    Raises:
+      UserError: a file cannot be read, or a set has less than 2 images.
+    """
+    network = measure.Network(agreement.agreed(lambda: networks.opened(inception)).params)
+    plan = measure.Plan(('fid',), batch_size)
+
+    def moments(place):
+        images = agreement.agreed(lambda: _images(place, image_size))
+        if images is None:
+            known = references.read(place)
+            return known.mean, known.covariance
+        measured = measured_anew(images, network, plan)
+        return agreement.by_first(lambda: statistics.moments(measured.totals))
+
+    pair = moments(first), moments(second)
+    distance = agreement.by_first(lambda: scores.frechet_distance(*pair[0], *pair[1]))
+    return agreement.from_first(distance)
+
+
+def _images(place, image_size):
+    """The images at a place, or None where there are statistics."""
+    if paths.absolute(place).is_dir():
+        return image_sets.folder(place, image_size)
+    if npz.is_npz(place) and not references.is_reference(npz.members(place)):
+        return image_sets.stored(place)
+    return None

@@ -1,0 +1,73 @@
+"""The one way in which a set of images is measured, whatever it is compared with."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import tqdm
+
+from emigm_jax.evaluation.image_sets import ImageSet
+from emigm_jax.evaluation.measure import Progress
+from emigm_jax.evaluation.result import Result
+from emigm_jax.parallel import agreement
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """How a set of images is gone through."""
+
+    batch_size: int = 64  # images at a time, on all processes together
+    folder: Any = None  # local or gs://, from which an interrupted run goes on; None: it does not
+    keep_images: bool = False  # in FOLDER/images, for an npz of them
+    about: dict | None = None  # JSON-like facts of the images for the result; None: a fingerprint
+    alone: bool = False  # the first process computes the scores when the others have left
+    bar: Callable[..., tqdm.tqdm] = functools.partial(tqdm.tqdm, disable=True)  # takes total=N
+    say: Callable[[str], object] = lambda line: None  # gets a line for the user now and then
+
+
+class Gathered(NamedTuple):
+    """What an `Evaluator` knows of images when it has gone through them."""
+
+    done: int  # images that were made this time, by all processes; the others were there
+    result: Callable[[], Result]  # for the first process, which needs no other to compute it
+
+
+class Evaluator(Protocol):
+    """Measures one set of images after another. All processes call its methods."""
+
+    def gather(self, images: ImageSet, work: Work, progress: Progress) -> Gathered:
+        """Goes through the images once.
+
+        Raises:
+          UserError: an image cannot be read, or `work.folder` is of another measurement.
+        """
+
+    def prepare(self, work: Work) -> None:
+        """Makes what is needed of the real images, unless it is there."""
+
+
+def measure(evaluator: Evaluator, images: ImageSet, work: Work | None = None) -> Result | None:
+    """The `Result` of the images, on all processes; None on those that left (`Work.alone`).
+
+    Raises:
+      UserError: as `Evaluator.gather`, on all processes.
+    """
+    work = work or Work()
+    start = time.perf_counter()
+    with work.bar(total=len(images)) as bar:
+        gathered = evaluator.gather(images, work, bar.update)
+    seconds = (time.perf_counter() - start) / gathered.done if gathered.done else None
+    evaluator.prepare(work)
+
+    def result():
+        work.say('computing the metrics')
+        return dataclasses.replace(gathered.result(), seconds_per_image=seconds)
+
+    if work.alone:
+        first = agreement.first()
+        agreement.leave()
+        return result() if first else None
+    held = agreement.by_first(lambda: result().to_json())
+    return Result.from_json(agreement.from_first(held))

@@ -1,0 +1,45 @@
+"""Images against real ones pixel by pixel, for pictures as small as the digits."""
+
+import functools
+from typing import final
+
+from emigm_jax.data.sources import Images
+from emigm_jax.errors import UserError
+from emigm_jax.evaluation import measure, scores
+from emigm_jax.evaluation.evaluator import Gathered, Work
+from emigm_jax.evaluation.image_sets import ImageSet
+from emigm_jax.evaluation.measure import Progress
+from emigm_jax.evaluation.result import Result
+
+
+@final
+class InPixels:
+    """The `Evaluator` of images in grey, beside scores of one half of the real ones."""
+
+    def __init__(self, real: Images):
+        self._real, self._labels = _flat(real.images), real.labels
+
+    def gather(self, images: ImageSet, work: Work, progress: Progress) -> Gathered:
+        """See `Evaluator`; UserError as well where the classes of the images are not known."""
+        labels = images.labels
+        if labels is None:
+            raise UserError('images without classes cannot be compared in pixels')
+        rows = _flat(measure.each(images, lambda rows: rows, work.batch_size, progress))
+        result = lambda: Result(
+            scores=scores.compare(self._real, self._labels, rows, labels),
+            images=len(images),
+            settings=work.about or {},
+            real_halves=self._halves,
+        )
+        return Gathered(len(images), result)
+
+    def prepare(self, work: Work) -> None:
+        """See `Evaluator`: the pixels are there."""
+
+    @functools.cached_property
+    def _halves(self):
+        return scores.halves(self._real, self._labels)
+
+
+def _flat(images):
+    return images[..., 0].reshape(len(images), -1) / 255.0

@@ -1,0 +1,44 @@
+"""What a measurement ends with, and its form in JSON."""
+
+import dataclasses
+
+from emigm_jax.errors import UserError
+from emigm_jax.evaluation.score_table import SCORES
+
+_COMMON = ('images', 'seconds_per_image')
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """Scores of one set of images."""
+
+    scores: dict[str, float]  # by name in `score_table.SCORES`
+    images: int  # that were measured
+    seconds_per_image: float | None = None  # None: all were there before
+    settings: dict = dataclasses.field(default_factory=dict)  # JSON-like, all that decides scores
+    missing: dict[str, str] = dataclasses.field(default_factory=dict)  # metric: why, in one line
+    reference: dict[str, str] | None = None  # its name and fingerprint; None: pixels were compared
+    real_halves: dict[str, float] | None = None  # of pixels: scores of real images, to stand beside
+
+    def to_json(self) -> dict:
+        """The JSON object in result.json; in that of pixels the settings are not nested."""
+        common = {**self.scores, **{name: getattr(self, name) for name in _COMMON}}
+        if self.reference is None:
+            return {**common, **self.settings, 'real_halves': self.real_halves}
+        nested = {name: getattr(self, name) for name in ('settings', 'missing', 'reference')}
+        return {**common, **nested}
+
+    @classmethod
+    def from_json(cls, held: dict) -> 'Result':
+        """What `to_json` made.
+
+        Raises:
+          UserError: it is the object of something else.
+        """
+        if lacking := [name for name in _COMMON if name not in held]:
+            raise UserError(f'is no result of an evaluation: it lacks {", ".join(lacking)}')
+        fields = {field.name for field in dataclasses.fields(cls)} - {'scores'}
+        named = {name: value for name, value in held.items() if name in fields}
+        rest = {k: v for k, v in held.items() if k not in fields and k not in SCORES}
+        scores = {name: held[name] for name in SCORES if name in held}
+        return cls(scores, **{'settings': rest, **named})
