@@ -93,7 +93,7 @@ def test_library(tmp_path):
     assert (done.kind, done.title, done.parameters) == (Kind.EMIGM, 'emigm, own sizes', 114_528)
     assert done.left_out == {} and done.facts['weights'] == 'model_ema'
     same(done.params, dry.params)
-    same(runs.load_params(runs.require(target))[0], done.params)
+    same(runs.require(target).load_params()[0], done.params)
     assert library.read(file, Options('mar', heads=4)).kind == Kind.MAR
     back = library.export(target, tmp_path / 'x.safetensors')
     assert (back.weights, len(back.tensors)) == ('0.9999', 104)
