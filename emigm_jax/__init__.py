@@ -2,10 +2,12 @@
 
     import emigm_jax as em
 
+    em.train('configs/digits.py', 'runs/digits')
     model = em.load('runs/digits')
     images = model.sample(classes=[3, 7], seeds=range(8))  # uint8 (16, H, W, 3)
+    em.evaluate(model).scores
 
-`help(em.load)`, `help(em.Model.sample)` and so on say shapes, units, errors and an example.
+and `em.convert`, `em.export`, `em.fid`. `help` of each says shapes, units, errors and an example.
 """
 
 import importlib
@@ -14,9 +16,15 @@ from typing import TYPE_CHECKING
 from emigm_jax.errors import UserError as UserError
 
 if TYPE_CHECKING:
+    from emigm_jax.api.evaluate import evaluate as evaluate
     from emigm_jax.api.model import Model as Model
     from emigm_jax.api.model import Step as Step
     from emigm_jax.api.model import load as load
+    from emigm_jax.api.train import train as train
+    from emigm_jax.conversion.convert import convert as convert
+    from emigm_jax.conversion.convert import export as export
+    from emigm_jax.evaluation.evaluate import fid as fid
+    from emigm_jax.evaluation.result import Result as Result
 
 __version__ = '0.2.0'
 
@@ -24,7 +32,13 @@ __version__ = '0.2.0'
 _PUBLIC = {
     'Model': 'emigm_jax.api.model',
     'Step': 'emigm_jax.api.model',
+    'Result': 'emigm_jax.evaluation.result',
+    'convert': 'emigm_jax.conversion.convert',
+    'evaluate': 'emigm_jax.api.evaluate',
+    'export': 'emigm_jax.conversion.convert',
+    'fid': 'emigm_jax.evaluation.evaluate',
     'load': 'emigm_jax.api.model',
+    'train': 'emigm_jax.api.train',
 }
 __all__ = ['UserError', *_PUBLIC]
 

@@ -20,7 +20,7 @@ ROOMS = (
     'sampling',
     'training',
     'evaluation',
-    'convert',
+    'conversion',
     'benchmark',
     'aot',
     'report',

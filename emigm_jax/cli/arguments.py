@@ -2,11 +2,10 @@
 
 import dataclasses
 import json
-import pathlib
 
 from emigm_jax.cli.main import Parser
 from emigm_jax.config.options import OPTIONS, changed
-from emigm_jax.errors import UserError, near
+from emigm_jax.errors import UserError
 
 
 def add_config(parser: Parser):
@@ -25,47 +24,9 @@ def parse_with_config(parser, argv):
     for flag in rest:
         if not flag.startswith('--config.'):
             parser.error(f'unknown argument {flag!r}')
+    from emigm_jax.config.load import load_config
+
     return arguments, load_config(arguments.config, rest)
-
-
-def load_config(name, overrides=()):
-    """Loads FILE.py[:VARIANT] with `--config.NAME=VALUE` overrides and resolves it."""
-    from absl import flags
-    from ml_collections import config_flags
-
-    from emigm_jax.config import nested
-
-    file = name.split(':', 1)[0]
-    if not pathlib.Path(file).is_file():
-        raise UserError(f'--config {file}: no such file')
-    values = flags.FlagValues()
-    argv = ['emigm', f'--config={name}', *overrides]
-    config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=argv)
-    try:
-        rest = values(argv)
-        if rest[1:]:
-            raise UserError(f'--config: unknown argument {rest[1]!r}; write --config.NAME=VALUE')
-        return nested.resolve(values['config'].value)
-    except UserError:
-        raise
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, SyntaxError) as error:
-        if overrides:
-            _check_names(load_config(name), overrides)
-        reason = ' '.join(str(error).split())
-        raise UserError(f'--config {name}: {reason}') from error
-
-
-def _check_names(config, overrides):
-    """Raises UserError where an override names a setting that a `Config` does not have."""
-    from emigm_jax.config import nested
-
-    known = nested.flatten(nested.as_dict(config))
-    for flag in overrides:
-        name = flag.partition('=')[0].removeprefix('--config.')
-        if name not in known:
-            raise UserError(
-                f'--config.{name}: no such setting{near(name, known)}; --dry-run prints them all'
-            )
 
 
 def print_config(config):

@@ -1,6 +1,5 @@
 """`emigm checkpoint`: list, look into, copy and export checkpoints, local or gs://."""
 
-from emigm_jax.cli import arguments as shared
 from emigm_jax.cli.main import Parser
 from emigm_jax.errors import UserError
 
@@ -119,7 +118,9 @@ def _differences(arguments, facts, shown):
             raise UserError(f'{facts["path"]}: has no config to compare, it is a {facts["kind"]}')
         return {}
     if arguments.against:
-        other, name = shared.load_config(arguments.against), arguments.against
+        from emigm_jax.config.load import load_config
+
+        other, name = load_config(arguments.against), arguments.against
     elif facts['recipe']:
         other, name = recipes.published(*facts['recipe']), 'the published recipe'
     else:

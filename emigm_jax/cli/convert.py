@@ -1,7 +1,7 @@
 """`emigm convert`: official weights in, self-describing checkpoints out, and back."""
 
 from emigm_jax.cli.main import Parser
-from emigm_jax.convert.options import NULLS, Kind, Options
+from emigm_jax.conversion.options import NULLS, Kind, Options
 
 
 def run(argv):
@@ -46,7 +46,7 @@ def run(argv):
 
 
 def _convert(arguments):
-    from emigm_jax.convert import convert, rules
+    from emigm_jax.conversion import convert, rules
 
     options = dict(kind=arguments.kind, null=arguments.null, heads=arguments.heads)
     paths = arguments.source, arguments.target

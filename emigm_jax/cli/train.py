@@ -1,6 +1,5 @@
 """`emigm train`: trains a config in a workdir, or goes on where it stopped."""
 
-import functools
 import sys
 
 from emigm_jax.cli import arguments as shared
@@ -29,22 +28,13 @@ def run(argv):
         return _train(config, arguments.workdir)
 
 
-def evaluator(config, data):
-    """What `loop.train` takes: measures the EMA weights of a run on the way."""
-    from emigm_jax.evaluation.online import online
-    from emigm_jax.sampling import generator
-
-    ready = generator.while_training(config, data)
-    return online(config.evaluation, config.model.classes, lambda params: ready(params).batch)
-
-
 def _train(config, workdir):
+    from emigm_jax.api.train import train
     from emigm_jax.parallel import processes
     from emigm_jax.training import loop
 
     try:
-        measured = functools.partial(evaluator, config) if config.evaluates else None
-        loop.train(config, workdir, measured)
+        train(config, workdir)
     except loop.NonFinite as error:
         print(f'emigm: {error}', file=sys.stderr)
         return 1

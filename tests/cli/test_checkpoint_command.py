@@ -140,10 +140,11 @@ def test_copy(way, run, state, bucket, tmp_path, capsys):
 # Kills itself when it is about to write, or has half written, its N-th file.
 KILLED = """
 import os, signal, sys
-from emigm_jax import copying, files
+from emigm_jax.checkpoints import copy
+from emigm_jax.io import files
 source, target, number, half = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4] == 'half'
 write, count = files.write, 0
-copying.PARALLEL = 1
+copy.PARALLEL = 1
 def dying(path, chunks):
     global count
     count += 1
@@ -154,7 +155,7 @@ def dying(path, chunks):
         os.kill(os.getpid(), signal.SIGKILL)
     write(path, torn() if count == number else chunks)
 files.write = dying
-copying.copy(source, target)
+copy.copy(source, target)
 """
 FILES = 10  # of the checkpoint, the mark of the end included
 

@@ -154,11 +154,11 @@ def test_a_killed_run_goes_on(bucket, tmp_path):
 
 @pytest.mark.slow
 def test_pictures_to_cache_to_model_to_pictures(bucket, tmp_path):
-    from test_convert import small
-    from test_data_end_to_end import CONFIG, SHORT
 
     from emigm_jax.tokenizers import codec
+    from support.configs import CONFIG, SHORT
     from support.pictures import write_folder
+    from support.small_tokenizers import small
 
     tokenizer = small('kl16')
     codec.save(f'{bucket}/kl16', tokenizer)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import random
 import re
 import socket
@@ -23,27 +22,9 @@ from emigm_jax.data.pictures import center_crop
 from emigm_jax.tokenizers import codec
 from emigm_jax.training import metrics
 from support.caches import contents
+from support.configs import CONFIG, SHORT
 from support.pictures import write_folder, write_tfds
 from support.small_tokenizers import small
-
-CONFIG = str(pathlib.Path(__file__).parents[2] / 'configs/imagenet256.py:size=xs,tiny')
-# Small enough to compile in seconds.
-SHORT = tuple(
-    f'--config.{name}'
-    for name in (
-        'model.width=16',
-        'model.heads=2',
-        'model.head_width=16',
-        'model.head_depth=1',
-        'model.encoder_depth=1',
-        'model.decoder_depth=2',
-        'sampling.reveal.steps=2',
-        'sampling.solver.steps=2',
-        'training.batch_size=16',
-        'training.sample_images=4',
-        'loss.masking.groups=1',
-    )
-)
 
 
 @pytest.fixture(scope='module')

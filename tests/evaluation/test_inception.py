@@ -10,10 +10,10 @@ import pytest
 from flax import traverse_util
 
 from emigm_jax.cli import main
-from emigm_jax.convert import convert as library
-from emigm_jax.convert import inception as names_of
-from emigm_jax.convert import kinds, rules
-from emigm_jax.convert.options import Kind, Options
+from emigm_jax.conversion import convert as library
+from emigm_jax.conversion import inception as names_of
+from emigm_jax.conversion import kinds, rules
+from emigm_jax.conversion.options import Kind, Options
 from emigm_jax.errors import UserError
 from emigm_jax.evaluation import inception, inception_plan
 from emigm_jax.io.formats import torch_files

@@ -8,9 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from emigm_jax.cli import main, train
-from emigm_jax.cli.arguments import load_config
+from emigm_jax.api import train
+from emigm_jax.cli import main
 from emigm_jax.config import nested
+from emigm_jax.config.load import load_config
 from emigm_jax.data import datasets
 from emigm_jax.errors import UserError
 from emigm_jax.evaluation import inception, references, scores

@@ -9,7 +9,7 @@ import types
 import numpy as np
 import pytest
 
-from emigm_jax.convert import convert
+from emigm_jax.conversion import convert
 from emigm_jax.evaluation import image_sets, kid, measure, metrics, references
 from emigm_jax.evaluation import statistics as sums
 from support import golden

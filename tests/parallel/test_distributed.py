@@ -17,7 +17,7 @@ import pytest
 
 from emigm_jax.checkpoints import runs
 from emigm_jax.cli import main
-from emigm_jax.cli.arguments import load_config
+from emigm_jax.config.load import load_config
 from emigm_jax.parallel import preemption, processes
 from emigm_jax.training import loop, metrics
 from support.processes import Run, free_port

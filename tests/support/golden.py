@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from emigm_jax.convert import rules, tables
+from emigm_jax.conversion import rules, tables
 from emigm_jax.io.formats import torch_files
 from emigm_jax.models import emigm
 

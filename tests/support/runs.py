@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from emigm_jax.checkpoints import runs
-from emigm_jax.cli import arguments
+from emigm_jax.config.load import load_config
 from emigm_jax.parallel import sharding
 from emigm_jax.training import program
 
@@ -17,7 +17,7 @@ SMOKE = f'{pathlib.Path(__file__).parents[2]}/configs/digits.py:smoke'
 @pytest.fixture(scope='module')
 def state():
     """A train state with random numbers, and its config."""
-    config = arguments.load_config(
+    config = load_config(
         SMOKE, ['--config.optimizer.ema_decays=(0.9, 0.5)', '--config.training.keep=5']
     )
     shapes = program.build(config, sharding.make_mesh(config.mesh), 1, 10).state

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from emigm_jax.cli import main
-from emigm_jax.convert import kinds, rules, tokenizer_tables
+from emigm_jax.conversion import kinds, rules, tokenizer_tables
 from emigm_jax.errors import UserError
 from emigm_jax.io.formats import torch_files
 from emigm_jax.tokenizers import codec

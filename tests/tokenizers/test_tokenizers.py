@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from emigm_jax.convert import kinds, left_out, rules, tokenizer_tables
+from emigm_jax.conversion import kinds, left_out, rules, tokenizer_tables
 from emigm_jax.errors import UserError
 from emigm_jax.nn import functional
 from emigm_jax.tokenizers import dc_ae, kl_vae, vqgan

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from emigm_jax.checkpoints import runs, store
-from emigm_jax.cli.arguments import load_config
 from emigm_jax.config import nested, settings
+from emigm_jax.config.load import load_config
 from emigm_jax.core import masking
 from emigm_jax.data import datasets, pipeline
 from emigm_jax.data.interface import Batch

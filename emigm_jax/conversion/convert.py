@@ -3,9 +3,9 @@
 import os
 
 from emigm_jax.checkpoints import store
-from emigm_jax.convert import kinds
-from emigm_jax.convert.conversion import Conversion, Export
-from emigm_jax.convert.options import Options
+from emigm_jax.conversion import kinds
+from emigm_jax.conversion.conversion import Conversion, Export
+from emigm_jax.conversion.options import Options
 from emigm_jax.errors import UserError
 from emigm_jax.io import files, paths
 from emigm_jax.io.formats import torch_files

@@ -8,9 +8,9 @@ import numpy as np
 
 from emigm_jax.checkpoints import runs, store
 from emigm_jax.config import recipes
-from emigm_jax.convert import rules, sizes, tables
-from emigm_jax.convert.conversion import Conversion, Export
-from emigm_jax.convert.options import NULLS, Kind, Options
+from emigm_jax.conversion import rules, sizes, tables
+from emigm_jax.conversion.conversion import Conversion, Export
+from emigm_jax.conversion.options import NULLS, Kind, Options
 from emigm_jax.errors import UserError
 from emigm_jax.models import emigm
 

@@ -3,7 +3,7 @@
 import math
 import re
 
-from emigm_jax.convert import rules
+from emigm_jax.conversion import rules
 from emigm_jax.errors import UserError
 from emigm_jax.models import emigm
 

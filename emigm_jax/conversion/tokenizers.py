@@ -3,9 +3,9 @@
 import pathlib
 
 from emigm_jax.checkpoints import store
-from emigm_jax.convert import left_out, rules, tokenizer_tables
-from emigm_jax.convert.conversion import Conversion, Export
-from emigm_jax.convert.options import Kind, Options
+from emigm_jax.conversion import left_out, rules, tokenizer_tables
+from emigm_jax.conversion.conversion import Conversion, Export
+from emigm_jax.conversion.options import Kind, Options
 from emigm_jax.io.formats import local_files, torch_files
 from emigm_jax.tokenizers import codec, learned
 from emigm_jax.tokenizers.codec import Codec

@@ -1,6 +1,6 @@
 """Official names of eMIGM and MAR checkpoints beside ours."""
 
-from emigm_jax.convert.rules import Entry
+from emigm_jax.conversion.rules import Entry
 from emigm_jax.models.emigm import ModelConfig
 
 _LINEAR = (('weight', 'kernel', 'transpose'), ('bias', 'bias', 'copy'))

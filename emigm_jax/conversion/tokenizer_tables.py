@@ -1,7 +1,7 @@
 """Official names of tokenizer checkpoints beside ours."""
 
-from emigm_jax.convert.left_out import COUNTERS
-from emigm_jax.convert.rules import Entry
+from emigm_jax.conversion.left_out import COUNTERS
+from emigm_jax.conversion.rules import Entry
 from emigm_jax.tokenizers import dc_ae, kl_vae, vqgan
 
 _WEIGHT = (('weight', 'kernel', 'conv'),)

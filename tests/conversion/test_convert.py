@@ -14,9 +14,9 @@ from PIL import Image
 from emigm_jax.checkpoints import runs, store
 from emigm_jax.cli import main
 from emigm_jax.config import recipes
-from emigm_jax.convert import convert as library
-from emigm_jax.convert import kinds, models, rules, sizes, tables
-from emigm_jax.convert.options import NULLS, Kind, Options
+from emigm_jax.conversion import convert as library
+from emigm_jax.conversion import kinds, models, rules, sizes, tables
+from emigm_jax.conversion.options import NULLS, Kind, Options
 from emigm_jax.core import reveal
 from emigm_jax.errors import UserError
 from emigm_jax.io import paths

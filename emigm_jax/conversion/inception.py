@@ -3,10 +3,10 @@
 import pathlib
 
 from emigm_jax.checkpoints import store
-from emigm_jax.convert import left_out, rules
-from emigm_jax.convert.conversion import Conversion, Export
-from emigm_jax.convert.options import Kind, Options
-from emigm_jax.convert.rules import Entry
+from emigm_jax.conversion import left_out, rules
+from emigm_jax.conversion.conversion import Conversion, Export
+from emigm_jax.conversion.options import Kind, Options
+from emigm_jax.conversion.rules import Entry
 from emigm_jax.errors import UserError
 from emigm_jax.evaluation import inception, inception_plan
 

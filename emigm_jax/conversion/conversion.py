@@ -5,7 +5,7 @@ import dataclasses
 import os
 from collections.abc import Callable
 
-from emigm_jax.convert.options import Kind
+from emigm_jax.conversion.options import Kind
 from emigm_jax.io import paths
 from emigm_jax.io.formats import data_files
 from emigm_jax.nn import functional

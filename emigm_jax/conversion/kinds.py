@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 from flax import traverse_util
 
-from emigm_jax.convert import inception, models, tokenizers
-from emigm_jax.convert.conversion import Conversion
-from emigm_jax.convert.options import Kind, Options
+from emigm_jax.conversion import inception, models, tokenizers
+from emigm_jax.conversion.conversion import Conversion
+from emigm_jax.conversion.options import Kind, Options
 from emigm_jax.errors import UserError
 from emigm_jax.evaluation.inception import ENTRY as INCEPTION
 from emigm_jax.tokenizers import codec, learned

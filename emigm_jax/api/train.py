@@ -1,0 +1,47 @@
+"""Training with one call."""
+
+import functools
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ml_collections
+
+from emigm_jax.config.load import config_of
+from emigm_jax.config.settings import Config
+from emigm_jax.data.interface import Dataset
+from emigm_jax.evaluation.online import online
+from emigm_jax.sampling import generator
+from emigm_jax.training import loop
+
+
+def train(
+    config: Config | ml_collections.ConfigDict | Mapping | str | os.PathLike,
+    workdir: str | os.PathLike,
+    **settings: Any,
+) -> None:
+    """Trains a config in a workdir, or goes on from the newest checkpoint there.
+
+    Args:
+      config: 'configs/digits.py:smoke', or settings in any other form.
+      workdir: of checkpoints, metrics and samples; local or gs://.
+      **settings: single settings to change, with their dotted names:
+        `**{'training.total': '100 steps'}`.
+
+    Raises:
+      UserError: a setting makes no sense, or the workdir or the data cannot be used.
+      loop.NonFinite: a loss or gradient was not finite; the last good state is saved.
+      loop.Preempted: SIGTERM or a maintenance notice came; the state is saved.
+
+    Example:
+      >>> em.train('configs/digits.py:smoke', 'runs/smoke', **{'training.total': '6 steps'})
+    """
+    resolved = config_of(config, settings)
+    measured = functools.partial(evaluator, resolved) if resolved.evaluates else None
+    loop.train(resolved, workdir, measured)
+
+
+def evaluator(config: Config, data: Dataset) -> Callable[[dict, int], dict[str, float]]:
+    """What `loop.train` takes: measures the EMA weights of a run on the way."""
+    ready = generator.while_training(config, data)
+    return online(config.evaluation, config.model.classes, lambda params: ready(params).batch)

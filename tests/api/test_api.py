@@ -1,0 +1,158 @@
+"""The Python API as its documentation says it: every example runs, every promise holds."""
+
+import doctest
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import emigm_jax as em
+from emigm_jax.data import class_names
+
+ROOT = pathlib.Path(__file__).parents[2]
+SMOKE = f'{ROOT}/configs/digits.py:smoke'
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp('api') / 'runs/digits'
+    em.train(SMOKE, workdir, **{'training.total': '6 steps'})
+    return workdir
+
+
+@pytest.fixture(scope='module')
+def model(run):
+    return em.load(run)
+
+
+EXAMPLES = (em.load, em.train, em.evaluate, em.Model.sample, em.Model.sample_steps)
+
+
+@pytest.mark.parametrize('function', EXAMPLES, ids=lambda f: f.__name__)
+def test_examples_run(function, run, model, monkeypatch, capsys):
+    monkeypatch.chdir(run.parents[1])
+    (configs := run.parents[1] / 'configs').exists() or configs.symlink_to(ROOT / 'configs')
+    names = {'em': em, 'model': model}
+    (example,) = doctest.DocTestFinder(recurse=False).find(function, globs=names)
+    assert example.examples
+    # What training prints on the way differs from run to run.
+    quiet = doctest.OutputChecker()
+    if function in (em.train, em.Model.sample_steps):
+        quiet.check_output = lambda *_: True
+    report = []
+    doctest.DocTestRunner(checker=quiet).run(example, out=report.append)
+    assert not report, ''.join(report)
+    assert {'Args:', 'Raises:'} <= set(
+        function.__doc__.split()
+    ) or function is em.Model.sample_steps
+
+
+def test_every_public_name_is_documented():
+    assert set(em.__all__) <= set(dir(em))
+    for name in em.__all__:
+        assert getattr(em, name).__doc__
+    with pytest.raises(AttributeError, match='no attribute'):
+        em.sample  # noqa: B018
+
+
+def test_import_is_quick_and_imports_nothing_heavy():
+    code = (
+        'import sys, time; start = time.perf_counter(); import emigm_jax\n'
+        'print(time.perf_counter() - start, "jax" in sys.modules)'
+    )
+    runs = [subprocess.run([sys.executable, '-c', code], capture_output=True) for _ in range(3)]
+    seconds, heavy = zip(*(run.stdout.split() for run in runs), strict=True)
+    assert set(heavy) == {b'False'}
+    assert min(map(float, seconds)) < 0.3
+
+
+def test_sample(model):
+    images = model.sample(classes=[3, None], seeds=[5, 9], steps=2)
+    assert (images.shape, images.dtype) == ((4, 8, 8, 3), np.uint8)
+    np.testing.assert_array_equal(images, model.sample([3, None], [5, 9], steps=2))
+    # An image is that of its class and seed alone.
+    np.testing.assert_array_equal(model.sample([None], [9], steps=2)[0], images[3])
+    assert (model.sample([3], [5], steps=2, solver_steps=1) != images[:1]).any()
+    assert len(model.sample(seeds=[0], steps=1)) == len(model.sample('all', [0], steps=1)) == 10
+
+
+def test_sample_steps_end_in_what_sample_gives(model):
+    steps = list(model.sample_steps([1, 2, 3], [0, 1]))
+    assert [step.number for step in steps] == list(range(1, steps[0].steps + 1))
+    np.testing.assert_array_equal(steps[-1].images, model.sample([1, 2, 3], [0, 1]))
+    counts = [step.revealed.reshape(6, -1).sum(1) for step in steps]
+    assert (np.diff(counts, axis=0) >= 0).all()
+    assert (counts[-1] == 4).all()
+    first = steps[0]
+    hidden = np.repeat(np.repeat(~first.revealed, 4, 1), 4, 2)
+    assert (first.images[hidden] == 128).all()
+    np.testing.assert_array_equal(first.images[~hidden], steps[-1].images[~hidden])
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'says'),
+    [
+        (dict(classes=[10]), 'no class 10, the model knows 0 to 9'),
+        (dict(classes=['tabby']), 'have no names'),
+        (dict(classes='tabby'), "a list or 'all'"),
+        (dict(classes=[1.5]), 'a whole number, not 1.5'),
+        (dict(classes=[]), 'nothing to draw'),
+        (dict(seeds=[2**32]), 'seeds lie between'),
+        (dict(seeds=[-1]), 'seeds lie between'),
+        (dict(preset='best'), 'has no presets'),
+        (dict(gidance=2.0), "did you mean 'guidance'"),
+        (dict(guidance='much'), 'guidance must be float'),
+        (dict(guidance=float('nan')), 'guidance must be float, not nan'),
+        (dict(steps=2.5), 'steps must be int'),
+        (dict(steps=True), 'steps must be int'),
+        (dict(interval=3), 'interval must be 2 numbers'),
+        (dict(steps=0), 'must be at least 1'),
+    ],
+)
+def test_mistakes_are_one_line(arguments, says, model):
+    with pytest.raises(em.UserError, match=says) as error:
+        model.sample(**arguments)
+    assert '\n' not in str(error.value)
+
+
+def test_names_of_classes():
+    assert class_names.label('Golden Retriever', 1000) == 207
+    with pytest.raises(em.UserError, match=r'no class is called .* \(did you mean .golden'):
+        class_names.label('golden retreiver', 1000)
+    with pytest.raises(em.UserError, match='2 classes are called'):
+        class_names.label('cardigan', 1000)
+
+
+def test_evaluate_refuses_what_it_cannot_measure(model, tmp_path):
+    for what, more, says in (
+        (model, dict(reference='x'), 'go together'),
+        (model, dict(num_images=2), 'at least 4'),
+        (tmp_path, {}, 'against a reference'),
+        (tmp_path / 'no', dict(reference='x', inception='y'), 'no such file|neither a folder'),
+    ):
+        with pytest.raises(em.UserError, match=says):
+            em.evaluate(what, **more)
+
+
+def test_train_takes_settings_in_any_form(run, tmp_path):
+    from emigm_jax.checkpoints import runs
+    from emigm_jax.config.load import config_of, load_config
+
+    config = load_config(SMOKE)
+    assert config_of(SMOKE, {}) == config_of(config, {}) == config
+    changed = config_of(config, {'training.total': '7 steps', 'optimizer.ema_decays': [0.9]})
+    assert changed.training.total == '7 steps'
+    assert changed.optimizer.ema_decays == (0.9,)
+    with pytest.raises(em.UserError, match=r"did you mean 'training\.total'"):
+        em.train(config, tmp_path / 'never', **{'training.totle': '7 steps'})
+    assert not (tmp_path / 'never').exists()
+    assert runs.require(run).config.training.total == '6 steps'
+
+
+def test_the_module_runs_as_the_command():
+    done = subprocess.run(
+        [sys.executable, '-m', 'emigm_jax', '--version'], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == f'emigm_jax {em.__version__}'
