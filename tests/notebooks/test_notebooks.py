@@ -20,8 +20,7 @@ from PIL import Image
 from emigm_jax.cli import convert as convert_command
 from emigm_jax.cli import evaluate as evaluate_command
 from emigm_jax.cli import main
-from emigm_jax.config import settings as configs
-from emigm_jax.config import nested, durations
+from emigm_jax.config import nested
 from emigm_jax.models import emigm
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -45,9 +44,19 @@ def run(name, folder, *flags):
     path = os.pathsep.join([scripts, os.environ['PATH']])
     packages = os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])
     env = {**os.environ, **offline, 'PATH': path, 'PYTHONPATH': packages}
-    command = [sys.executable, ROOT / 'tests/support/run_notebook.py', ROOT / f'notebooks/{name}.ipynb']
-    done = subprocess.run([*command, 'done.ipynb', *flags], cwd=folder, env=env, check=False,
-                          capture_output=True, text=True)
+    command = [
+        sys.executable,
+        ROOT / 'tests/support/run_notebook.py',
+        ROOT / f'notebooks/{name}.ipynb',
+    ]
+    done = subprocess.run(
+        [*command, 'done.ipynb', *flags],
+        cwd=folder,
+        env=env,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     values = json.loads((folder / 'values.json').read_text())
     return nbformat.read(folder / 'done.ipynb', as_version=4), values
@@ -129,8 +138,9 @@ def test_every_flag_is_one_of_its_command(capsys):
     source = cell(read('emigm_colab'), 'evaluate')
     assert set(re.findall(r"= f?'(--[a-z-]+) ", source)) == {'--tokenizer', '--preset'}
     assert {'--tokenizer', '--preset'} <= flags_of('evaluate', capsys)
-    told = '\n'.join(c.source for name in NAMES for c in read(name).cells
-                     if c.cell_type == 'markdown')
+    told = '\n'.join(
+        c.source for name in NAMES for c in read(name).cells if c.cell_type == 'markdown'
+    )
     spoken = set(re.findall(r'(?<!\w)--[a-z][a-z-]*', told)) - {'--config'}
     assert spoken
     assert spoken <= flags_of('sample', capsys) & flags_of('evaluate', capsys)
@@ -223,14 +233,21 @@ def test_cells_of_the_official_weights(image_size, size, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, 'huggingface_hub', hub)
     monkeypatch.setattr('importlib.util.find_spec', lambda name: hub)
     monkeypatch.setattr(convert_command, '_convert', lambda a: ran.append(a) or 0)
-    monkeypatch.setattr(evaluate_command, '_measured', lambda a: ran.append(a) or 0)
+    monkeypatch.setattr(evaluate_command, '_against_reference', lambda a: ran.append(a) or 0)
     monkeypatch.chdir(tmp_path)
     data = types.SimpleNamespace(config=types.SimpleNamespace(data=types.SimpleNamespace(name='')))
     kernel = Kernel(effect=lambda c: pathlib.Path(re.search(r'--output "(.*?)"', c)[1]).touch())
     names = {
-        **install(kernel, '.'), 'MODEL': 'official', 'SIZE': size, 'IMAGE_SIZE': image_size,
-        'FOLDER': 'my results', 'EVALUATION': 'full', 'BATCH': 50, 'DTYPE': 'bfloat16',
-        'published': {'fast': None}, 'saved': data,
+        **install(kernel, '.'),
+        'MODEL': 'official',
+        'SIZE': size,
+        'IMAGE_SIZE': image_size,
+        'FOLDER': 'my results',
+        'EVALUATION': 'full',
+        'BATCH': 50,
+        'DTYPE': 'bfloat16',
+        'published': {'fast': None},
+        'saved': data,
     }
     for name in ('command', 'official', 'tokenizer', 'evaluate-digits', 'evaluate'):
         with monkeypatch.context() as inner:  # `command` tells stderr that it is a terminal
@@ -255,12 +272,14 @@ def test_cells_of_the_official_weights(image_size, size, monkeypatch, tmp_path):
 
 
 def test_masking(tmp_path):
-    keep = ('analytic={k: list(v) for k, v in analytic.items()}, nfe=nfe, drawn=drawn_means, '
-            'means={f"{k[0]} {k[1]} {k[2]}": v for k, v in means.items()}, cost=cost, '
-            'simulated={k: list(v.mean(0)) for k, v in simulated.items()}, padded=padded, '
-            'ideal=ideal, prefix=[int((step_in_order < k).argmin()) for k in range(1, K)], '
-            'before=[int(n) for n in counts.cumsum()[:-1]], t8=list(tables["DPM-Solver++, 8"].t), '
-            't14=list(tables["DPM-Solver++, 14"].t)')
+    keep = (
+        'analytic={k: list(v) for k, v in analytic.items()}, nfe=nfe, drawn=drawn_means, '
+        'means={f"{k[0]} {k[1]} {k[2]}": v for k, v in means.items()}, cost=cost, '
+        'simulated={k: list(v.mean(0)) for k, v in simulated.items()}, padded=padded, '
+        'ideal=ideal, prefix=[int((step_in_order < k).argmin()) for k in range(1, K)], '
+        'before=[int(n) for n in counts.cumsum()[:-1]], t8=list(tables["DPM-Solver++, 8"].t), '
+        't14=list(tables["DPM-Solver++, 14"].t)'
+    )
     done, values = run('masking', tmp_path, '--keep', keep)
     assert not [o for o in outputs(done) if o.output_type == 'error']
     assert not any(printed(done, 'stderr').values())
@@ -272,8 +291,24 @@ def test_masking(tmp_path):
         assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 10
 
     # The paper's Figure 6, from its formulas.
-    exp = [0.64, 0.87, 1.19, 1.63, 2.22, 3.04, 4.15, 5.68, 7.76, 10.61, 14.50, 19.82, 27.09, 37.02,
-           50.60, 69.18]
+    exp = [
+        0.64,
+        0.87,
+        1.19,
+        1.63,
+        2.22,
+        3.04,
+        4.15,
+        5.68,
+        7.76,
+        10.61,
+        14.50,
+        19.82,
+        27.09,
+        37.02,
+        50.60,
+        69.18,
+    ]
     np.testing.assert_allclose(values['analytic']['exp'], exp, atol=0.006)
     np.testing.assert_allclose(values['analytic']['linear'], 16.0, atol=0.005)
     np.testing.assert_allclose(values['analytic']['cosine'][::15], [1.23, 25.10], atol=0.006)
@@ -284,17 +319,28 @@ def test_masking(tmp_path):
         assert sum(counts) == pytest.approx(256)
     assert values['simulated']['exp'][0] > 1.0  # no step reveals nothing
     # Mean mask ratios.
-    want = {'linear clamp 0.2': 0.5205, 'cosine range 0.4': 0.8587, 'exp clamp 0.0': 0.8021,
-            'exp clamp 0.2': 0.8547, 'exp range 0.2': 0.9100, 'exp clamp 0.4': 0.9204,
-            'log-exp range 0.4': 0.9230}
+    want = {
+        'linear clamp 0.2': 0.5205,
+        'cosine range 0.4': 0.8587,
+        'exp clamp 0.0': 0.8021,
+        'exp clamp 0.2': 0.8547,
+        'exp range 0.2': 0.9100,
+        'exp clamp 0.4': 0.9204,
+        'log-exp range 0.4': 0.9230,
+    }
     assert {name: round(values['means'][name], 4) for name in want} == want
     drawn = list(values['drawn'].values())
     assert drawn[:2] == pytest.approx([0.8547, 0.9100], abs=2e-3)
     assert values['prefix'] == values['before']
     # Guided steps, padding, solver times.
     assert values['nfe'] == {
-        '256 XS/S/B/L 16': 19, '256 H 16': 19, '256 XS/S/L 128': 181, '256 B 128': 173,
-        '256 H 128': 179, '512 XS/S/B/L 16': 19, '512 XS/S/B/L 64': 80,
+        '256 XS/S/B/L 16': 19,
+        '256 H 16': 19,
+        '256 XS/S/L 128': 181,
+        '256 B 128': 173,
+        '256 H 128': 179,
+        '512 XS/S/B/L 16': 19,
+        '512 XS/S/B/L 64': 80,
     }
     assert 1.0 <= values['padded']['shared'] / values['ideal']['shared'] < 1.05
     assert values['padded']['per_image'] > values['padded']['shared']
@@ -307,10 +353,12 @@ def test_masking(tmp_path):
 
 @pytest.mark.slow
 def test_colab_smoke(tmp_path):
-    keep = ('drawn=[[c.reveal.steps, c.reveal.guidance, p.size] for c, p in drawn.items()], '
-            'seconds=seconds, sliders={w._kwarg: w.value for w in sliders.widget.kwargs_widgets}, '
-            'start=start, devices=len(devices), checkpoint=CHECKPOINT, step=saved.step, '
-            'shapes=[list(pictures.shape), str(pictures.dtype)]')
+    keep = (
+        'drawn=[[c.reveal.steps, c.reveal.guidance, p.size] for c, p in drawn.items()], '
+        'seconds=seconds, sliders={w._kwarg: w.value for w in sliders.widget.kwargs_widgets}, '
+        'start=start, devices=len(devices), checkpoint=CHECKPOINT, step=saved.step, '
+        'shapes=[list(pictures.shape), str(pictures.dtype)]'
+    )
     done, values = run('emigm_colab', tmp_path, '--set', 'MODEL=smoke', '--keep', keep)
     assert not [o for o in outputs(done) if o.output_type == 'error']
     assert (values['checkpoint'], values['step']) == ('runs/smoke', 12)
@@ -335,7 +383,12 @@ def test_colab_smoke(tmp_path):
     page = (folder / 'report/report.html').read_text()
     assert 'data:image/png' in page
     assert list((folder / 'report').glob('*.png'))
-    (shown,) = [o.data['text/html'] for c in done.cells if c.id == 'report'
-                for o in c.outputs if 'text/html' in o.get('data', {})]
+    (shown,) = [
+        o.data['text/html']
+        for c in done.cells
+        if c.id == 'report'
+        for o in c.outputs
+        if 'text/html' in o.get('data', {})
+    ]
     assert shown.startswith('<div><iframe srcdoc=')
     assert {p.name for p in tmp_path.iterdir()} == {'runs', 'done.ipynb', 'values.json'}
