@@ -39,7 +39,7 @@ def batches(
     """
     sharded, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     mine = sharding.rows_here(sharded, batch)
-    to_batch = sharding.under(
+    to_batch = sharding.with_mesh(
         mesh,
         jax.jit(
             functools.partial(_to_batch, data, seed),

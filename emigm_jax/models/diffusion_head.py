@@ -24,7 +24,7 @@ class ResBlock(nnx.Module):
         shift, scale, gate = jnp.split(self.modulation(activated).astype(jnp.float32), 3, axis=-1)
         h = self.norm(x) * (1.0 + scale) + shift
         h = self.linear2(jax.nn.silu(self.linear1(h)))
-        return sharding.whole_features(x + gate * h.astype(jnp.float32))
+        return sharding.unsharded_features(x + gate * h.astype(jnp.float32))
 
 
 class DiffusionHead(nnx.Module):
@@ -43,12 +43,12 @@ class DiffusionHead(nnx.Module):
 
     def condition(self, z):
         """Embeds z (..., D) once for all diffusion steps of a token: (..., W) float32."""
-        return sharding.whole_features(self.condition_embed(z).astype(jnp.float32))
+        return sharding.unsharded_features(self.condition_embed(z).astype(jnp.float32))
 
     def time(self, t):
         """Embeds diffusion times t (...) on the 0..999 scale, fractions allowed: (..., W)."""
         embedded = self.time2(jax.nn.silu(self.time1(time_features(t)))).astype(jnp.float32)
-        return sharding.whole_features(embedded)
+        return sharding.unsharded_features(embedded)
 
     def __call__(self, x, time, condition):
         """Network output.
@@ -61,8 +61,8 @@ class DiffusionHead(nnx.Module):
         Returns:
           (..., 2C) float32: epsilon, then the variance interpolation v.
         """
-        activated = sharding.whole_features(jax.nn.silu(condition + time))
-        x = sharding.whole_features(self.input(x).astype(jnp.float32))
+        activated = sharding.unsharded_features(jax.nn.silu(condition + time))
+        x = sharding.unsharded_features(self.input(x).astype(jnp.float32))
         body = lambda block, x, _: block(x, activated)
         x = functional.scan(self.blocks, x, body, self.loop)
         shift, scale = jnp.split(self.final_modulation(activated).astype(jnp.float32), 2, axis=-1)

@@ -70,9 +70,9 @@ def scan(module, x, body, loop=Loop(), xs=None):
 
     def step(x, layer):
         state, xs = layer
-        return body(nnx.merge(graph, sharding.at_use(state, loop.dtype)), x, xs), None
+        return body(nnx.merge(graph, sharding.gathered_for_use(state, loop.dtype)), x, xs), None
 
-    if loop.remat != 'none' or sharding.is_cut():
+    if loop.remat != 'none' or sharding.is_sharded():
         # A loop's body is not merged with its backward pass; a straight line of layers would be.
         step = jax.checkpoint(step, policy=REMAT[loop.remat], prevent_cse=loop.unroll)
     if not loop.unroll:
@@ -83,7 +83,7 @@ def scan(module, x, body, loop=Loop(), xs=None):
 
 
 # They compute nothing, so what goes in can be kept in place of what comes out. The first is how
-# `sharding.at_use` makes whole parameters, which are then not kept either.
+# `sharding.gathered_for_use` makes whole parameters, which are then not kept either.
 _FREE = ('custom_vjp_call', 'sharding_constraint', 'name', 'reshape', 'slice', 'squeeze')
 
 # Checkpoint policies by name: none recomputes nothing (but gathers sharded parameters again), full

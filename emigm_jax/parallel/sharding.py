@@ -1,12 +1,12 @@
 """Sharding is a table: ordered rules say where each parameter lies and how it is used.
 
-Mesh axes, outermost first: `slice` (TPU slices joined by the data-centre network) and `data` hold
-copies of the state; over `fsdp` every parameter, its optimizer moments and its averages are cut;
-over `tensor` the heads and hidden units of a block, and the rows of the diffusion head, are cut.
-A batch is cut over slice, data and fsdp together.
+Mesh axes, outermost first: over `slice` (TPU slices joined by the data-centre network) and `data`
+the state is replicated; over `fsdp` every parameter, its optimizer moments and its averages are
+sharded; over `tensor` the heads and hidden units of a block, and the rows of the diffusion head. A
+batch is sharded over slice, data and fsdp together.
 
-Modules know no mesh. They call `at_use` and `constrain`, which do nothing unless a mesh is in force
-(`jax.set_mesh`).
+Modules know no mesh. They call `gathered_for_use` and `constrain`, which do nothing unless a mesh
+is in force (`jax.set_mesh`).
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ AXES = ('slice', 'data', 'fsdp', 'tensor')
 BATCH = ('slice', 'data', 'fsdp')
 _SHARDS = ('fsdp', 'tensor')
 
-GATHERED = 'gathered'  # checkpoint name of whole parameters, which no backward pass should keep
+GATHERED = 'gathered'  # checkpoint name of gathered parameters, which no backward pass should keep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Rule(NamedTuple):
 
     pattern: str
     stored: tuple  # between steps, also of optimizer moments and averages
-    used: tuple = ()  # in a product; (): whole
+    used: tuple = ()  # in a product; (): replicated
 
 
 # The first rule that matches and whose axes divide the dimensions holds.
@@ -91,7 +91,7 @@ def make_mesh(config, devices=None):
             f'{named} do not make up {len(devices)} device(s); their product must, or say '
             'mesh.data=-1 for what is left'
         )
-    # Others than TPUs are cut in their order, which keeps a host's together.
+    # Others than TPUs are divided in their order, which keeps a host's together.
     found = len({getattr(d, 'slice_index', 0) for d in devices if d.platform == 'tpu'}) or 1
     if found not in (1, config.slices):
         raise UserError(f'the devices form {found} slices: say mesh.slices={found}')
@@ -112,7 +112,7 @@ def make_mesh(config, devices=None):
 
 
 def batch_shards(mesh):
-    """Parts that a batch is cut into."""
+    """Shards of a batch."""
     return math.prod(mesh.shape[axis] for axis in BATCH)
 
 
@@ -133,7 +133,7 @@ def batch_sharding(mesh):
 
 
 def replicated(mesh):
-    """Of arrays that lie whole on every device."""
+    """Of arrays that every device holds in full."""
     return NamedSharding(mesh, P())
 
 
@@ -178,17 +178,17 @@ def _size(axis, sizes):
 
 def _mesh_in_force():
     mesh = jax.sharding.get_abstract_mesh()
-    # Inside `per_shard` there is nothing left to cut.
+    # Inside `per_shard` there is nothing left to shard.
     return mesh if set(mesh.axis_names) == set(AXES) and mesh.are_all_axes_auto else None
 
 
-def is_cut():
-    """Whether a mesh is in force that cuts parameters."""
+def is_sharded():
+    """Whether a mesh is in force that shards parameters."""
     mesh = _mesh_in_force()
     return mesh is not None and _size(_SHARDS, mesh.shape) > 1
 
 
-def at_use(tree, dtype=None, but=None):
+def gathered_for_use(tree, dtype=None, but=None):
     """Parameters as products want them: gathered over fsdp, and kernels in the compute dtype.
 
     Kernels are rounded before they travel, which halves the traffic of bfloat16 and changes no
@@ -199,7 +199,7 @@ def at_use(tree, dtype=None, but=None):
       dtype: of matrix products; None leaves kernels as they are.
       but: name of subtrees that are left alone: stacks, which gather layer by layer.
     """
-    if not is_cut():
+    if not is_sharded():
         return tree
     sizes = _mesh_in_force().shape
 
@@ -234,11 +234,11 @@ _gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
 def constrain(x, *axes):
-    """Fixes how the dimensions of an activation are cut.
+    """Fixes how the dimensions of an activation are sharded.
 
     Args:
       x: an array inside a jitted program.
-      axes: per dimension 'batch', 'tensor' or None; dimensions that do not divide stay whole.
+      axes: per dimension 'batch', 'tensor' or None; dimensions that do not divide are not.
     """
     mesh = _mesh_in_force()
     if mesh is None:
@@ -251,14 +251,14 @@ def constrain(x, *axes):
 
 
 def constrain_batch(tree):
-    """`constrain`s the first dimension of every leaf to the batch, the others to be whole."""
+    """`constrain`s the first dimension of every leaf to the batch, and shards no other."""
     return jax.tree.map(lambda x: constrain(x, 'batch', *(None,) * (x.ndim - 1)), tree)
 
 
-def whole_features(x):
-    """Keeps the last dimension of an activation whole, however the others are cut.
+def unsharded_features(x):
+    """Keeps the last dimension of an activation unsharded, however the others are.
 
-    Otherwise the cuts of parameters spread to the gradients of activations.
+    Otherwise the shardings of parameters spread to the gradients of activations.
     """
     if _mesh_in_force() is None:
         return x
@@ -307,12 +307,12 @@ def place_rows(sharding, rows, batch, arrays):
 
 
 def gathered(mesh, tree):
-    """A tree of global arrays, whole, as arrays of one device of each process (all must call)."""
+    """A tree of global arrays, gathered, as arrays of one device of each process (all call)."""
     placed = jax.jit(lambda t: t, out_shardings=replicated(mesh))(tree)
     return jax.tree.map(lambda a: a.addressable_data(0), placed)
 
 
-def under(mesh, function):
+def with_mesh(mesh, function):
     """`function` called with `mesh` in force."""
 
     @functools.wraps(function)

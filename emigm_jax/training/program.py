@@ -73,8 +73,8 @@ def build(config, mesh, warmup, total):
         mesh=mesh,
         net=net,
         rate=rate,
-        create=sharding.under(mesh, jax.jit(create, out_shardings=placed)),
-        step=sharding.under(mesh, jitted),
+        create=sharding.with_mesh(mesh, jax.jit(create, out_shardings=placed)),
+        step=sharding.with_mesh(mesh, jitted),
         state=sharding.abstract(mesh, shapes),
         batch=Batch(
             tokens=jax.ShapeDtypeStruct(tokens, jnp.float32, sharding=rows),

@@ -76,7 +76,7 @@ class TrainStep:
         def part_loss(params, part, index):
             tokens, labels, draws = part
             key = jax.random.fold_in(dropout_key, index)
-            params = sharding.at_use(params, self.model.compute_dtype, but='blocks')
+            params = sharding.gathered_for_use(params, self.model.compute_dtype, but='blocks')
             return losses.loss(
                 self.net.bind(params), self.loss.copies, budgets, tokens, labels, draws, key
             )

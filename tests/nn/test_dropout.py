@@ -73,7 +73,7 @@ def test_cuts_change_nothing(sizes):
     run = lambda x, key: dropout(sharding.constrain(x, 'batch', None, 'tensor'), 0.3, key)
     whole = run(x, jax.random.key(0))
     mesh = sharding.make_mesh(sharding.MeshConfig(*sizes), jax.devices())
-    cut = sharding.under(mesh, jax.jit(run))(x, jax.random.key(0))
+    cut = sharding.with_mesh(mesh, jax.jit(run))(x, jax.random.key(0))
     assert len(cut.sharding.device_set) == 8
     np.testing.assert_array_equal(whole, cut)
 

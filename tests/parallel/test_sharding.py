@@ -124,8 +124,8 @@ def test_rows_come_to_the_devices_that_hold_them():
 def test_nothing_is_constrained_without_a_mesh():
     x = np.ones((4, 4), np.float32)
     assert sharding.constrain(x, 'batch', None) is x
-    assert sharding.whole_features(x) is x
-    assert sharding.at_use({'kernel': x})['kernel'] is x
+    assert sharding.unsharded_features(x) is x
+    assert sharding.gathered_for_use({'kernel': x})['kernel'] is x
 
 
 def run(model, devices, steps=STEPS, accumulate=1, **mesh):
