@@ -9,7 +9,14 @@ pytest_plugins = ('support.gcs',)  # the fixture `bucket`
 
 # Most of the suite's time is compilation of small programs that run once or twice, so the compiler
 # is told not to polish them. `pytest -m full` runs full-size networks as users do.
-QUICK_COMPILATION = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
+QUICK_COMPILATION = ' '.join(
+    (
+        '--xla_backend_optimization_level=0',
+        '--xla_llvm_disable_expensive_passes=true',
+        '--xla_cpu_use_fusion_emitters=false',
+        '--xla_cpu_parallel_codegen_split_count=1',
+    )
+)
 
 
 MOST_WORKERS = 4  # each may take 5 GB

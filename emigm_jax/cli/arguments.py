@@ -88,7 +88,10 @@ def add_sampling(parser):
 
 
 def _pair(text):
-    low, high = map(float, text.split(','))
+    try:
+        low, high = map(float, text.split(','))
+    except ValueError:
+        raise UserError(f"--interval must look like '0.1,0.3', not {text!r}") from None
     return low, high
 
 

@@ -25,8 +25,9 @@ def run(parser, arguments):
     import tqdm
 
     from emigm_jax.evaluation.evaluator import Work
-    from emigm_jax.evaluation.make_reference import make_reference
+    from emigm_jax.evaluation.make_reference import check_new, make_reference
 
+    check_new(arguments.target)  # before what may take long
     images, source = _images(arguments)
     size, batch = arguments.image_size, arguments.batch_size or Work.batch_size
     reference = make_reference(

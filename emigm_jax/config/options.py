@@ -1,11 +1,15 @@
 """Sampling settings by one flat name each: keywords of the Python API, flags of commands."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
-from typing import Any, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
-from emigm_jax.config.settings import SamplingConfig
 from emigm_jax.errors import UserError, near
+
+if TYPE_CHECKING:  # commands read the table before they know whether they need jax
+    from emigm_jax.config.settings import SamplingConfig
 
 
 class SamplingOptions(TypedDict, total=False):

@@ -36,9 +36,7 @@ def make_reference(
       UserError: the file exists or cannot be written, or the images cannot be read.
     """
     work = work or Work()
-    if paths.absolute(path).exists():
-        raise UserError(store.taken(path))
-    access.probe(paths.absolute(path).parent)
+    check_new(path)
     if len(images) < 2:
         raise UserError(f'{source}: a reference needs at least 2 images')
     network = measure.Network(networks.opened(inception).params)
@@ -56,6 +54,13 @@ def make_reference(
         )
     )
     return references.read(path)
+
+
+def check_new(path) -> None:
+    """Raises UserError unless a new file can be written to `path`, local or gs://."""
+    if paths.absolute(path).exists():
+        raise UserError(store.taken(path))
+    access.probe(paths.absolute(path).parent)
 
 
 def measured_anew(

@@ -74,7 +74,7 @@ def test_sample(model):
     np.testing.assert_array_equal(images, model.sample([3, None], [5, 9], steps=2))
     # An image is that of its class and seed alone.
     np.testing.assert_array_equal(model.sample([None], [9], steps=2)[0], images[3])
-    assert (model.sample([3], [5], steps=2, solver_steps=1) != images[:1]).any()
+    assert (model.sample([3], [5], steps=2, base_seed=1) != images[:1]).any()
     assert len(model.sample(seeds=[0], steps=1)) == len(model.sample('all', [0], steps=1)) == 10
 
 

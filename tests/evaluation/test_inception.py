@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
+from emigm_jax.checkpoints import store
 from emigm_jax.cli import main
 from emigm_jax.conversion import convert as library
 from emigm_jax.conversion import inception as names_of
@@ -198,7 +199,10 @@ def test_counters_come_and_go(official, extractor, tmp_path):
     assert len(made.left_out) == len(made.facts['counters']) == 94
     same(made.params, extractor.params)
     made.save(tmp_path / 'counted')
-    same(names_of.export(tmp_path / 'counted', '').tensors, {**official, **counters})
+    same(
+        names_of.export('counted', store.checkpoint(tmp_path / 'counted'), '').tensors,
+        {**official, **counters},
+    )
 
 
 # --- Refusals ------------------------------------------------------------------------------------
