@@ -4,7 +4,7 @@ Records are decoded here, by Pillow, so that the pixels are those that a folder 
 """
 
 import os
-from typing import final
+from typing import Any, final
 
 from emigm_jax.data.pictures import decode
 from emigm_jax.data.sources import Example, Source
