@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from emigm_jax.errors import UserError
 from emigm_jax.io import files, paths
@@ -43,7 +44,7 @@ def is_npz(path: os.PathLike | str) -> bool:
             return bool(_names(archive))
 
 
-def write(path: os.PathLike | str, arrays: Mapping[str, np.ndarray]) -> None:
+def write(path: os.PathLike | str, arrays: Mapping[str, ArrayLike]) -> None:
     """Writes {name: array} to `path` (local or gs://), which is replaced if it exists.
 
     Raises:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXIS = 'data'
+
+_Array = TypeVar('_Array', np.ndarray, jax.Array)
 
 
 def mesh() -> Mesh:
@@ -23,7 +25,7 @@ def padded(rows: int) -> int:
     return -(-rows // jax.local_device_count()) * jax.local_device_count()
 
 
-def fill(rows: np.ndarray | jax.Array, size: int) -> np.ndarray | jax.Array:
+def fill(rows: _Array, size: int) -> _Array:
     """An array (R, ...), repeated up to (size, ...)."""
     if not isinstance(rows, jax.Array):
         rows = np.asarray(rows)
