@@ -1,6 +1,7 @@
 """The one exception that a user sees as a single line, and the checks that raise it."""
 
 import difflib
+from collections.abc import Collection, Iterable
 
 
 class UserError(Exception):
@@ -11,15 +12,17 @@ class Damaged(UserError):
     """Something on disk that was written whole once and cannot be read now."""
 
 
-def check_choice(name, value, known):
-    """Raises UserError unless `value` is one of `known`; suggests the nearest."""
-    if value not in known:
+def check_choice(name: str, value: object, choices: Collection[str]) -> None:
+    """Raises UserError unless `value` is one of `choices`; suggests the nearest."""
+    if value not in choices:
         raise UserError(
-            f'{name} must be one of {", ".join(known)}, not {value!r}{near(value, known)}'
+            f'{name} must be one of {", ".join(choices)}, not {value!r}{near(value, choices)}'
         )
 
 
-def check_range(name, value, low=None, high=None):
+def check_range(
+    name: str, value: float, low: float | None = None, high: float | None = None
+) -> None:
     """Raises UserError unless low <= value <= high (None: unbounded)."""
     if low is not None and value < low:
         raise UserError(f'{name} must be at least {low}, not {value}')
@@ -27,7 +30,7 @@ def check_range(name, value, low=None, high=None):
         raise UserError(f'{name} must be at most {high}, not {value}')
 
 
-def near(value, known):
-    """' (did you mean ...?)' if a known name resembles `value`, else ''."""
-    found = difflib.get_close_matches(str(value), list(known), n=1)
-    return f' (did you mean {found[0]!r}?)' if found else ''
+def near(value: object, names: Iterable[str]) -> str:
+    """' (did you mean ...?)' if one of `names` resembles `value`, else ''."""
+    matches = difflib.get_close_matches(str(value), list(names), n=1)
+    return f' (did you mean {matches[0]!r}?)' if matches else ''

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import os
 import pathlib
+from collections.abc import Callable
 
 from emigm_jax.checkpoints import store
 from emigm_jax.errors import UserError
@@ -31,36 +32,40 @@ class File:
     md5: str = ''  # as a bucket knows it (hex); '' on a local disk
 
 
-def listing(folder):
-    """{name: File} of everything below `folder`, local or gs://; {} if there is no such folder."""
+def listing(folder: os.PathLike | str) -> dict[str, File]:
+    """Everything below `folder` by name, local or gs://; {} if there is no such folder."""
     folder = paths.absolute(folder)
     with files.reported(folder):
         return _in_bucket(folder) if files.remote(folder) else _on_disk(folder)
 
 
 def _on_disk(folder):
-    root, found = pathlib.Path(folder), {}
+    root, listed = pathlib.Path(folder), {}
     for path in sorted(root.rglob('*')):
         if path.is_file():
             name, facts = path.relative_to(root).as_posix(), path.stat()
-            found[name] = File(name, facts.st_size, facts.st_mtime)
-    return found
+            listed[name] = File(name, facts.st_size, facts.st_mtime)
+    return listed
 
 
 def _in_bucket(folder):
     import fsspec
 
     system, root = fsspec.core.url_to_fs(str(folder))
-    found = {}
+    listed = {}
     for path, facts in sorted(system.find(root, detail=True).items()):
         name = path.removeprefix(root).lstrip('/')
         if name:
             md5 = base64.b64decode(facts.get('md5Hash') or '').hex()
-            found[name] = File(name, int(facts['size']), facts['mtime'].timestamp(), md5)
-    return found
+            listed[name] = File(name, int(facts['size']), facts['mtime'].timestamp(), md5)
+    return listed
 
 
-def copy(source, target, progress=lambda size: None):
+def copy(
+    source: os.PathLike | str,
+    target: os.PathLike | str,
+    progress: Callable[[int], object] = lambda size: None,
+) -> tuple[int, int, int]:
     """Copies the checkpoint at `source` to `target`, each local or gs://.
 
     Args:
@@ -86,15 +91,15 @@ def copy(source, target, progress=lambda size: None):
         if (target / store.mark(target)).exists() or (place != target and target.exists()):
             raise UserError(store.taken(target))
     access.probe(place)
-    there = _cleared(place)
-    strange = sorted(there.keys() - wanted.keys() - {store.COMMIT_MARK})
+    existing = _cleared(place)
+    strange = sorted(existing.keys() - wanted.keys() - {store.COMMIT_MARK})
     if strange:
         raise UserError(
             f'{place}: holds something else ({strange[0]}); choose another target or delete it'
         )
 
     def one(file):
-        kept = _same(source, place, file, there.get(file.name))
+        kept = _same(source, place, file, existing.get(file.name))
         if not kept:
             _send(source, place, file)
         progress(file.size)
@@ -120,25 +125,25 @@ def _place(target):
 
 def _cleared(place):
     """The `listing` of what is there, without the half-written file of a killed process."""
-    there = listing(place)
-    for name in [n for n in there if files.is_partial(n)]:
+    existing = listing(place)
+    for name in [n for n in existing if files.is_partial(n)]:
         with files.reported(place / name):
             (place / name).unlink(missing_ok=True)
-        del there[name]
-    return there
+        del existing[name]
+    return existing
 
 
-def _same(source, place, file, held):
-    """Whether `held` at the target (a File or None) is `file` of the source."""
-    if held is None or held.size != file.size:
+def _same(source, place, file, existing):
+    """Whether `existing` at the target (a File or None) is `file` of the source."""
+    if existing is None or existing.size != file.size:
         return False
-    return _md5(place / file.name, held.md5) == _md5(source / file.name, file.md5)
+    return _md5(place / file.name, existing.md5) == _md5(source / file.name, file.md5)
 
 
-def _md5(path, known=''):
-    """Hex digest of a file, `known` to a bucket, or computed."""
-    if known:
-        return known
+def _md5(path, stored=''):
+    """Hex digest of a file, `stored` by a bucket, or computed."""
+    if stored:
+        return stored
     digest = hashlib.md5(usedforsecurity=False)
     with files.reported(path), path.open('rb') as f:
         while piece := f.read(_PIECE):

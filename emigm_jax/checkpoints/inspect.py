@@ -3,8 +3,12 @@
 import dataclasses
 import datetime
 import math
+import os
+from collections.abc import Mapping
+from typing import Any
 
 import jax
+from etils import epath
 
 from emigm_jax.checkpoints import copy, runs, store
 from emigm_jax.config import nested, recipes
@@ -29,8 +33,8 @@ class Entry:
     finished: bool  # False: still being written, or its writer was killed
 
 
-def entries(path):
-    """The checkpoints of a workdir, or of a folder of checkpoints, as a list of `Entry`.
+def entries(path: os.PathLike | str) -> list[Entry]:
+    """The checkpoints of a workdir, or of a folder of checkpoints.
 
     Raises:
       UserError: there are none, or no such folder.
@@ -44,13 +48,13 @@ def entries(path):
             raise UserError(f'{path}: no such checkpoint or workdir')
         folder = path / runs.FOLDER if (path / runs.FOLDER).is_dir() else path
         folders = [p for p in folder.iterdir() if _is_candidate(p)]
-    found = sorted(map(_entry, folders), key=lambda e: (e.step is None, e.step or 0, e.name))
-    if not found:
+    checkpoints = sorted(map(_entry, folders), key=lambda e: (e.step is None, e.step or 0, e.name))
+    if not checkpoints:
         raise UserError(
             f'{path}: holds no checkpoints (looked for {runs.FOLDER}/STEP, and '
             'for checkpoints beside each other)'
         )
-    return found
+    return checkpoints
 
 
 def _is_candidate(path):
@@ -59,14 +63,14 @@ def _is_candidate(path):
 
 
 def _entry(path):
-    held = copy.listing(path)
-    changed = max((file.changed for file in held.values()), default=0.0)
+    listed = copy.listing(path)
+    changed = max((file.changed for file in listed.values()), default=0.0)
     return Entry(
         name=path.name,
         path=str(path),
         step=int(path.name) if path.name.isdigit() else None,
-        size=sum(file.size for file in held.values()),
-        files=len(held),
+        size=sum(file.size for file in listed.values()),
+        files=len(listed),
         changed=_date(changed),
         finished=store.is_checkpoint(path) and not any(mark in path.name for mark in _UNFINISHED),
     )
@@ -77,7 +81,7 @@ def _date(seconds):
     return when.isoformat(timespec='seconds').replace('+00:00', 'Z')
 
 
-def located(path, step=None):
+def located(path: os.PathLike | str, step: int | None = None) -> epath.Path:
     """The checkpoint at `path`: itself, or of a workdir the newest or that of `step`.
 
     Raises:
@@ -90,13 +94,13 @@ def located(path, step=None):
         return path if store.is_checkpoint(path) else runs.require(path).path
     if store.is_checkpoint(path):
         raise UserError(f'{path}: is one checkpoint; --step goes with a workdir')
-    known = {e.step: e for e in entries(path) if e.finished and e.step is not None}
-    if step not in known:
-        raise UserError(f'{path}: has no finished step {step}, but {", ".join(map(str, known))}')
-    return paths.absolute(known[step].path)
+    steps = {e.step: e for e in entries(path) if e.finished and e.step is not None}
+    if step not in steps:
+        raise UserError(f'{path}: has no finished step {step}, but {", ".join(map(str, steps))}')
+    return paths.absolute(steps[step].path)
 
 
-def facts(path):
+def facts(path: os.PathLike | str) -> dict[str, Any]:
     """What a checkpoint says about itself, JSON-like.
 
     Keys: path, kind (run, model, or what else it is), step, size, files, changed, arrays ({part:
@@ -150,15 +154,15 @@ def _recipe(model):
     return [model.method, *key] if key in recipes.sizes(model.method) else None
 
 
-def compared(config, other):
-    """Settings of two nested dicts that differ: {name: (in config, in other)}."""
+def compared(config: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Settings of two nested dicts that differ: (in config, in other) by name."""
     config, other = nested.flatten(config), nested.flatten(other)
     plain = lambda v: list(v) if isinstance(v, tuple) else v
     names = [name for name in {**config, **other} if config.get(name) != other.get(name)]
     return {n: (plain(config.get(n)), plain(other.get(n))) for n in names}
 
 
-def export(path, target, weights=''):
+def export(path: os.PathLike | str, target: os.PathLike | str, weights: str = '') -> str:
     """Writes one set of EMA weights of a model as a checkpoint of its own, and returns its name.
 
     Args:

@@ -5,6 +5,9 @@ folder anywhere, with EMA weights only.
 """
 
 import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any, Self
 
 from etils import epath
 from orbax.checkpoint.experimental.v1 import training as ocp_training
@@ -26,14 +29,20 @@ class Writer:
     FID, if that is measured. All processes of a run must call `save` and `close`.
     """
 
-    def __init__(self, workdir, config, keep_every=0, data=''):
+    def __init__(
+        self,
+        workdir: os.PathLike | str,
+        config: settings.Config,
+        keep_every: int = 0,
+        data: str = '',
+    ):
         self._description = {
             'config': nested.as_dict(config),
             'data': data,
             'versions': store.versions(),
         }
         policies = ocp_training.preservation_policies
-        kept = [policies.LatestN(config.training.keep)]
+        kept: list[Any] = [policies.LatestN(config.training.keep)]
         if keep_every:
             kept.append(policies.EveryNSteps(keep_every))
         kept.append(
@@ -48,23 +57,24 @@ class Writer:
         with access.reachable(self._folder):
             self._checkpointer = ocp_training.Checkpointer(
                 self._folder,
-                preservation_policy=policies.AnyPreservationPolicy(kept),
+                # Orbax annotates its own policies otherwise than the protocol that it asks for.
+                preservation_policy=policies.AnyPreservationPolicy(kept),  # pyright: ignore[reportArgumentType]
                 cleanup_tmp_directories=True,  # what a killed process left behind
             )
         self._saved, self._pending = None, None
 
-    def save(self, state, scores=None):
+    def save(self, state: dict[str, Any], scores: Mapping[str, float] | None = None) -> None:
         """Begins to write the state under its own step; waits first for the one before.
 
         Args:
           state: train state; may be donated as soon as this returns.
-          scores: {name: float} of its evaluation, if there was one.
+          scores: of its evaluation by name, if there was one.
         """
         step = int(state['step'])
         if step == self._saved:
             return
         self.wait()
-        metrics = scores if scores and BEST in scores else None
+        metrics: dict[str, Any] | None = {**scores} if scores and BEST in scores else None
         with access.reachable(self._folder):
             self._pending = self._checkpointer.save_async(
                 step,
@@ -76,19 +86,19 @@ class Writer:
             )
         self._saved = step
 
-    def wait(self):
+    def wait(self) -> None:
         """Returns when nothing is being written any more; raises what went wrong there."""
         with access.reachable(self._folder):
             if self._pending is not None:
                 self._pending.result()
         self._pending = None
 
-    def close(self):
+    def close(self) -> None:
         """Waits for what is being written."""
         self.wait()
         self._checkpointer.close()
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_):
@@ -102,8 +112,8 @@ class Saved:
     stored: store.Checkpoint
     step: int  # 0 for a converted model
     config: settings.Config
-    presets: dict  # name: SamplingConfig; the published settings of a converted model
-    source: dict  # what a converted model was made from
+    presets: dict[str, SamplingConfig]  # the published settings of a converted model
+    source: dict[str, Any]  # what a converted model was made from
     data: str = ''  # fingerprint of the training data
 
     @property
@@ -121,15 +131,15 @@ class Saved:
             return self.config.sampling
         presets = self.presets or recipes.sampling_of(self.config.model)
         if preset not in presets:
-            held = f'has the presets {", ".join(presets)}' if presets else 'has no presets'
-            raise UserError(f'no preset {preset!r}: {self.path} {held}')
+            others = f'has the presets {", ".join(presets)}' if presets else 'has no presets'
+            raise UserError(f'no preset {preset!r}: {self.path} {others}')
         return presets[preset]
 
-    def restore(self, abstract: dict) -> dict:
+    def restore(self, abstract: dict[str, Any]) -> dict[str, Any]:
         """The whole train state; `abstract` has the shapes and shardings to restore into."""
         return self.stored.load(abstract)
 
-    def load_params(self, weights: str = '') -> tuple[dict, str]:
+    def load_params(self, weights: str = '') -> tuple[dict[str, Any], str]:
         """Loads one set of parameters: weights '' (the first EMA decay), a decay, or 'params'.
 
         Returns:
@@ -148,15 +158,21 @@ class Saved:
         return self.stored.load_part(*(('params',) if name == 'params' else ('ema', name))), name
 
 
-def export(path, config, ema, presets, source):
+def export(
+    path: os.PathLike | str,
+    config: settings.Config,
+    ema: dict[str, Any],
+    presets: Mapping[str, SamplingConfig],
+    source: Mapping[str, Any],
+) -> None:
     """Writes a converted model as a checkpoint of its own.
 
     Args:
       path: folder that does not exist yet, local or gs://.
-      config: `Config`; its first EMA decay names the weights.
+      config: its first EMA decay names the weights.
       ema: parameters.
-      presets: {name: SamplingConfig}.
-      source: JSON-like dict, what the weights come from.
+      presets: by name.
+      source: JSON-like, what the weights come from.
     """
     description = {
         'config': nested.as_dict(config),
@@ -167,7 +183,7 @@ def export(path, config, ema, presets, source):
     store.save(path, {'ema': {name: ema}}, description)
 
 
-def finished(path):
+def finished(path: os.PathLike | str) -> list[epath.Path]:
     """Folders of the finished checkpoints of a workdir, newest first; [] if it has none."""
     path = paths.absolute(path)
     folder = path / FOLDER if (path / FOLDER).is_dir() else path
@@ -178,7 +194,7 @@ def finished(path):
     return [folder / str(s) for s in steps if store.is_checkpoint(folder / str(s))]
 
 
-def find(path):
+def find(path: os.PathLike | str) -> Saved | None:
     """The `Saved` at a checkpoint folder, or the newest in a workdir; None if it has none."""
     path = paths.absolute(path)
     if store.is_checkpoint(path):
@@ -187,7 +203,7 @@ def find(path):
     return None if newest is None else saved(store.checkpoint(newest))
 
 
-def require(path):
+def require(path: os.PathLike | str) -> Saved:
     """As `find`, but a missing checkpoint is the user's error."""
     if not paths.absolute(path).exists():
         raise UserError(f'{path}: no such checkpoint or workdir')

@@ -8,8 +8,9 @@ import dataclasses
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from importlib import metadata
-from typing import final
+from typing import Any, cast, final
 
 import jax
 import orbax.checkpoint.experimental.v1 as ocp
@@ -24,19 +25,19 @@ MARK = '_CHECKPOINT_METADATA'  # what Orbax puts into every finished checkpoint
 COMMIT_MARK = 'commit_success.txt'  # and last of all where nothing can be renamed
 
 
-def is_checkpoint(path):
+def is_checkpoint(path: os.PathLike | str) -> bool:
     """Whether a finished checkpoint lies at `path` (local or gs://)."""
     path = absolute(path)
     with access.reachable(path):
         return (path / mark(path)).exists()
 
 
-def mark(path):
+def mark(path: os.PathLike | str) -> str:
     """The file that makes a folder at `path` a finished checkpoint."""
     return COMMIT_MARK if gcs.remote(path) else MARK
 
 
-def check_free(path):
+def check_free(path: os.PathLike | str) -> None:
     """Raises UserError unless a new checkpoint can be written to `path`; leaves nothing there."""
     # Orbax's threads would wait for minutes for a place that cannot be written.
     path = absolute(path)
@@ -48,18 +49,18 @@ def check_free(path):
             raise UserError(taken(path))
 
 
-def taken(path):
+def taken(path: os.PathLike | str) -> str:
     """What to tell about a target that exists."""
     return f'{path}: exists already; choose another target or delete it'
 
 
-def save(path, tree, description):
+def save(path: os.PathLike | str, tree: dict[str, Any], description: Mapping[str, Any]) -> None:
     """Writes a new checkpoint.
 
     Args:
       path: folder that does not exist yet, local or gs://.
-      tree: nested dict of arrays.
-      description: JSON-like dict.
+      tree: of arrays, nested.
+      description: JSON-like.
 
     Raises:
       UserError: something is there already, or the place cannot be written.
@@ -71,15 +72,16 @@ def save(path, tree, description):
     context.memory.deepcopy_host_arrays = False
     context.memory.write_concurrent_bytes = 2**30
     try:
+        described: dict[str, Any] = {'versions': versions(), **description}
         with context:
-            ocp.save(path, tree, custom_metadata={'versions': versions(), **description})
+            ocp.save(path, tree, custom_metadata=described)
     except Exception as error:  # of the file system, of TensorStore, of a bucket
         for rest in path.parent.glob(f'{path.name}*orbax-checkpoint-tmp*'):
             rest.rmtree(missing_ok=True)
         raise UserError(f'{path}: cannot be written ({gcs.brief(error)})') from error
 
 
-def versions():
+def versions() -> dict[str, str]:
     """What writes a checkpoint here, for its description."""
     return {
         'emigm_jax': emigm_jax.__version__,
@@ -94,15 +96,15 @@ class Checkpoint:
     """A finished checkpoint: what it says about itself, read once, and the way to its arrays."""
 
     path: epath.Path
-    description: dict  # JSON-like
-    tree: dict  # of array metadata (shape, dtype), as the arrays are nested
+    description: dict[str, Any]  # JSON-like
+    tree: dict[str, Any]  # of array metadata (shape, dtype), as the arrays are nested
 
-    def load(self, abstract: dict) -> dict:
+    def load(self, abstract: dict[str, Any]) -> dict[str, Any]:
         """All arrays; `abstract` has shapes and placement, or `ocp.PLACEHOLDER` for none."""
         with readable(self.path):
             return ocp.load(self.path, abstract)
 
-    def load_part(self, *keys: str) -> dict:
+    def load_part(self, *keys: str) -> dict[str, Any]:
         """The subtree under `keys` as arrays on the default device."""
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         want = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
@@ -132,7 +134,8 @@ def checkpoint(path: os.PathLike | str) -> Checkpoint:
         metadata_ = ocp.metadata(path)
         if metadata_.metadata is None:  # Orbax has logged why
             raise ValueError('its tree of arrays cannot be read')
-        return Checkpoint(path, metadata_.custom_metadata or {}, metadata_.metadata)
+        description = cast(dict[str, Any], metadata_.custom_metadata or {})
+        return Checkpoint(path, description, metadata_.metadata)
 
 
 class readable:
@@ -143,7 +146,7 @@ class readable:
     line, at any time until they are collected.
     """
 
-    def __init__(self, path):
+    def __init__(self, path: os.PathLike | str):
         self._path = path
 
     def __enter__(self):

@@ -5,7 +5,7 @@ import re
 from emigm_jax.errors import UserError
 
 
-def parse_duration(name, text):
+def parse_duration(name: str, text: str) -> tuple[float, str]:
     """'100 epochs' -> (100.0, 'epoch')."""
     match = re.fullmatch(r'\s*([0-9.]+(?:e\+?[0-9]+)?)\s*(step|epoch|example)s?\s*', str(text))
     if not match:

@@ -3,7 +3,7 @@
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import ml_collections
 from absl import flags
@@ -30,7 +30,7 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
         rest = values(argv)
         if rest[1:]:
             raise UserError(f'--config: unknown argument {rest[1]!r}; write --config.NAME=VALUE')
-        return nested.resolve(values['config'].value)
+        return nested.resolve(cast('ml_collections.ConfigDict', values['config'].value))
     except UserError:
         raise
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, SyntaxError) as error:
@@ -42,12 +42,12 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
 
 def _check_names(config, overrides):
     """Raises UserError where an override names a setting that a `Config` does not have."""
-    known = nested.flatten(nested.as_dict(config))
+    settings = nested.flatten(nested.as_dict(config))
     for flag in overrides:
         name = flag.partition('=')[0].removeprefix('--config.')
-        if name not in known:
+        if name not in settings:
             raise UserError(
-                f'--config.{name}: no such setting{near(name, known)}; --dry-run prints them all'
+                f'--config.{name}: no such setting{near(name, settings)}; --dry-run prints them all'
             )
 
 
@@ -69,10 +69,10 @@ def config_of(
     if not isinstance(source, Config):
         source = nested.resolve(source)
     values = nested.as_dict(source)
-    known = nested.flatten(values)
+    names = nested.flatten(values).keys()
     for name, value in settings.items():
-        if name not in known:
-            raise UserError(f'no setting {name!r}{near(name, known)}')
+        if name not in names:
+            raise UserError(f'no setting {name!r}{near(name, names)}')
         *groups, field = name.split('.')
         place = values
         for group in groups:

@@ -5,6 +5,8 @@ dataclasses, and every wrong name or value into one line. `as_dict` is what chec
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import ml_collections
 from flax import traverse_util
@@ -12,24 +14,29 @@ from flax import traverse_util
 from emigm_jax.config.settings import Config
 from emigm_jax.errors import UserError, near
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
-def mutable(settings):
-    """Settings as a mutable ConfigDict with known names and types."""
+_Settings = TypeVar('_Settings', bound='DataclassInstance')
+
+
+def mutable(settings: 'DataclassInstance') -> ml_collections.ConfigDict:
+    """Settings that can be changed, with known names and types."""
     return ml_collections.ConfigDict(as_dict(settings))
 
 
-def defaults():
-    """The default settings as a mutable ConfigDict."""
+def defaults() -> ml_collections.ConfigDict:
+    """The default settings, `mutable`."""
     return mutable(Config())
 
 
-def as_dict(settings):
+def as_dict(settings: 'DataclassInstance') -> dict[str, Any]:
     """Settings -> nested dict of plain values (tuples stay tuples)."""
     return dataclasses.asdict(settings)
 
 
-def resolve(config):
-    """ConfigDict or nested dict -> `Config`.
+def resolve(config: ml_collections.ConfigDict | Mapping[str, Any]) -> Config:
+    """An ml_collections config or a nested dict, resolved.
 
     Raises:
       UserError: an unknown name, a value of the wrong type, or one that makes no sense.
@@ -39,7 +46,7 @@ def resolve(config):
     return build(Config, config)
 
 
-def build(cls, values, prefix=''):
+def build(cls: type[_Settings], values: Mapping[str, Any], prefix: str = '') -> _Settings:
     """Nested dict -> frozen settings of class `cls`; raises as `resolve`."""
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for name in values:
@@ -47,14 +54,14 @@ def build(cls, values, prefix=''):
             raise UserError(f'unknown setting {prefix}{name}{near(name, fields)}')
     built = {}
     for name, value in values.items():
-        default = getattr(cls(), name)
+        kind = type(getattr(cls(), name))
         path = f'{prefix}{name}'
-        if dataclasses.is_dataclass(default):
+        if dataclasses.is_dataclass(kind):
             if not isinstance(value, dict):
                 raise UserError(f'{path} is a group of settings, not {value!r}')
-            built[name] = build(type(default), value, path + '.')
+            built[name] = build(kind, value, path + '.')
         else:
-            built[name] = _coerce(path, value, type(default))
+            built[name] = _coerce(path, value, kind)
     return cls(**built)
 
 
@@ -87,17 +94,17 @@ _FREE = (
 )
 
 
-def differences(saved, asked):
+def differences(saved: Config, requested: Config) -> list[str]:
     """Settings that differ between two configs and must not on resuming: ['name: a -> b', ...]."""
     flat = lambda c: flatten(as_dict(c))
-    saved, asked = flat(saved), flat(asked)
+    old, new = flat(saved), flat(requested)
     return [
-        f'{name} {saved[name]!r} -> {value!r}'
-        for name, value in asked.items()
-        if value != saved[name] and not name.startswith(_FREE)
+        f'{name} {old[name]!r} -> {value!r}'
+        for name, value in new.items()
+        if value != old[name] and not name.startswith(_FREE)
     ]
 
 
-def flatten(tree):
+def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Nested dict -> {'group.name': value}."""
     return traverse_util.flatten_dict(tree, sep='.')

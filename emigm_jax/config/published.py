@@ -139,7 +139,7 @@ SPEEDS = {
 }
 
 
-def evaluations(nfe):
+def evaluations(nfe: str) -> float:
     """Transformer evaluations per image of a label: '16x1.2' -> 19.2, '750' -> 750."""
     product = 1.0
     for factor in str(nfe).split('x'):
@@ -147,6 +147,6 @@ def evaluations(nfe):
     return product
 
 
-def rows(method, image_size, size):
-    """{preset: `Published`} of a model, {} if the paper has none."""
+def rows(method: str, image_size: int, size: str) -> dict[str, Published]:
+    """The rows of a model by preset, {} if the paper has none."""
     return {key[3]: row for key, row in ROWS.items() if key[:3] == (method, image_size, size)}

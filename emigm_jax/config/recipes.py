@@ -2,12 +2,14 @@
 
 import dataclasses
 
+import ml_collections
+
 from emigm_jax.config import nested, settings
 from emigm_jax.config.settings import SamplingConfig
 from emigm_jax.core.masking import MaskingConfig
 from emigm_jax.core.reveal import RevealConfig
 from emigm_jax.core.solvers import SolverConfig
-from emigm_jax.models.emigm import preset, preset_name
+from emigm_jax.models.emigm import ModelConfig, preset, preset_name
 
 # size: global batch, so that lr = 1e-4 * batch / 256 is 4e-4 or 8e-4
 BATCH = {'xs': 1024, 's': 1024, 'b': 2048, 'l': 2048, 'h': 2048}
@@ -29,13 +31,13 @@ _MAR_STEPS = {'fast': 64, 'best': 256}
 METHODS = ('emigm', 'mar')
 
 
-def sizes(method):
+def sizes(method: str) -> list[tuple[int, str]]:
     """The published (image size, size) of a method."""
     return [(256, s) for s in _MAR_GUIDANCE] if method == 'mar' else list(_INTERVALS)
 
 
-def sampling(method, image_size, size):
-    """The published settings of a model: {'fast': SamplingConfig, 'best': SamplingConfig}."""
+def sampling(method: str, image_size: int, size: str) -> dict[str, SamplingConfig]:
+    """The published settings of a model, 'fast' and 'best'."""
     if method == 'mar':
         return {name: _mar_sampling(size, steps) for name, steps in _MAR_STEPS.items()}
     fast, best = _INTERVALS[image_size, size]
@@ -62,14 +64,14 @@ def _mar_sampling(size, steps):
     return SamplingConfig(reveal=reveal, solver=SolverConfig('ddpm', 100))
 
 
-def sampling_of(model):
-    """`sampling` of the published model that has the sizes of a `ModelConfig`, {} if none has."""
+def sampling_of(model: ModelConfig) -> dict[str, SamplingConfig]:
+    """`sampling` of the published model that has the sizes of `model`, {} if none has."""
     key = preset_name(model)
     return sampling(model.method, *key) if key in sizes(model.method) else {}
 
 
-def published(method, image_size, size):
-    """The `Config` that a published model was trained and is sampled (fast) with."""
+def published(method: str, image_size: int, size: str) -> settings.Config:
+    """The settings that a published model was trained and is sampled (fast) with."""
     shared = method == 'emigm'
     model = preset(image_size, size, shared_null=shared, dtype='bfloat16')
     config = settings.Config(
@@ -87,7 +89,7 @@ def published(method, image_size, size):
     return config
 
 
-def recipe(method, image_size, variant):
+def recipe(method: str, image_size: int, variant: str) -> ml_collections.ConfigDict:
     """`published` as a mutable config.
 
     Args:
@@ -95,31 +97,48 @@ def recipe(method, image_size, variant):
       image_size: 256 or 512.
       variant: 'size=xs|s|b|l|h', optionally with ',tiny' for a run of seconds on a laptop.
     """
-    parts = dict(part.partition('=')[::2] for part in variant.split(','))
+    pairs = (part.partition('=') for part in variant.split(','))
+    parts = {name: value for name, _, value in pairs}
     size, tiny = parts.pop('size', 'b'), 'tiny' in parts
     if set(parts) - {'tiny'}:
         raise ValueError(f"the variant must look like 'size=b' or 'size=b,tiny', not {variant!r}")
-    known = [s for i, s in sizes(method) if i == image_size]
-    if size not in known:
-        raise ValueError(f'{method} at {image_size} has the sizes {", ".join(known)}, not {size!r}')
-    config = nested.mutable(published(method, image_size, size))
-    if tiny:
-        config.model.update(
-            dict(
-                width=32,
-                heads=4,
-                encoder_depth=2,
-                decoder_depth=2,
-                head_width=32,
-                head_depth=1,
-                dtype='float32',
-            )
+    available = [s for i, s in sizes(method) if i == image_size]
+    if size not in available:
+        raise ValueError(
+            f'{method} at {image_size} has the sizes {", ".join(available)}, not {size!r}'
         )
-        config.loss.masking.groups = 2
-        config.data.examples = 64
-        config.training.batch_size = 16
-        config.training.total, config.training.warmup = '4 steps', '2 steps'
-        config.training.log_every = config.training.checkpoint_every = '2 steps'
-        config.sampling.solver.steps = 3
-        config.sampling.reveal.steps = 4
-    return config
+    config = published(method, image_size, size)
+    return nested.mutable(_tiny(config) if tiny else config)
+
+
+def _tiny(config):
+    change = dataclasses.replace
+    sampling = change(
+        config.sampling,
+        solver=change(config.sampling.solver, steps=3),
+        reveal=change(config.sampling.reveal, steps=4),
+    )
+    return change(
+        config,
+        model=change(
+            config.model,
+            width=32,
+            heads=4,
+            encoder_depth=2,
+            decoder_depth=2,
+            head_width=32,
+            head_depth=1,
+            dtype='float32',
+        ),
+        loss=change(config.loss, masking=change(config.loss.masking, groups=2)),
+        data=change(config.data, examples=64),
+        training=change(
+            config.training,
+            batch_size=16,
+            total='4 steps',
+            warmup='2 steps',
+            log_every='2 steps',
+            checkpoint_every='2 steps',
+        ),
+        sampling=sampling,
+    )

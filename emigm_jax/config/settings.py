@@ -75,7 +75,7 @@ class OptimizerConfig:
     epsilon: float = 1e-8
     weight_decay: float = 0.02  # transformer matrices and embeddings; no biases, norms, head
     clip: float = 3.0  # global gradient norm
-    ema_decays: tuple = (0.9999,)  # no warmup, starts at the initial weights
+    ema_decays: tuple[float, ...] = (0.9999,)  # no warmup, starts at the initial weights
 
     def __post_init__(self):
         check_choice('optimizer.lr_schedule', self.lr_schedule, LR_SCHEDULES)
@@ -176,11 +176,11 @@ class Config:
             )
 
     @property
-    def evaluates(self):
+    def evaluates(self) -> bool:
         """Whether the run is evaluated on the way."""
         return parse_duration('evaluation.every', self.evaluation.every)[0] > 0
 
-    def steps(self, name, examples):
+    def steps(self, name: str, examples: int) -> int:
         """A duration of `training`, or 'evaluation.every', in steps of a data set of `examples`."""
         name = name if '.' in name else f'training.{name}'
         group, field = name.split('.')

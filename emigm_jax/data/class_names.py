@@ -2,6 +2,7 @@
 
 import functools
 import importlib.resources
+from collections.abc import Iterable
 
 from emigm_jax.errors import UserError, near
 
@@ -9,7 +10,7 @@ IMAGENET = 1000  # classes
 
 
 @functools.cache
-def imagenet():
+def imagenet() -> tuple[str, ...]:
     """Short English names of ImageNet's 1000 classes, in the order of their labels."""
     text = importlib.resources.files('emigm_jax.data').joinpath('imagenet_classes.txt').read_text()
     return tuple(text.splitlines())
@@ -38,7 +39,7 @@ def label(name: str, classes: int) -> int:
     return labels[0]
 
 
-def titles(labels, classes):
+def titles(labels: Iterable[int], classes: int) -> list[str]:
     """Titles of labels (-1: the null class) of a model that knows so many classes."""
     names = imagenet() if classes == IMAGENET else None
     title = lambda label: f'{label} {names[label]}' if names else str(label)

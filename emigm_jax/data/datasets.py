@@ -1,7 +1,7 @@
 """Training data by name: each reads host rows by index and makes tokens of them on the devices."""
 
 import functools
-from typing import final
+from typing import Any, final
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ class Digits(Dataset):
     def __init__(self, config: DataConfig):
         self.source = sources.digits()
         self.codec, self.params = codec(config), {}
+        assert self.codec is not None  # digits always have pixels
         raw = self.codec.encode(self.source.images)
         self.grid, self.channels = raw.shape[1], self.codec.spec.channels
         self.classes = len(self.source.class_names)
@@ -42,7 +43,7 @@ class Digits(Dataset):
         """See `Dataset`."""
         return {'tokens': self._tokens[indices], 'labels': self.source.labels[indices]}
 
-    def to_batch(self, params: dict, rows: dict[str, jax.Array], key: jax.Array) -> Batch:
+    def to_batch(self, params: dict[str, Any], rows: dict[str, jax.Array], key: jax.Array) -> Batch:
         """See `Dataset`."""
         return _as_they_are(rows)
 
@@ -67,7 +68,7 @@ class Synthetic(Dataset):
         tokens = np.stack([rng.standard_normal(shape, np.float32) for rng in rngs])
         return {'tokens': tokens, 'labels': labels}
 
-    def to_batch(self, params: dict, rows: dict[str, jax.Array], key: jax.Array) -> Batch:
+    def to_batch(self, params: dict[str, Any], rows: dict[str, jax.Array], key: jax.Array) -> Batch:
         """See `Dataset`."""
         return _as_they_are(rows)
 
@@ -101,7 +102,7 @@ class Latents(Dataset):
         """See `Dataset`: raw (B, h, w, c) as cached."""
         return {'raw': self.cache.take(indices, mirrored), 'labels': self.cache.labels[indices]}
 
-    def to_batch(self, params: dict, rows: dict[str, jax.Array], key: jax.Array) -> Batch:
+    def to_batch(self, params: dict[str, Any], rows: dict[str, jax.Array], key: jax.Array) -> Batch:
         """See `Dataset`."""
         tokens = self._tokenizer.to_tokens(rows['raw'].astype(jnp.float32), key)
         return Batch(tokens, rows['labels'])
@@ -118,6 +119,7 @@ class Pictures(Dataset):
         self.examples, self.classes = len(source), len(source.class_names)
         self.fingerprint = source.fingerprint()
         self.codec = codec(config)
+        assert self.codec is not None  # pictures always have pixels
         self.params = self.codec.params
         self._size, self.flip = config.image_size, config.flip
         spec = self.codec.spec
@@ -156,8 +158,9 @@ class Pictures(Dataset):
                 _warn(error.name, error.reason)
         raise UserError('not one picture of the data can be read')
 
-    def to_batch(self, params: dict, rows: dict[str, jax.Array], key: jax.Array) -> Batch:
+    def to_batch(self, params: dict[str, Any], rows: dict[str, jax.Array], key: jax.Array) -> Batch:
         """See `Dataset`; a device encodes a few pictures at a time."""
+        assert self.codec is not None
         tokenizer, batch = self.codec.tokenizer, self.codec.batch
 
         def encode(params, images):

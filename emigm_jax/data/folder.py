@@ -4,6 +4,7 @@ import os
 from typing import final
 
 import numpy as np
+from etils import epath
 
 from emigm_jax.data.pictures import decode
 from emigm_jax.data.sources import Example, Source, Unreadable
@@ -13,8 +14,8 @@ from emigm_jax.io import files, paths
 ENDINGS = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.ppm', '.pgm', '.tif', '.tiff', '.gif')
 
 
-def read(root, name, label):
-    """The `Example` in file `name` below `root`; raises `Unreadable`."""
+def read(root: epath.Path, name: str, label: int) -> Example:
+    """What is in file `name` below `root`; raises `Unreadable`."""
     try:
         data = (root / name).read_bytes()
     except OSError as error:
@@ -34,50 +35,50 @@ class ImageFolder(Source):
 
     kind = 'folder'
 
-    def __init__(self, path):
+    def __init__(self, path: os.PathLike | str):
         self._root = paths.absolute(path)
         with files.reported(self._root):
             if not self._root.is_dir():
                 raise UserError(f'{path}: no such folder')
-            found = _remote(self._root) if files.remote(self._root) else _local(str(self._root))
-        if not found:
+            classes = _remote(self._root) if files.remote(self._root) else _local(str(self._root))
+        if not classes:
             raise UserError(f'{path}: holds no class folders (it should hold CLASS/PICTURE.jpg)')
-        for name, pictures in found.items():
+        for name, pictures in classes.items():
             if not pictures:
                 raise UserError(
                     f'{path}: the class folder {name} holds no pictures '
                     f'({", ".join(ENDINGS)}); fill or remove it'
                 )
-        self.class_names = tuple(sorted(found))
+        self.class_names = tuple(sorted(classes))
         self._names, self._sizes = [], []
         labels = []
         for label, name in enumerate(self.class_names):
-            for file, size in sorted(found[name]):
+            for file, size in sorted(classes[name]):
                 self._names.append(f'{name}/{file}')
                 self._sizes.append(size)
                 labels.append(label)
         self._labels = np.array(labels, np.int32)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._names)
 
-    def name(self, i):
+    def name(self, i: int) -> str:
         """'CLASS/FILE' of picture i."""
         return self._names[i]
 
-    def example(self, i):
+    def example(self, i: int) -> Example:
         """`Example` i; raises `Unreadable`."""
         return read(self._root, self._names[i], int(self._labels[i]))
 
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         """Digest of the names and sizes of all files, in order."""
         return files.text_hash(
             f'{name} {size}' for name, size in zip(self._names, self._sizes, strict=True)
         )
 
 
-def below(root):
-    """[('PATH/FILE', bytes)] of all pictures below a folder, sorted.
+def below(root: os.PathLike | str) -> list[tuple[str, int]]:
+    """('PATH/FILE', bytes) of all pictures below a folder, sorted.
 
     Raises:
       UserError: no such folder, or no pictures in it.
@@ -87,12 +88,12 @@ def below(root):
         if not root.is_dir():
             raise UserError(f'{root}: no such folder')
         if files.remote(root):
-            found = sorted(_listed(root))
+            pictures = sorted(_listed(root))
         else:
-            found = sorted(_below(str(root), ''))
-    if not found:
+            pictures = sorted(_below(str(root), ''))
+    if not pictures:
         raise UserError(f'{root}: holds no pictures ({", ".join(ENDINGS)})')
-    return found
+    return pictures
 
 
 def _is_picture(name):
@@ -117,12 +118,12 @@ def _below(folder, prefix):
 
 def _remote(root):
     """As `_local`, of a bucket: one listing of everything below the folder."""
-    found = {}
+    classes = {}
     for path, size in _listed(root):
         name, _, file = path.partition('/')
         if file and not name.startswith('.'):
-            found.setdefault(name, []).append((file, size))
-    return found
+            classes.setdefault(name, []).append((file, size))
+    return classes
 
 
 def _listed(root):

@@ -1,7 +1,7 @@
 """What training data are: rows read on the host, made into a batch of tokens on the devices."""
 
 import abc
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -25,7 +25,7 @@ class Dataset(abc.ABC):
     channels: int  # C, numbers per token
     fingerprint: str  # of what decides content and order; the same on every host
     codec: Codec | None  # turns tokens into pictures; None: nothing at hand does
-    params: dict  # weights that `to_batch` needs on the devices; {}: none
+    params: dict[str, Any]  # weights that `to_batch` needs on the devices; {}: none
     flip: bool = False  # whether every other example is mirrored, by chance
     one_by_one: bool = False  # whether a row takes so long that each is read by a task of its own
 
@@ -37,7 +37,7 @@ class Dataset(abc.ABC):
         """
 
     @abc.abstractmethod
-    def to_batch(self, params: dict, rows: dict[str, jax.Array], key: jax.Array) -> Batch:
+    def to_batch(self, params: dict[str, Any], rows: dict[str, jax.Array], key: jax.Array) -> Batch:
         """Rows of `read`, on the devices, as a `Batch`; pure.
 
         Args:

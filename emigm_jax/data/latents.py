@@ -14,8 +14,10 @@ is data), so that moments are sampled afresh and scaled when they are used.
 import io
 import os
 import threading
+from collections.abc import Callable, Iterable
 
 import numpy as np
+from etils import epath
 
 from emigm_jax.data import manifest as manifests
 from emigm_jax.errors import UserError
@@ -24,7 +26,7 @@ from emigm_jax.io import files, paths
 VIEWS = 2  # as it is, mirrored
 
 
-def shard_file(number, ending='npy'):
+def shard_file(number: int, ending: str = 'npy') -> str:
     """Path of a shard inside its cache."""
     return f'shards/{number:05}.{ending}'
 
@@ -39,7 +41,7 @@ class Cache:
       UserError: there is no finished cache at `path`, or a shard is missing or cut short.
     """
 
-    def __init__(self, path):
+    def __init__(self, path: os.PathLike | str):
         self.path = paths.absolute(path)
         self.manifest = read_manifest(self.path)
         self.labels = _labels(self.path, self.manifest)
@@ -51,15 +53,15 @@ class Cache:
         self._ends = np.cumsum(rows)
         self._starts = self._ends - rows
         # What stands before a shard's rows is the header of its .npy.
-        whole = np.array([shard.bytes for shard in self.shards], np.int64)
-        self._offsets = whole - rows * VIEWS * self._row_bytes
+        sizes = np.array([shard.bytes for shard in self.shards], np.int64)
+        self._offsets = sizes - rows * VIEWS * self._row_bytes
         kind = _Bucket if files.remote(self.path) else _Disk
         self._files = kind(self.path, self.shards)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
-    def take(self, indices, mirrored):
+    def take(self, indices: np.ndarray, mirrored: np.ndarray) -> np.ndarray:
         """Rows (B, h, w, c) of `indices` (B,), mirrored where `mirrored` (B,) says so."""
         indices = np.asarray(indices, np.int64)
         if len(indices) and (indices.min() < 0 or indices.max() >= len(self)):
@@ -71,13 +73,13 @@ class Cache:
             self._files.read(shards, self._offsets[shards] + rows * self._row_bytes, out)
         return out
 
-    def shard(self, number):
+    def shard(self, number: int) -> np.ndarray:
         """A whole shard (R, 2, h, w, c), checked against its checksum."""
         check_shard(self.path, number, self.shards[number])
         with files.reported(self.path), (self.path / shard_file(number)).open('rb') as f:
             return np.lib.format.read_array(io.BytesIO(f.read()), allow_pickle=False)
 
-    def verify(self, progress=lambda shards: shards):
+    def verify(self, progress: Callable[[range], Iterable[int]] = lambda shards: shards) -> None:
         """Compares every shard with its checksum; `progress` wraps the iteration."""
         for number in progress(range(len(self.shards))):
             check_shard(self.path, number, self.shards[number])
@@ -110,10 +112,10 @@ class _Disk:
 
     def read(self, shards, offsets, out):
         # In the order in which they lie on the disk.
-        whole, size = memoryview(out).cast('B'), out[0].nbytes
+        buffer, size = memoryview(out).cast('B'), out[0].nbytes
         for i in np.lexsort((offsets, shards)).tolist():
             number, place = int(shards[i]), slice(i * size, (i + 1) * size)
-            got = os.preadv(self._descriptor(number), [whole[place]], int(offsets[i]))
+            got = os.preadv(self._descriptor(number), [buffer[place]], int(offsets[i]))
             if got != size:
                 raise UserError(f'{self._paths[number]}: the shard was cut short')
 
@@ -146,7 +148,7 @@ class _Bucket:
             row[:] = np.frombuffer(part, np.uint8)
 
 
-def read_manifest(path) -> manifests.Manifest:
+def read_manifest(path: os.PathLike | str) -> manifests.Manifest:
     """The manifest of a finished cache.
 
     Raises:
@@ -176,7 +178,7 @@ def _labels(path, manifest):
     return labels
 
 
-def check_shard(path, number, shard):
+def check_shard(path: epath.Path, number: int, shard: manifests.Shard) -> None:
     """Raises UserError unless a shard has the content that its checksum says."""
     file = path / shard_file(number)
     if not file.exists():
@@ -188,7 +190,11 @@ def check_shard(path, number, shard):
         )
 
 
-def copied(path, target, progress=lambda shards: shards):
+def copied(
+    path: os.PathLike | str,
+    target: os.PathLike | str,
+    progress: Callable[[range], Iterable[int]] = lambda shards: shards,
+) -> epath.Path:
     """Copies a cache to a local folder, checking every shard; what is there already is kept.
 
     Returns:
@@ -202,10 +208,10 @@ def copied(path, target, progress=lambda shards: shards):
         target.mkdir(parents=True, exist_ok=True)
         with open(target / '.lock', 'w') as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            held = files.read_json(target / 'manifest.json')
-            if held is not None and manifests.from_json(held, target) == manifest:
+            existing = files.read_json(target / 'manifest.json')
+            if existing is not None and manifests.from_json(existing, target) == manifest:
                 return target
-            if held is not None:
+            if existing is not None:
                 raise UserError(
                     f'{target}: holds another cache; delete it or choose another data.local_copy'
                 )

@@ -1,6 +1,7 @@
 """What a latent cache says about itself: manifest.json, and settings.json while it is made."""
 
 import dataclasses
+import os
 from typing import Any, final
 
 from emigm_jax.errors import UserError
@@ -76,7 +77,7 @@ class Manifest:
         return {**contents, 'format': FORMAT, **own, **lists}
 
 
-def from_json(value: dict[str, Any], origin: Any) -> Manifest:
+def from_json(value: dict[str, Any], origin: os.PathLike | str) -> Manifest:
     """The `Manifest` in a JSON object.
 
     Args:

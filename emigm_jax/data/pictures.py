@@ -12,14 +12,14 @@ from emigm_jax.data.sources import Unreadable
 _DEEP = ('I;16', 'I;16B', 'I;16L', 'I;16N', 'I')
 
 
-def decode(data, name):
-    """A picture file's content -> `PIL.Image` in mode RGB, upright.
+def decode(data: bytes, name: str) -> Image.Image:
+    """A picture file's content as an image in mode RGB, upright.
 
     The first frame of an animation; transparency is dropped and CMYK converted as `convert('RGB')`
     does it, which is what the official loader does, and a turned camera (EXIF) is turned back.
 
     Args:
-      data: bytes of a file.
+      data: of a file.
       name: for messages.
 
     Raises:
@@ -47,16 +47,17 @@ def decode(data, name):
         raise Unreadable(name, reason) from error
 
 
-def center_crop(image, size):
+def center_crop(image: Image.Image, size: int) -> np.ndarray:
     """The centre crop of ADM (guided-diffusion, `center_crop_arr`): uint8 (size, size, 3).
 
     Halved by box filter while the shorter side is at least twice `size`, then resized so that it
     is `size` (bicubic), then cropped.
     """
     while min(image.size) >= 2 * size:
-        image = image.resize(tuple(side // 2 for side in image.size), resample=Image.Resampling.BOX)
+        half = (image.width // 2, image.height // 2)
+        image = image.resize(half, resample=Image.Resampling.BOX)
     scale = size / min(image.size)
-    resized = tuple(round(side * scale) for side in image.size)
+    resized = (round(image.width * scale), round(image.height * scale))
     pixels = np.asarray(image.resize(resized, resample=Image.Resampling.BICUBIC))
     top, left = ((side - size) // 2 for side in pixels.shape[:2])
     return pixels[top : top + size, left : left + size]

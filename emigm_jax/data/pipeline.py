@@ -8,7 +8,8 @@ on how many there are.
 import collections
 import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Generic, Self, TypeVar
 
 import grain
 import jax
@@ -16,6 +17,8 @@ import numpy as np
 
 from emigm_jax.data.interface import Batch, Dataset
 from emigm_jax.parallel import sharding
+
+_T = TypeVar('_T')
 
 _DATA = 0x64617461  # separates the keys of data from those of masks and noise
 READERS, AHEAD = 2, 4  # of whole batches
@@ -101,7 +104,7 @@ def _drawn(examples, batch, seed, step, flip):
     return indices(examples, batch, seed, step), mirrored
 
 
-def indices(examples, batch, seed, step):
+def indices(examples: int, batch: int, seed: int, step: int) -> np.ndarray:
     """Indices of a step's batch (B,): epoch after epoch, each a new permutation.
 
     The stream of permutations is cut into batches without gaps, so every example is seen once per
@@ -121,19 +124,19 @@ def _permutation(examples, seed, epoch):
     return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(examples)
 
 
-class Timed:
+class Timed(Generic[_T]):
     """An iterator that knows how long its consumer waited for it.
 
     `seconds` is the total so far.
     """
 
-    def __init__(self, iterator):
+    def __init__(self, iterator: Iterable[_T]):
         self._iterator, self.seconds = iter(iterator), 0.0
 
-    def __iter__(self):
+    def __iter__(self) -> Self:
         return self
 
-    def __next__(self):
+    def __next__(self) -> _T:
         start = time.perf_counter()
         try:
             return next(self._iterator)

@@ -8,7 +8,8 @@ with the same bytes as one that was never disturbed. Any number of workers may s
 import abc
 import hashlib
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -52,19 +53,26 @@ class Rows(abc.ABC):
         """Yields a `Row` or a `Skipped` for every index from start to stop, in order."""
 
 
-def prepare(target, rows, contents, worker=(0, 1), max_unreadable=0.001, progress=None):
+def prepare(
+    target: os.PathLike | str,
+    rows: Rows,
+    contents: Contents,
+    worker: tuple[int, int] = (0, 1),
+    max_unreadable: float = 0.001,
+    progress: Callable[[int], object] | None = None,
+) -> Manifest | None:
     """Makes what is missing of the cache at `target`.
 
     Args:
       target: folder, local or gs://; new, or holding part of the same cache.
-      rows: `Rows`.
+      rows: what it is made of.
       contents: of the rows.
       worker: (i, n): makes the shards i, i + n, ...; whoever ends last finishes the cache.
       max_unreadable: share of unreadable pictures above which it fails.
       progress: called with the number of source pictures just done.
 
     Returns:
-      The `Manifest`, or None if other workers have shards left to make.
+      None if other workers have shards left to make.
 
     Raises:
       UserError: another cache is there, too much is unreadable, or the place cannot be written.
@@ -84,8 +92,8 @@ def prepare(target, rows, contents, worker=(0, 1), max_unreadable=0.001, progres
             report(stop - start)
         skipped.update(described['skipped'])
         _check_readable(skipped, limit, total, max_unreadable)
-    shards = [_finished(target, number) for number in range(count)]
-    if any(shard is None for shard in shards):
+    shards = [shard for n in range(count) if (shard := _finished(target, n)) is not None]
+    if len(shards) < count:
         return None
     skipped = {name: reason for shard in shards for name, reason in shard['skipped']}
     _check_readable(skipped, limit, total, max_unreadable)
@@ -99,8 +107,8 @@ def _finished(target, number):
         return described  # a shard of nothing but unreadable pictures has no rows
     file = target / latents.shard_file(number)
     with files.reported(file):
-        whole = file.exists() and file.stat().length == described['bytes']
-    return described if whole else None
+        complete = file.exists() and file.stat().length == described['bytes']
+    return described if complete else None
 
 
 def _check_readable(skipped, limit, total, share):
@@ -113,18 +121,18 @@ def _check_readable(skipped, limit, total, share):
 
 
 def _write_shard(target, number, rows, dtype, report):
-    made, skipped = [], []
+    readable, skipped = [], []
     for row in rows:
         report(1)
-        (skipped if isinstance(row, Skipped) else made).append(row)
+        (skipped if isinstance(row, Skipped) else readable).append(row)
     described = {
-        'rows': len(made),
-        'labels': [int(row.label) for row in made],
-        'names': [row.name for row in made],
+        'rows': len(readable),
+        'labels': [int(row.label) for row in readable],
+        'names': [row.name for row in readable],
         'skipped': [list(row) for row in skipped],
     }
-    if made:
-        views = _converted(np.stack([row.views for row in made]), dtype, target)
+    if readable:
+        views = _converted(np.stack([row.views for row in readable]), dtype, target)
         described |= _write_array(target / latents.shard_file(number), views)
         described['shape'] = list(views.shape[2:])
     files.write_json(target / latents.shard_file(number, 'json'), described)

@@ -2,8 +2,9 @@
 
 import io
 import itertools
-from collections.abc import Iterator
-from typing import final
+import os
+from collections.abc import Callable, Iterator
+from typing import TypeVar, final
 
 import grain
 import numpy as np
@@ -15,12 +16,15 @@ from emigm_jax.data.sources import Source, Unreadable
 from emigm_jax.errors import UserError
 from emigm_jax.io import files, paths
 from emigm_jax.parallel import batches
+from emigm_jax.tokenizers import learned
 from emigm_jax.tokenizers.codec import Codec
+
+_T = TypeVar('_T')
 
 THREADS = 16  # that read and decode pictures; Pillow and files let go of the interpreter
 
 
-def read_all(read, start, stop):
+def read_all(read: Callable[[int], _T], start: int, stop: int) -> Iterator[_T]:
     """Yields read(i) for start <= i < stop, in order, some of them ahead in other threads."""
     options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=4 * THREADS)
     yield from grain.MapDataset.range(start, stop).map(read).to_iter_dataset(options)
@@ -43,7 +47,7 @@ class Encoded(Rows):
 
     def __init__(self, source: Source, codec: Codec, image_size: int | None = None):
         spec = codec.spec
-        image_size = image_size or codec.tokenizer.kind.image_size
+        image_size = image_size or learned.KINDS[spec.kind].image_size
         if spec.codes:
             raise UserError(
                 f'{spec.title} makes codes, which nothing here is trained on; use KL-16 or DC-AE'
@@ -76,8 +80,8 @@ class Encoded(Rows):
         size = batches.padded(self._codec.batch)
         read = read_all(self._read, start, stop)
         while batch := list(itertools.islice(read, size)):
-            whole = [entry for entry in batch if not isinstance(entry, Skipped)]
-            views = iter(self._encode([image for image, _, _ in whole], size))
+            readable = [entry for entry in batch if not isinstance(entry, Skipped)]
+            views = iter(self._encode([image for image, _, _ in readable], size))
             for entry in batch:
                 skipped = isinstance(entry, Skipped)
                 yield entry if skipped else Row(entry[1], entry[2], next(views))
@@ -101,18 +105,18 @@ class OfficialFiles(Rows):
       UserError: no such files there.
     """
 
-    def __init__(self, folder, codec: Codec):
+    def __init__(self, folder: os.PathLike | str, codec: Codec):
         self._root = paths.absolute(folder)
         with files.reported(self._root):
             if not self._root.is_dir():
                 raise UserError(f'{folder}: no such folder')
             classes = sorted(p.name for p in self._root.iterdir() if p.is_dir())
-            found = {
+            names = {
                 name: sorted(p.name for p in (self._root / name).iterdir() if p.suffix == '.npz')
                 for name in classes
             }
         self.class_names = tuple(classes)
-        self._files = [(c, file) for c, name in enumerate(classes) for file in found[name]]
+        self._files = [(c, file) for c, name in enumerate(classes) for file in names[name]]
         if not self._files:
             raise UserError(f'{folder}: holds no CLASS/FILE.npz')
         self._codec = codec
@@ -137,8 +141,8 @@ class OfficialFiles(Rows):
         name = f'{self.class_names[label]}/{file}'
         try:
             data = (self._root / name).read_bytes()
-            with np.load(io.BytesIO(data), allow_pickle=False) as held:
-                views = np.stack([held['moments'], held['moments_flip']])
+            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+                views = np.stack([arrays['moments'], arrays['moments_flip']])
         except Exception as error:  # zipfile, zlib and NumPy each have their own
             return Skipped(name, f'{type(error).__name__}: {" ".join(str(error).split())[:120]}')
         try:

@@ -5,9 +5,11 @@ the expectation of z^2 over eps is mean^2 + sigma^2, exactly.
 """
 
 import dataclasses
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from emigm_jax.data import latents
 from emigm_jax.tokenizers import learned
 
 
@@ -23,13 +25,15 @@ class Scale:
     images: int
 
     @property
-    def deviation(self):
+    def deviation(self) -> float:
         """Distance of `scale` from the published constant, in standard errors."""
         return (self.scale - self.constant) / self.error
 
 
-def measure(cache, progress=lambda shards: shards):
-    """The `Scale` of a `latents.Cache`; every shard is checked against its checksum on the way.
+def measure(
+    cache: latents.Cache, progress: Callable[[range], Iterable[int]] = lambda shards: shards
+) -> Scale:
+    """The scale of a cache; every shard is checked against its checksum on the way.
 
     With m_i and v_i the means of z and z^2 over image i, Var = mean(v) - mean(m)^2, whose standard
     error is that of v_i - 2 mean(m) m_i (delta method), and d(Var^(-1/2)) = -Var^(-3/2) / 2 dVar.

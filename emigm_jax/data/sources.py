@@ -1,15 +1,18 @@
 """Where pictures come from, addressed by index."""
 
 import abc
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 class Example(NamedTuple):
     """One labelled picture."""
 
-    image: object  # PIL.Image in mode RGB, of any size
+    image: 'Image.Image'  # in mode RGB, of any size
     label: int
     name: str
 
@@ -17,7 +20,7 @@ class Example(NamedTuple):
 class Unreadable(Exception):
     """A picture that cannot be decoded."""
 
-    def __init__(self, name, reason):
+    def __init__(self, name: str, reason: str):
         super().__init__(name, reason)
         self.name, self.reason = name, reason
 
@@ -50,14 +53,14 @@ class Images(NamedTuple):
 
     images: np.ndarray  # (M, H, W, colours) uint8
     labels: np.ndarray  # (M,) int32
-    class_names: tuple
+    class_names: tuple[str, ...]
     levels: int  # distinct grey levels of the data
 
 
-def digits():
+def digits() -> Images:
     """scikit-learn's 1,797 real 8 x 8 handwritten digits with 17 grey levels (UCI optdigits)."""
     from sklearn import datasets  # slow to import
 
-    data = datasets.load_digits()
+    data: Any = datasets.load_digits()
     images = np.round(data.images / 16.0 * 255.0).astype(np.uint8)[..., None]
     return Images(images, data.target.astype(np.int32), tuple(map(str, range(10))), levels=17)

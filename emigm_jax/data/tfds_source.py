@@ -3,7 +3,8 @@
 Records are decoded here, by Pillow, so that the pixels are those that a folder would give.
 """
 
-from typing import final
+import os
+from typing import Any, final
 
 from emigm_jax.data.pictures import decode
 from emigm_jax.data.sources import Example, Source
@@ -27,7 +28,7 @@ class TFDS(Source):
 
     kind = 'tfds'
 
-    def __init__(self, name, split='train', data_dir=None):
+    def __init__(self, name: str, split: str = 'train', data_dir: os.PathLike | str | None = None):
         try:
             import tensorflow_datasets as tfds
             from tensorflow_datasets.core import read_only_builder
@@ -41,7 +42,7 @@ class TFDS(Source):
             '--file_format=array_record'
         )
         try:
-            builder = read_only_builder.builder_from_files(name, data_dir=data_dir)
+            builder: Any = read_only_builder.builder_from_files(name, data_dir=data_dir)
         except Exception as error:  # TFDS has many, and they are long
             where = f'not found in {data_dir}' if data_dir else 'not found'
             raise UserError(f'TFDS data set {name!r}: {where}; {remedy}') from error
@@ -73,30 +74,32 @@ class TFDS(Source):
                     f'{kind.__name__}; it has {", ".join(features)}'
                 )
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._records)
 
-    def name(self, i):
+    def name(self, i: int) -> str:
         """The file name in record i, or its place in the split."""
         return self._name(i, self._features(i))
 
     def _features(self, i):
         from tensorflow_datasets.proto import tf_example_pb2
 
-        return tf_example_pb2.Example.FromString(self._records[i]).features.feature
+        # protobuf makes the class when it is imported.
+        example = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]
+        return example.FromString(self._records[i]).features.feature
 
     def _name(self, i, features):
         if 'file_name' in features:
             return features['file_name'].bytes_list.value[0].decode('utf-8', 'replace')
         return f'{self._split}/{i}'
 
-    def example(self, i):
+    def example(self, i: int) -> Example:
         """`Example` i; raises `sources.Unreadable`."""
         features = self._features(i)
         name = self._name(i, features)
         image = decode(features['image'].bytes_list.value[0], name)
         return Example(image, int(features['label'].int64_list.value[0]), name)
 
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         """Digest of name, version, split and count."""
         return files.text_hash([f'{self._identity} {len(self)}'])

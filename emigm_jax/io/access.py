@@ -4,13 +4,14 @@ import contextlib
 import errno
 import os
 import tempfile
+from collections.abc import Iterator
 
 from emigm_jax.errors import UserError
 from emigm_jax.io import gcs
 from emigm_jax.io.paths import absolute
 
 
-def probe(path, write=True):
+def probe(path: os.PathLike | str, write: bool = True) -> None:
     """Raises UserError, and says what is missing, unless there is access to `path`.
 
     Args:
@@ -23,17 +24,17 @@ def probe(path, write=True):
             gcs.probe(path, write)
         if gcs.remote(path) or not write:
             return
-        there = next(p for p in (path, *path.parents) if p.exists())
-        if there != path:
+        existing = next(p for p in (path, *path.parents) if p.exists())
+        if existing != path:
             # Apart, since the other processes of a run try the same path at this moment.
-            with tempfile.TemporaryDirectory(prefix='.probe-', dir=there) as apart:
-                os.makedirs(os.path.join(apart, path.relative_to(there)))
+            with tempfile.TemporaryDirectory(prefix='.probe-', dir=existing) as apart:
+                os.makedirs(os.path.join(apart, path.relative_to(existing)))
         elif not os.access(path, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 @contextlib.contextmanager
-def reachable(path):
+def reachable(path: os.PathLike | str) -> Iterator[None]:
     """Turns failures of reading or writing below `path` into one line."""
     try:
         yield

@@ -4,8 +4,8 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
-from typing import Any, BinaryIO
+from collections.abc import Iterable, Iterator, Mapping
+from typing import IO, Any
 
 from emigm_jax.errors import UserError
 from emigm_jax.io import gcs
@@ -16,7 +16,7 @@ _PARTIAL = '.partial'
 
 
 @contextlib.contextmanager
-def reported(path):
+def reported(path: os.PathLike | str) -> Iterator[None]:
     """Turns failures of a file system or a bucket into one line that names `path`."""
     try:
         yield
@@ -30,7 +30,7 @@ def reported(path):
 
 
 @contextlib.contextmanager
-def replacing(path: os.PathLike | str) -> Iterator[BinaryIO]:
+def replacing(path: os.PathLike | str) -> Iterator[IO[bytes]]:
     """A file to write into, which appears at `path` when the block ends without an exception.
 
     Local files get a temporary name and are renamed. On gs:// an object appears when it is closed.
@@ -61,30 +61,30 @@ def replacing(path: os.PathLike | str) -> Iterator[BinaryIO]:
                 os.unlink(partial)
 
 
-def write(path: os.PathLike | str, chunks: Iterable[Any]) -> None:
-    """Writes bytes-like chunks to `path`, whole or not at all; raises as `replacing`."""
+def write(path: os.PathLike | str, chunks: Iterable[bytes | memoryview]) -> None:
+    """Writes chunks to `path`, whole or not at all; raises as `replacing`."""
     with replacing(path) as f:
         for chunk in chunks:
             f.write(chunk)
 
 
-def is_partial(path):
+def is_partial(path: os.PathLike | str) -> bool:
     """Whether a file has the name that `write` gives until it is whole."""
     name = str(path).rpartition('/')[2]
     return name.startswith('.') and name.endswith(_PARTIAL)
 
 
-def write_text(path, text):
+def write_text(path: os.PathLike | str, text: str) -> None:
     """Writes a string, whole or not at all."""
     write(path, [text.encode()])
 
 
-def write_json(path, value):
+def write_json(path: os.PathLike | str, value: Any) -> None:
     """Writes JSON-like `value`, the same bytes for the same value."""
     write_text(path, json.dumps(value, indent=1, sort_keys=True) + '\n')
 
 
-def read_json(path):
+def read_json(path: os.PathLike | str) -> dict[str, Any] | None:
     """The JSON object in `path`; None if there is no such file.
 
     Raises:
@@ -103,7 +103,9 @@ def read_json(path):
     return value
 
 
-def claim(folder, settings, what, write=True):
+def claim(
+    folder: os.PathLike | str, settings: Mapping[str, Any], what: str, write: bool = True
+) -> None:
     """Makes `folder` that of `settings` (JSON-like), or checks that it is already.
 
     Args:
@@ -116,18 +118,18 @@ def claim(folder, settings, what, write=True):
       UserError: it holds something else, or `what` of other settings.
     """
     folder = absolute(folder)
-    held, settings = read_json(folder / 'settings.json'), json.loads(json.dumps(settings))
-    if held is None:
+    existing, settings = read_json(folder / 'settings.json'), json.loads(json.dumps(settings))
+    if existing is None:
         with reported(folder):
             if folder.exists() and any(not p.name.startswith('.') for p in folder.iterdir()):
                 raise UserError(f'{folder}: holds something else; choose another folder')
         if write:
             write_json(folder / 'settings.json', settings)
         return
-    for name in sorted({*held, *settings}):
-        if held.get(name) != settings.get(name):
+    for name in sorted({*existing, *settings}):
+        if existing.get(name) != settings.get(name):
             raise UserError(
-                f'{folder}: holds {what} with {name} = {_brief(held.get(name))}, not '
+                f'{folder}: holds {what} with {name} = {_brief(existing.get(name))}, not '
                 f'{_brief(settings.get(name))}; choose another folder, or delete it'
             )
 
@@ -137,7 +139,7 @@ def _brief(value):
     return text if len(text) <= 120 else text[:117] + '...'
 
 
-def sha256(path, size=2**22):
+def sha256(path: os.PathLike | str, size: int = 2**22) -> str:
     """Hex digest of a file's content, read in pieces of `size` bytes."""
     digest = hashlib.sha256()
     with reported(path), absolute(path).open('rb') as f:
@@ -146,8 +148,8 @@ def sha256(path, size=2**22):
     return digest.hexdigest()
 
 
-def text_hash(lines):
-    """Short hex digest of an iterable of strings."""
+def text_hash(lines: Iterable[str]) -> str:
+    """Short hex digest of lines."""
     digest = hashlib.sha256()
     for line in lines:
         digest.update(line.encode('utf-8', 'surrogateescape') + b'\n')

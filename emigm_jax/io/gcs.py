@@ -20,13 +20,13 @@ _LOGIN = (
 )
 
 
-def remote(path):
+def remote(path: os.PathLike | str) -> bool:
     """Whether `path` is not on a local disk."""
     return '://' in str(path)
 
 
 @functools.cache
-def set_up():
+def set_up() -> None:
     """Chooses how gs:// is reached, before the first path is: called by `paths.absolute`.
 
     etils would import TensorFlow wherever it is installed, for seconds and for all memory of a GPU.
@@ -35,12 +35,12 @@ def set_up():
     """
     logging.getLogger('gcsfs').setLevel(logging.CRITICAL)
     os.environ.setdefault('EPATH_USE_TF', 'false')
-    import fsspec
+    import fsspec.config
 
     fsspec.config.conf.setdefault('gs', {}).setdefault('use_listings_cache', False)
 
 
-def through_tensorflow():
+def through_tensorflow() -> bool:
     """Whether etils sends gs:// through TensorFlow in spite of `set_up`."""
     from etils.epath import gpath
 
@@ -50,12 +50,12 @@ def through_tensorflow():
         return importlib.util.find_spec('tensorflow') is not None
 
 
-def failure(error):
+def failure(error: BaseException) -> bool:
     """Whether an exception is one of those that a bucket's libraries raise (few are OSErrors)."""
     return isinstance(error, OSError) or type(error).__module__.partition('.')[0] in _LIBRARIES
 
 
-def probe(path, write=True):
+def probe(path: os.PathLike | str, write: bool = True) -> None:
     """Tries to list, and to write and delete beside `path`; nothing stays behind.
 
     Args:
@@ -94,7 +94,7 @@ class _explained:
     """Turns what a bucket answers into one line."""
 
     def __init__(self, path, bucket, system, verb, role, after=''):
-        self._told = path, bucket, system, verb, role, after
+        self._attempt = path, bucket, system, verb, role, after
 
     def __enter__(self):
         return self
@@ -102,7 +102,7 @@ class _explained:
     def __exit__(self, _, error, __):
         if error is None or isinstance(error, UserError) or not isinstance(error, Exception):
             return
-        path, bucket, system, verb, role, after = self._told
+        path, bucket, system, verb, role, after = self._attempt
         code, anonymous = _code(error), system.credentials.credentials is None
         if anonymous and code in (401, 403):
             reason = f'{_LOGIN} (without, there is no permission to {verb})'
@@ -130,8 +130,9 @@ def _code(error):
         return 404
     if isinstance(error, OSError) and str(error).startswith('Forbidden'):
         return 403
+    code = getattr(error, 'code', None) or getattr(error, 'status', None)
     try:
-        return int(getattr(error, 'code', None) or getattr(error, 'status', None))
+        return None if code is None else int(code)
     except (TypeError, ValueError):
         return None
 
@@ -142,7 +143,7 @@ def _who(system):
     return email if email and email != 'default' else 'the account in use'
 
 
-def brief(error):
+def brief(error: BaseException) -> str:
     """An exception in one short line."""
     text = ' '.join(str(error).split())[:160]
     return f'{type(error).__name__}: {text}' if text else type(error).__name__

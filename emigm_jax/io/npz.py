@@ -7,8 +7,11 @@ import math
 import os
 import zipfile
 import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from emigm_jax.errors import UserError
 from emigm_jax.io import files, paths
@@ -31,7 +34,7 @@ def _one_line(path):
         raise UserError(f'{path}: the npz file is damaged ({reason}); fetch it again') from error
 
 
-def is_npz(path):
+def is_npz(path: os.PathLike | str) -> bool:
     """Whether the file at `path` (local or gs://) is an npz file, not another kind of archive."""
     with _one_line(path):
         with paths.absolute(path).open('rb') as file:
@@ -41,14 +44,15 @@ def is_npz(path):
             return bool(_names(archive))
 
 
-def write(path, arrays):
+def write(path: os.PathLike | str, arrays: Mapping[str, ArrayLike]) -> None:
     """Writes {name: array} to `path` (local or gs://), which is replaced if it exists.
 
     Raises:
       UserError: the place cannot be written.
     """
+    named: dict[str, Any] = {**arrays}
     with _replacing(path) as file:
-        np.savez(file, **arrays)
+        np.savez(file, **named)
 
 
 def npy(array: np.ndarray) -> list[bytes | memoryview]:
@@ -59,7 +63,7 @@ def npy(array: np.ndarray) -> list[bytes | memoryview]:
     return [header.getvalue(), array.reshape(-1).view(np.uint8).data]
 
 
-def write_rows(path, count, parts):
+def write_rows(path: os.PathLike | str, count: int, parts: Iterable[np.ndarray]) -> None:
     """Writes arr_0 of `count` rows, which come in parts and never are in memory together.
 
     Raises:
@@ -98,14 +102,14 @@ class Rows:
 
     path: str
     name: str
-    shape: tuple
+    shape: tuple[int, ...]
     dtype: np.dtype
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.shape[0]
 
-    def slices(self, pieces):
-        """Yields the rows of slices, in rising order, as arrays."""
+    def slices(self, pieces: Iterable[slice]) -> Iterator[np.ndarray]:
+        """Yields the rows of slices, which come in rising order."""
         width, at = math.prod(self.shape[1:]) * self.dtype.itemsize, 0
         with self._content() as file:
             for piece in pieces:
@@ -113,7 +117,7 @@ class Rows:
                 at, rows = piece.stop, piece.stop - piece.start
                 yield self._array(file.read(rows * width), (rows, *self.shape[1:]))
 
-    def read(self):
+    def read(self) -> np.ndarray:
         """The whole array."""
         with self._content() as file:
             return self._array(file.read(), self.shape)
@@ -134,8 +138,8 @@ class Rows:
         return np.frombuffer(data, self.dtype).reshape(shape)
 
 
-def members(path):
-    """{name: Rows} of an npz file (local or gs://); only the headers are read.
+def members(path: os.PathLike | str) -> dict[str, Rows]:
+    """The arrays of an npz file by name (local or gs://); only the headers are read.
 
     Raises:
       UserError: no such file, a damaged one, or one that holds something other than numbers.

@@ -1,12 +1,14 @@
 """Paths, local or gs://. Apart from `storage`, so that nothing heavy is imported for a path."""
 
+import os
+
 from etils import epath
 
 from emigm_jax.errors import UserError
 from emigm_jax.io import gcs
 
 
-def absolute(path):
+def absolute(path: os.PathLike | str) -> epath.Path:
     """`path` as Orbax wants it; gs:// and the like as they are.
 
     Raises:

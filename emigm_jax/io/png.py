@@ -1,14 +1,17 @@
 """Pictures: PNG files and labelled grids of uint8 images."""
 
 import io
+import os
+from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont
 
 from emigm_jax.io import files
 
 
-def upscaled(images, least=64):
+def upscaled(images: ArrayLike, least: int = 64) -> np.ndarray:
     """Enlarges (B, H, W, colours) to `least` pixels or more, smoothly, to be looked at."""
     images = np.asarray(images)
     _, height, width, colours = images.shape
@@ -25,14 +28,14 @@ def _picture(image):
     return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
 
 
-def save(path, image):
+def save(path: os.PathLike | str, image: ArrayLike) -> None:
     """Writes one uint8 image (H, W, 1 or 3) as PNG to `path`, local or gs://."""
     content = io.BytesIO()
     _picture(np.asarray(image)).save(content, 'PNG')
     files.write(path, [content.getvalue()])
 
 
-def grid(images, columns, gap=2, background=96):
+def grid(images: ArrayLike, columns: int, gap: int = 2, background: int = 96) -> np.ndarray:
     """uint8 images (B, H, W, colours) -> one image, `columns` to a row, row by row."""
     images = np.asarray(images)
     count, height, width, colours = images.shape
@@ -45,7 +48,9 @@ def grid(images, columns, gap=2, background=96):
     return canvas
 
 
-def labelled(grid, titles, gap=2, background=96):
+def labelled(
+    grid: np.ndarray, titles: Sequence[str], gap: int = 2, background: int = 96
+) -> np.ndarray:
     """Puts a column of row titles left of a grid (H, W, 1 or 3) whose rows are equally high."""
     height = (len(grid) - gap) / len(titles)
     font = ImageFont.load_default(max(10, min(20, round(height / 5))))

@@ -5,7 +5,8 @@ together what they have. A single process passes through here untouched.
 """
 
 import json
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 import numpy as np
@@ -15,17 +16,19 @@ from emigm_jax.errors import UserError
 from emigm_jax.io import files
 from emigm_jax.parallel import processes
 
+_T = TypeVar('_T')
+
 _LINE = 4096  # bytes of a message on its way to the other processes
 
 first = processes.is_first  # whether this process writes the files and speaks to the user
 
 
-def padded(rows):
+def padded(rows: int) -> int:
     """`rows` rounded up to a multiple of all devices of all processes."""
     return -(-rows // jax.device_count()) * jax.device_count()
 
 
-def share(size):
+def share(size: int) -> int:
     """A process's part of a batch of `size`, which is as `padded` makes it."""
     return size // jax.process_count()
 
@@ -40,22 +43,22 @@ class Piece(NamedTuple):
     last: int  # beyond it
 
 
-def pieces(start, count, size):
+def pieces(start: int, count: int, size: int) -> list[Piece]:
     """This process's `Piece` of every batch of `size` from image `start` to image `count`.
 
     Pieces follow one another in order of the processes, and only the last ones of the last batch
     are shorter than `share(size)`.
     """
-    made = []
+    parts = []
     for at in range(start, count, size):
         last = min(at + size, count)
         mine = at + jax.process_index() * share(size)
         low = min(mine, last - 1)
-        made.append(Piece(low, max(low + 1, min(mine + share(size), last)), mine < last, at, last))
-    return made
+        parts.append(Piece(low, max(low + 1, min(mine + share(size), last)), mine < last, at, last))
+    return parts
 
 
-def gather(rows):
+def gather(rows: np.ndarray | jax.Array) -> np.ndarray:
     """Arrays (B, ...) of every process, in order of the processes: (P * B, ...) on each.
 
     All processes call it, with arrays of the same shape and dtype.
@@ -66,7 +69,7 @@ def gather(rows):
     return np.asarray(multihost_utils.process_allgather(rows)).reshape(-1, *rows.shape[1:])
 
 
-def from_first(value):
+def from_first(value: Any) -> Any:
     """What the first process gives, JSON-like and of a few kilobytes, on all."""
     if jax.process_count() == 1:
         return value
@@ -74,7 +77,7 @@ def from_first(value):
     return json.loads(gather(_padded(text))[0].tobytes().rstrip(b'\0'))
 
 
-def agreed(function):
+def agreed(function: Callable[[], _T]) -> _T:
     """function() on every process, which waits for none; all fail if one does.
 
     Raises:
@@ -88,22 +91,22 @@ def agreed(function):
     except UserError as error:
         line = str(error).encode()[:_LINE]
     for row in gather(_padded(line)):
-        told = row.tobytes().rstrip(b'\0')
-        if told:
-            raise UserError(told.decode(errors='replace'))
-    return result
+        message = row.tobytes().rstrip(b'\0')
+        if message:
+            raise UserError(message.decode(errors='replace'))
+    return cast(_T, result)
 
 
 def _padded(text):
     return np.frombuffer(text.ljust(_LINE, b'\0'), np.uint8)[None]
 
 
-def by_first(function):
+def by_first(function: Callable[[], _T]) -> _T | None:
     """function() on the first process, None on the others; all fail if it does (`agreed`)."""
     return agreed(lambda: function() if first() else None)
 
 
-def check_same(what, value):
+def check_same(what: str, value: Any) -> None:
     """Raises UserError, on all processes, unless they all have the same JSON-like `value`."""
     mine = files.text_hash([json.dumps(value, sort_keys=True)])
     theirs = from_first(mine)
@@ -118,7 +121,7 @@ def check_same(what, value):
     agreed(check)
 
 
-def leave():
+def leave() -> None:
     """Ends the work in common: what follows may take one process as long as it likes."""
     if jax.process_count() > 1:
         processes.leave()

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXIS = 'data'
+
+_Array = TypeVar('_Array', np.ndarray, jax.Array)
 
 
 def mesh() -> Mesh:
@@ -23,8 +25,8 @@ def padded(rows: int) -> int:
     return -(-rows // jax.local_device_count()) * jax.local_device_count()
 
 
-def fill(rows: Any, size: int) -> Any:
-    """An array (R, ...) of either library, repeated up to (size, ...)."""
+def fill(rows: _Array, size: int) -> _Array:
+    """An array (R, ...), repeated up to (size, ...)."""
     if not isinstance(rows, jax.Array):
         rows = np.asarray(rows)
     return rows if len(rows) == size else rows[np.arange(size) % len(rows)]
@@ -43,7 +45,7 @@ class OverDevices:
       on: a mesh with the one axis 'data'; default: this process's devices.
     """
 
-    def __init__(self, function: Callable, on: Mesh | None = None):
+    def __init__(self, function: Callable[..., Any], on: Mesh | None = None):
         if on is None and jax.local_device_count() == 1:
             self.program = jax.jit(function)
             return
@@ -67,22 +69,22 @@ class OverDevices:
         results, count = program(*arguments), len(rows[0])
         return results if padded(count) == count else jax.tree.map(lambda a: a[:count], results)
 
-    def prepared(self, params: Any, *rows: Any) -> tuple[Callable, tuple]:
+    def prepared(self, params: Any, *rows: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """The jitted program of a call and its arguments, padded and placed."""
         size = padded(len(rows[0]))
         return self.program, (place(params), *(fill(a, size) for a in rows))
 
-    def lower(self, params: Any, *rows: Any) -> Any:
+    def lower(self, params: Any, *rows: Any) -> jax.stages.Lowered:
         """The program lowered for shapes whose rows are a multiple of the devices."""
         return self.program.lower(params, *rows)
 
 
-def in_chunks(function: Callable, rows: jax.Array, size: int) -> jax.Array:
+def in_chunks(function: Callable[[jax.Array], jax.Array], rows: jax.Array, size: int) -> jax.Array:
     """`function` of rows (R, ...) inside a program, at most `size` of them at a time."""
     count = len(rows)
     if count <= size:
         return function(rows)
     chunks = math.ceil(count / size)
-    rows = fill(rows, chunks * size).reshape(chunks, size, *rows.shape[1:])
-    results = jax.lax.map(function, rows)
+    chunked = fill(rows, chunks * size).reshape(chunks, size, *rows.shape[1:])
+    results = jax.lax.map(function, chunked)
     return jax.tree.map(lambda a: jnp.reshape(a, (-1, *a.shape[2:]))[:count], results)

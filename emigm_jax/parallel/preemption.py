@@ -8,6 +8,7 @@ import signal
 import threading
 import urllib.error
 import urllib.request
+from typing import Self
 
 import jax
 from jax.experimental import multihost_utils
@@ -24,7 +25,7 @@ class Watch:
     def __init__(self):
         self._noticed, self._over = threading.Event(), threading.Event()
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         # With several processes jax's own handler of SIGTERM tells the coordinator.
         self._single = jax.process_count() == 1
         if self._single and threading.current_thread() is threading.main_thread():
@@ -38,7 +39,7 @@ class Watch:
         if hasattr(self, '_previous'):
             signal.signal(signal.SIGTERM, self._previous)
 
-    def due(self, step):
+    def due(self, step: int) -> bool:
         """Whether step `step` is the last one: True at the same step in every process."""
         if self._single:
             return self._noticed.is_set()

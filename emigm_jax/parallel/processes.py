@@ -10,6 +10,8 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
+from typing import NoReturn
 
 import jax
 
@@ -19,7 +21,12 @@ RESTART = 75  # exit code (EX_TEMPFAIL) that asks a launcher to start the same c
 BEAT, SILENCE = 2.0, 30.0  # seconds between signs of life, and without one until a process is dead
 
 
-def start(coordinator=None, processes=None, process=None, timeout=300):
+def start(
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
+    timeout: int = 300,
+) -> None:
     """Joins the processes of a run. Before anything else uses jax; one process alone does nothing.
 
     Args:
@@ -30,10 +37,11 @@ def start(coordinator=None, processes=None, process=None, timeout=300):
     Raises:
       UserError: the three do not belong together.
     """
-    given = (coordinator, processes, process)
-    if None in given and any(value is not None for value in given):
+    flags = (coordinator, processes, process)
+    if None in flags and any(value is not None for value in flags):
         raise UserError('--coordinator, --num-processes and --process-id go together')
     if coordinator is not None:
+        assert processes is not None and process is not None
         host, colon, port = coordinator.rpartition(':')
         if not (host and colon and port.isdigit()):
             raise UserError(f'--coordinator must look like HOST:PORT, not {coordinator!r}')
@@ -74,7 +82,7 @@ def start(coordinator=None, processes=None, process=None, timeout=300):
         threading.Thread(target=_watch, daemon=True).start()
 
 
-def is_first():
+def is_first() -> bool:
     """Whether this process writes what only one may write."""
     return jax.process_index() == 0
 
@@ -97,14 +105,14 @@ def _in_a_cluster():
     return bool(devices) and importlib.util.find_spec('libtpu') is not None
 
 
-def _give_up(message, code=2):
+def _give_up(message, code=2) -> NoReturn:
     # The other threads of this process may hang in a collective for ever.
     sys.stdout.flush()
     print(f'emigm: {message}', file=sys.stderr, flush=True)
     os._exit(code)
 
 
-def lost(reason):
+def lost(reason: str) -> NoReturn:
     """Ends this process, because another one of the run has ended."""
     _give_up(
         f'{reason}; this process ends, too (code {RESTART}). The same command, started again '
@@ -127,7 +135,7 @@ def _explain_aborts():
 _leaving = threading.Event()
 
 
-def leave():
+def leave() -> None:
     """Says that this process ends as it should, so that the others do not miss it."""
     _leaving.set()
 
@@ -137,6 +145,7 @@ def _watch():
     from jax._src import distributed  # the store of the coordinator has no public name
 
     client, me, count = distributed.global_state.client, jax.process_index(), jax.process_count()
+    assert client is not None  # it is there once processes are joined
     key = lambda i: f'emigm/alive/{i}'
     seen = {i: (None, time.monotonic()) for i in range(count) if i != me}
     unreachable = None
@@ -182,7 +191,7 @@ _LOSS = (
 
 
 @contextlib.contextmanager
-def together():
+def together() -> Iterator[None]:
     """Around the work of a command: of several processes none waits for one that has failed."""
     try:
         yield

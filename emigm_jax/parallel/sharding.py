@@ -13,7 +13,8 @@ import dataclasses
 import functools
 import math
 import re
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +23,12 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
 
 from emigm_jax.errors import UserError, check_range
+
+_Axis = str | tuple[str, ...] | None  # of a mesh, that a dimension is sharded over
+_T = TypeVar('_T')
 
 AXES = ('slice', 'data', 'fsdp', 'tensor')
 BATCH = ('slice', 'data', 'fsdp')
@@ -55,8 +60,8 @@ class Rule(NamedTuple):
     """Parameters whose path matches; axes are those of the last dimensions."""
 
     pattern: str
-    stored: tuple  # between steps, also of optimizer moments and averages
-    used: tuple = ()  # in a product; (): replicated
+    stored: tuple[_Axis, ...]  # between steps, also of optimizer moments and averages
+    used: tuple[_Axis, ...] = ()  # in a product; (): replicated
 
 
 # The first rule that matches and whose axes divide the dimensions holds.
@@ -73,17 +78,20 @@ RULES = (
 )
 
 
-def make_mesh(config, devices=None):
-    """The mesh of a `MeshConfig` over `devices` (default: all of all processes).
+def make_mesh(
+    config: MeshConfig,
+    devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]  # no stubs
+) -> Mesh:
+    """The mesh of settings over `devices` (default: all of all processes).
 
     Raises:
       UserError: the axes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [config.slices, config.data, config.fsdp, config.tensor]
-    known = math.prod(s for s in sizes if s != -1)
-    if -1 in sizes and len(devices) % known == 0:
-        sizes[sizes.index(-1)] = len(devices) // known
+    fixed = math.prod(s for s in sizes if s != -1)
+    if -1 in sizes and len(devices) % fixed == 0:
+        sizes[sizes.index(-1)] = len(devices) // fixed
     if math.prod(sizes) != len(devices):
         names = [field.name for field in dataclasses.fields(config)]
         named = ', '.join(f'mesh.{n} = {s}' for n, s in zip(names, sizes, strict=True))
@@ -92,14 +100,14 @@ def make_mesh(config, devices=None):
             'mesh.data=-1 for what is left'
         )
     # Others than TPUs are divided in their order, which keeps a host's together.
-    found = len({getattr(d, 'slice_index', 0) for d in devices if d.platform == 'tpu'}) or 1
-    if found not in (1, config.slices):
-        raise UserError(f'the devices form {found} slices: say mesh.slices={found}')
+    slices = len({getattr(d, 'slice_index', 0) for d in devices if d.platform == 'tpu'}) or 1
+    if slices not in (1, config.slices):
+        raise UserError(f'the devices form {slices} slices: say mesh.slices={slices}')
     try:
         # Axes of a torus may be split: 4 x 16 lies on 8 x 8.
-        if found > 1:
+        if slices > 1:
             grid = mesh_utils.create_hybrid_device_mesh(
-                (1, *sizes[1:]), (found, 1, 1, 1), devices, allow_split_physical_axes=True
+                (1, *sizes[1:]), (slices, 1, 1, 1), devices, allow_split_physical_axes=True
             )
         else:
             grid = mesh_utils.create_device_mesh(
@@ -111,12 +119,12 @@ def make_mesh(config, devices=None):
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def batch_shards(mesh):
+def batch_shards(mesh: Mesh) -> int:
     """Shards of a batch."""
     return math.prod(mesh.shape[axis] for axis in BATCH)
 
 
-def check_batch(mesh, batch, accumulate, groups):
+def check_batch(mesh: Mesh, batch: int, accumulate: int, groups: int) -> None:
     """Raises UserError unless every device gets as many images of each group and microbatch."""
     shards = batch_shards(mesh)
     if batch % (shards * accumulate * groups):
@@ -127,24 +135,24 @@ def check_batch(mesh, batch, accumulate, groups):
         )
 
 
-def batch_sharding(mesh):
+def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Of arrays whose first dimension is the batch."""
     return NamedSharding(mesh, P(BATCH))
 
 
-def replicated(mesh):
+def replicated(mesh: Mesh) -> NamedSharding:
     """Of arrays that every device holds in full."""
     return NamedSharding(mesh, P())
 
 
-def of_state(mesh, tree):
-    """The NamedSharding of every leaf of a tree of arrays or shapes, by `RULES`."""
+def of_state(mesh: Mesh, tree: Any) -> Any:
+    """The `NamedSharding` of every leaf of a tree of arrays or shapes, by `RULES`."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: NamedSharding(mesh, _specs(path, leaf.shape, mesh.shape)[0]), tree
     )
 
 
-def abstract(mesh, tree):
+def abstract(mesh: Mesh, tree: Any) -> Any:
     """Shapes with their shardings, to lower a program or restore a checkpoint into."""
     return jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, of_state(mesh, tree)
@@ -182,13 +190,13 @@ def _mesh_in_force():
     return mesh if set(mesh.axis_names) == set(AXES) and mesh.are_all_axes_auto else None
 
 
-def is_sharded():
+def is_sharded() -> bool:
     """Whether a mesh is in force that shards parameters."""
     mesh = _mesh_in_force()
     return mesh is not None and _size(_SHARDS, mesh.shape) > 1
 
 
-def gathered_for_use(tree, dtype=None, but=None):
+def gathered_for_use(tree: Any, dtype: DTypeLike | None = None, but: str | None = None) -> Any:
     """Parameters as products want them: gathered over fsdp, and kernels in the compute dtype.
 
     Kernels are rounded before they travel, which halves the traffic of bfloat16 and changes no
@@ -199,9 +207,10 @@ def gathered_for_use(tree, dtype=None, but=None):
       dtype: of matrix products; None leaves kernels as they are.
       but: name of subtrees that are left alone: stacks, which gather layer by layer.
     """
-    if not is_sharded():
+    mesh = _mesh_in_force()
+    if mesh is None or not is_sharded():
         return tree
-    sizes = _mesh_in_force().shape
+    sizes = mesh.shape
 
     def gather(path, leaf):
         names = [str(getattr(k, 'key', getattr(k, 'name', k))) for k in path]
@@ -233,7 +242,7 @@ def _gathered_backward(stored, used, dtype, like, gradient):
 _gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
-def constrain(x, *axes):
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Fixes how the dimensions of an activation are sharded.
 
     Args:
@@ -250,12 +259,12 @@ def constrain(x, *axes):
     return jax.lax.with_sharding_constraint(x, P(*fits))
 
 
-def constrain_batch(tree):
+def constrain_batch(tree: _T) -> _T:
     """`constrain`s the first dimension of every leaf to the batch, and shards no other."""
     return jax.tree.map(lambda x: constrain(x, 'batch', *(None,) * (x.ndim - 1)), tree)
 
 
-def unsharded_features(x):
+def unsharded_features(x: jax.Array) -> jax.Array:
     """Keeps the last dimension of an activation unsharded, however the others are.
 
     Otherwise the shardings of parameters spread to the gradients of activations.
@@ -265,7 +274,7 @@ def unsharded_features(x):
     return jax.lax.with_sharding_constraint(x, P(*[P.UNCONSTRAINED] * (x.ndim - 1), None))
 
 
-def per_shard(function):
+def per_shard(function: Callable[[Any, Any], _T]) -> Callable[[Any, Any], _T]:
     """`function(params, rows)` with each device working on its own rows of the batch."""
     mesh = _mesh_in_force()
     if mesh is None:
@@ -278,19 +287,21 @@ def per_shard(function):
 # --- Between host and devices --------------------------------------------------------------------
 
 
-def rows_here(sharding, batch):
+def rows_here(sharding: NamedSharding, batch: int) -> np.ndarray:
     """Which rows of a batch this process's devices hold: sorted int64 array."""
-    held = sharding.addressable_devices_indices_map((batch,)).values()
-    return np.unique(np.concatenate([np.arange(batch)[index] for index in held]))
+    indices = sharding.addressable_devices_indices_map((batch,)).values()
+    return np.unique(np.concatenate([np.arange(batch)[index] for index in indices]))
 
 
-def place_rows(sharding, rows, batch, arrays):
+def place_rows(
+    sharding: NamedSharding, rows: np.ndarray, batch: int, arrays: dict[str, Any]
+) -> dict[str, Any]:
     """Host rows as global arrays of `batch` rows.
 
     Args:
       sharding: of `batch_sharding`.
       rows: from `rows_here`.
-      arrays: nested dict of NumPy arrays (len(rows), ...).
+      arrays: NumPy arrays (len(rows), ...), nested by name.
     """
 
     def one(array):
@@ -306,13 +317,13 @@ def place_rows(sharding, rows, batch, arrays):
     return jax.tree.map(one, arrays)
 
 
-def gathered(mesh, tree):
+def gathered(mesh: Mesh, tree: Any) -> Any:
     """A tree of global arrays, gathered, as arrays of one device of each process (all call)."""
     placed = jax.jit(lambda t: t, out_shardings=replicated(mesh))(tree)
     return jax.tree.map(lambda a: a.addressable_data(0), placed)
 
 
-def with_mesh(mesh, function):
+def with_mesh(mesh: Mesh, function: Callable[..., _T]) -> Callable[..., _T]:
     """`function` called with `mesh` in force."""
 
     @functools.wraps(function)

@@ -1,6 +1,8 @@
 """The arrays that checkpoints hold: their dtypes, and checked views of their bytes."""
 
 import math
+from collections.abc import Sequence
+from typing import Literal
 
 import ml_dtypes
 import numpy as np
@@ -20,7 +22,12 @@ DTYPES = EXTENDED | {name: np.dtype(name) for name in _NATIVE}
 """Every dtype that is read, by the name that torch, numpy and ml_dtypes share."""
 
 
-def array(raw, dtype, shape, order='C'):
+def array(
+    raw: bytes | bytearray | memoryview,
+    dtype: np.dtype,
+    shape: Sequence[int],
+    order: Literal['C', 'F'] = 'C',
+) -> np.ndarray:
     """The buffer `raw` as a read-only array, sharing its memory.
 
     Raises ValueError unless `raw` holds exactly the bytes that `shape` and `dtype` call for.
@@ -33,7 +40,7 @@ def array(raw, dtype, shape, order='C'):
     return result
 
 
-def check_counts(counts):
+def check_counts(counts: Sequence[object]) -> None:
     """Raises ValueError unless `counts` are few integers, none of them negative."""
     if len(counts) > MAX_DIMENSIONS or any(type(n) is not int or n < 0 for n in counts):
         raise ValueError('a shape, stride or offset is no list of sizes')

@@ -4,8 +4,11 @@ Readers take the bytes of a whole file, best a memory map, as arrays are views o
 """
 
 import json
+import mmap
 import os
 import tempfile
+from collections.abc import Mapping
+from typing import Any
 
 import msgpack
 import numpy as np
@@ -37,7 +40,7 @@ _CHUNKED = '__msgpack_chunked_array__'  # in Flax
 _HEAD = 1024  # bytes; more than shape and dtype of an array take
 
 
-def read_safetensors(mapping):
+def read_safetensors(mapping: bytes | mmap.mmap) -> dict[str, np.ndarray]:
     """An uint64 length, a JSON header of that length, and the data its offsets refer to.
 
     The library's own loader for NumPy (safetensors 0.8) copies every array and knows no float8.
@@ -56,8 +59,8 @@ def read_safetensors(mapping):
     return {name: tensor(**row) for name, row in header.items() if name != '__metadata__'}
 
 
-def write_safetensors(path, tensors):
-    """Writes {name: array} to `path`, local or gs://, whole or not at all.
+def write_safetensors(path: os.PathLike | str, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays by name to `path`, local or gs://, whole or not at all.
 
     Raises:
       UserError: the place cannot be written.
@@ -80,7 +83,7 @@ def write_safetensors(path, tensors):
         raise UserError(f'{path}: cannot be written ({" ".join(str(error).split())})') from error
 
 
-def read_msgpack(mapping):
+def read_msgpack(mapping: bytes | mmap.mmap) -> Any:
     """flax.serialization.to_bytes: msgpack with arrays and scalars as extension types.
 
     flax.serialization.msgpack_restore copies each array once more, so that a file of one array

@@ -8,6 +8,10 @@ import json
 import mmap
 import os
 import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 
 from emigm_jax.errors import UserError
 from emigm_jax.io import files, paths
@@ -15,8 +19,8 @@ from emigm_jax.io import files, paths
 _WEIGHTS = ('model', 'diffusion_pytorch_model')  # transformers and hub mixins; diffusers
 
 
-def map_file(path):
-    """A read-only memory map of a file; arrays that are made from it keep it alive."""
+def map_file(path: os.PathLike | str) -> mmap.mmap:
+    """A read-only map of a file; arrays that are made from it keep it alive."""
     try:
         with _fetched(path) if files.remote(path) else open(path, 'rb') as file:
             if os.fstat(file.fileno()).st_size == 0:
@@ -54,18 +58,18 @@ def _fetch(source, copy):
     copy.flush()
 
 
-def is_folder(path):
+def is_folder(path: os.PathLike | str) -> bool:
     """Whether `path`, local or gs://, is a folder."""
     return paths.absolute(path).is_dir() if files.remote(path) else os.path.isdir(path)
 
 
-def exists(path):
+def exists(path: os.PathLike | str) -> bool:
     """Whether there is anything at `path`, local or gs://."""
     return paths.absolute(path).exists() if files.remote(path) else os.path.exists(path)
 
 
-def read_json(path):
-    """The JSON object in a file, as a dict; raises UserError if it is missing or no object."""
+def read_json(path: os.PathLike | str) -> dict[str, Any]:
+    """The JSON object in a file; raises UserError if it is missing or no object."""
     try:
         content = json.loads(map_file(path)[:])
     except (ValueError, RecursionError) as error:
@@ -75,12 +79,14 @@ def read_json(path):
     return content
 
 
-def read_folder(folder, read):
-    """{name: array} of a folder with one safetensors file, or with an index of several.
+def read_folder(
+    folder: os.PathLike | str, read: Callable[[str], dict[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """The arrays, by name, of a folder with one safetensors file, or with an index of several.
 
     Args:
       folder: its path.
-      read: path of a file -> {name: array}.
+      read: path of a file -> its arrays.
 
     Raises:
       UserError: none of them is there, the index is malformed, or tensors are missing.

@@ -7,10 +7,14 @@ stands for them here checks its arguments and puts them together. Tensors come o
 
 import dataclasses
 import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
 from emigm_jax.io.formats.arrays import DTYPES, EXTENDED, array
+
+_T = TypeVar('_T')
 
 STORAGES = {
     'torch.DoubleStorage': 'float64',
@@ -59,8 +63,8 @@ class Tensor:
     storage: Storage
     dtype: np.dtype
     offset: int
-    shape: tuple
-    strides: tuple
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
 
 
 @dataclasses.dataclass
@@ -85,14 +89,14 @@ class _Namespace(dict):
     """The attributes of an argparse.Namespace."""
 
 
-def expect(value, *kinds):
+def expect(value: Any, *kinds: type[_T]) -> _T:
     """The value, if it is of exactly one of the kinds; else raises ValueError."""
     if type(value) not in kinds:
         raise ValueError(f'found a {type(value).__name__} instead of a {kinds[0].__name__}')
     return value
 
 
-def storage_of(identity):
+def storage_of(identity: object) -> Storage:
     """The storage that a persistent id describes; a legacy id may name a part of a storage."""
     match identity:
         case ('storage', Name(kind), str(key), _, int(total), *view) if kind in STORAGES:
@@ -153,19 +157,19 @@ def _scalar(dtype, raw):
     return array(expect(raw, bytes), expect(dtype, Dtype).value, ())[()]
 
 
-def keyed(pairs, into):
+def keyed(pairs: Iterable[tuple[Any, Any]], into: dict[Any, Any]) -> dict[Any, Any]:
     """`into` with the (key, value) `pairs` set. Scalar keys only: hashing a deep tuple recurses."""
     for key, value in pairs:
         into[expect(key, str, int, float, bool, bytes, type(None))] = value
     return into
 
 
-def in_twos(items):
+def in_twos(items: Sequence[_T]) -> Iterator[tuple[_T, _T]]:
     """(a, b), (c, d), ... of a list a, b, c, d, ..."""
     return zip(items[::2], items[1::2], strict=True)
 
 
-def members(items=()):
+def members(items: Iterable[Any] = ()) -> list[Any]:
     """The items, each once and fit to be put in a set."""
     return list(keyed(((item, None) for item in items), {}))
 

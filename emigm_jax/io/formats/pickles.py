@@ -7,6 +7,8 @@ the descriptions of tensors into arrays once their bytes are at hand.
 """
 
 import pickletools
+from collections.abc import Callable
+from typing import IO, Any
 
 import numpy as np
 
@@ -16,6 +18,7 @@ from emigm_jax.io.formats.pickle_globals import (
     Dtype,
     Name,
     Refused,
+    Storage,
     Tensor,
     expect,
     in_twos,
@@ -184,8 +187,8 @@ _OPERATIONS = {
 # NEXT_BUFFER, READONLY_BUFFER (data outside the file).
 
 
-def load(stream):
-    """Reads one pickle from a binary stream and leaves the stream just behind it.
+def load(stream: bytes | IO[bytes]) -> tuple[Any, list[Storage]]:
+    """Reads one pickle from bytes, or from a stream, which is left just behind it.
 
     Returns:
       the tree, to be finished by `plain`, and the list of the storages it mentions.
@@ -202,7 +205,7 @@ def load(stream):
     return machine.stack.pop(), list(machine.storages.values())
 
 
-def plain(tree, view):
+def plain(tree: Any, view: Callable[[Tensor], np.ndarray]) -> Any:
     """The tree in plain dicts, lists, tuples, sets, scalars, strings and arrays.
 
     `view` makes the array of a `Tensor`. Namespaces become dicts, and dtypes their names.

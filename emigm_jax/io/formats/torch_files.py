@@ -14,6 +14,7 @@ import re
 import struct
 import zipfile
 import zlib
+from typing import Any
 
 import msgpack
 import numpy as np
@@ -36,11 +37,11 @@ _DAMAGE = (
 )
 
 
-def read(path):
+def read(path: os.PathLike | str) -> Any:
     """The content of a checkpoint file, or of a folder in the style of Hugging Face.
 
     Args:
-      path: local or gs:// (str or os.PathLike).
+      path: local or gs://.
     Returns:
       nested dicts, lists, tuples and scalars, as the file holds them, with read-only numpy arrays
       in place of tensors (bfloat16 and float8 in the dtypes of ml_dtypes). An argparse.Namespace
@@ -53,9 +54,10 @@ def read(path):
     if local_files.is_folder(path):
         return local_files.read_folder(path, read)
     mapping = local_files.map_file(path)
-    kind, reader = next((row[::2] for row in _FORMATS if row[1](mapping)), (None, None))
-    if reader is None:
+    fitting = next((row for row in _FORMATS if row[1](mapping)), None)
+    if fitting is None:
         raise UserError(f'{path}: {_foreign(mapping)}')
+    kind, _, reader = fitting
     try:
         return reader(mapping)
     except pickles.Refused as error:
@@ -70,8 +72,8 @@ def read(path):
         ) from error
 
 
-def read_config(folder):
-    """The dict in the `config.json` of a folder in the style of Hugging Face.
+def read_config(folder: os.PathLike | str) -> dict[str, Any]:
+    """What is in the `config.json` of a folder in the style of Hugging Face.
 
     Raises UserError if the file is missing or holds no JSON object.
     """
@@ -112,8 +114,8 @@ def _strided(tensor, block):
 def _swapped(block, dtype):
     """The bytes of big-endian numbers, turned round."""
     unit = dtype.itemsize // (2 if dtype.kind == 'c' else 1)
-    whole = len(block) // unit * unit
-    return memoryview(np.frombuffer(block[:whole], f'u{unit}').byteswap()).cast('B').toreadonly()
+    end = len(block) // unit * unit
+    return np.frombuffer(block[:end], f'u{unit}').byteswap().data.cast('B').toreadonly()
 
 
 def _read_zip(mapping):
