@@ -29,6 +29,7 @@ setup(
         'fsspec',
         'grain>=0.2.12',
         'jax>=0.8',
+        'jaxtyping',
         'ml_collections>=1.0',
         'ml_dtypes',
         'msgpack',

@@ -4,10 +4,48 @@ They price the cuts of a reveal plan and are what `emigm benchmark` divides by. 
 them with the compiler's own count.
 """
 
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
 TIME_FEATURES = 256  # of the head
 
 
-def block(config, length, read=None):
+@runtime_checkable
+class Sizes(Protocol):
+    """What FLOPs depend on: the fields of models.emigm.ModelConfig that are read here."""
+
+    @property
+    def tokens(self) -> int: ...
+
+    @property
+    def channels(self) -> int: ...
+
+    @property
+    def width(self) -> int: ...
+
+    @property
+    def encoder_depth(self) -> int: ...
+
+    @property
+    def decoder_depth(self) -> int: ...
+
+    @property
+    def mlp_ratio(self) -> float: ...
+
+    @property
+    def buffer(self) -> int: ...
+
+    @property
+    def head_width(self) -> int: ...
+
+    @property
+    def head_depth(self) -> int: ...
+
+    @property
+    def mae(self) -> bool: ...
+
+
+def block(config: Sizes, length: int, read: int | None = None) -> float:
     """One transformer block on `length` tokens of which `read` rows are computed."""
     width, rows = config.width, length if read is None else read
     projections = rows * width * 2 + length * width * 2  # q, out; k, v
@@ -16,20 +54,20 @@ def block(config, length, read=None):
     return 2 * width * (projections + mlp + attention)
 
 
-def encoder(config, visible):
+def encoder(config: Sizes, visible: int) -> float:
     """Embedding, encoder stack on `visible` tokens plus buffer, and the decoder's embedding."""
     length = config.buffer + (visible if config.mae else config.tokens)
     embed = 2 * (length - config.buffer) * config.channels * config.width
     return embed + config.encoder_depth * block(config, length) + 2 * length * config.width**2
 
 
-def decoder(config, read):
+def decoder(config: Sizes, read: int) -> float:
     """Decoder stack of which the last block computes `read` rows."""
     length = config.buffer + config.tokens
     return (config.decoder_depth - 1) * block(config, length) + block(config, length, read)
 
 
-def head(config, rows, conditions, times):
+def head(config: Sizes, rows: int, conditions: int, times: int) -> int:
     """Diffusion head on `rows` noisy tokens with so many distinct conditions z and times."""
     width, channels = config.head_width, config.channels
     per_row = config.head_depth * 5 * width**2 + 2 * width**2 + 3 * channels * width
@@ -37,13 +75,13 @@ def head(config, rows, conditions, times):
     return 2 * (rows * per_row + conditions * config.width * width + times * per_time)
 
 
-def sample_step(config, solver_rows, visible, reveal, guided):
+def sample_step(config: Sizes, solver_rows: int, visible: int, reveal: int, guided: bool) -> float:
     """One transformer step of the sampler: encoder, decoder and `reveal` tokens' diffusion."""
     transformer = encoder(config, visible) + decoder(config, reveal)
     return (1 + guided) * (transformer + head(config, solver_rows * reveal, reveal, 0))
 
 
-def train_image(config, budgets, copies):
+def train_image(config: Sizes, budgets: Sequence[tuple[int, int]], copies: int) -> float:
     """Forward FLOPs per image of a training step whose groups have `budgets` (masking.Budget)."""
     total = 0
     for visible, masked in budgets:

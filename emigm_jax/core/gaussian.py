@@ -10,23 +10,24 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Float64, Int
 
 TIMESTEPS = 1000
 
 
 class Tables(NamedTuple):
-    """float64 tables over the diffusion steps, each (T,)."""
+    """Tables over the T diffusion steps."""
 
-    timesteps: np.ndarray  # the time the network is told, 0..999 (a subset after respacing)
-    betas: np.ndarray
-    alpha_bar: np.ndarray
-    alpha_bar_prev: np.ndarray
-    posterior_log_variance: np.ndarray  # clipped at t=0 to the value at t=1
-    posterior_mean_x0: np.ndarray  # coefficient of x_0
-    posterior_mean_xt: np.ndarray  # coefficient of x_t
+    timesteps: Int[np.ndarray, ' T']  # times of the network, 0..999 (a subset if respaced)
+    betas: Float64[np.ndarray, ' T']
+    alpha_bar: Float64[np.ndarray, ' T']
+    alpha_bar_prev: Float64[np.ndarray, ' T']
+    posterior_log_variance: Float64[np.ndarray, ' T']  # clipped at t=0 to the value at t=1
+    posterior_mean_x0: Float64[np.ndarray, ' T']  # coefficient of x_0
+    posterior_mean_xt: Float64[np.ndarray, ' T']  # coefficient of x_t
 
 
-def cosine_alpha_bar(t):
+def cosine_alpha_bar(t: float) -> float:
     """alpha_bar(t) = cos^2((t + 0.008)/1.008 pi/2), t in [0, 1] (Nichol & Dhariwal Eq. 17)."""
     return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
 
@@ -54,13 +55,13 @@ def _tables(betas, timesteps):
 
 
 @functools.cache
-def tables():
+def tables() -> Tables:
     """Tables of the 1000-step process used in training."""
     return _tables(_betas(), np.arange(TIMESTEPS))
 
 
 @functools.cache
-def respaced(steps):
+def respaced(steps: int) -> Tables:
     """Tables of the process that visits `steps` evenly spaced timesteps (both ends included).
 
     100 steps give timesteps 0, 10, 20, ..., 989, 999 as the official `space_timesteps` does.
@@ -72,8 +73,10 @@ def respaced(steps):
     return _tables(betas, timesteps)
 
 
-def q_sample(x0, t, noise):
-    """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) noise; x0, noise (..., C), t (...)."""
+def q_sample(
+    x0: Float[Array, '*#B C'], t: Int[Array, '*B'], noise: Float[Array, '*B C']
+) -> Float[Array, '*B C']:
+    """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) noise."""
     alpha_bar = tables().alpha_bar
     a = jnp.asarray(np.sqrt(alpha_bar), x0.dtype)[t][..., None]
     s = jnp.asarray(np.sqrt(1.0 - alpha_bar), x0.dtype)[t][..., None]
@@ -101,19 +104,25 @@ def _discretized_log_likelihood(x, mean, log_scale):
 
 
 class LossTerms(NamedTuple):
-    """Loss parts per row, each (...)."""
+    """Loss parts per row."""
 
-    mse: jax.Array  # mean over channels of the squared error of epsilon
-    vlb: jax.Array  # variational bound in bits, mean over channels; no 1/1000 factor
+    mse: Float[Array, '*B']  # mean over channels of the squared error of epsilon
+    vlb: Float[Array, '*B']  # variational bound in bits, mean over channels; no 1/1000 factor
 
     @property
-    def total(self):
+    def total(self) -> Float[Array, '*B']:
         """The training loss, MSE + VLB (official LossType.MSE with LEARNED_RANGE)."""
         return self.mse + self.vlb
 
 
-def loss_terms(output, x0, x_t, t, noise):
-    """Loss of the network's `output` (..., 2C) for clean x0, noisy x_t and noise (..., C), t (...).
+def loss_terms(
+    output: Float[Array, '*B C2'],
+    x0: Float[Array, '*#B C'],
+    x_t: Float[Array, '*B C'],
+    t: Int[Array, '*B'],
+    noise: Float[Array, '*B C'],
+) -> LossTerms:
+    """Loss of the network's `output` (epsilon, then v: C2 = 2C) for clean x0 and noisy x_t.
 
     The bound trains the variance alone: the mean prediction inside it is detached. At t = 0 it is
     the discretised likelihood. All in float32.

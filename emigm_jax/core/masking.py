@@ -7,15 +7,18 @@ bounds the counts (`budgets`).
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.stats
+from jaxtyping import Array, Float, Int32, PRNGKeyArray
 
 from emigm_jax.core import schedules
 from emigm_jax.errors import check_choice, check_range
+
+_Either = TypeVar('_Either', Array, np.ndarray)
 
 TIME_SHIFT = 1e-3  # p = (1 - 1e-3) t + 1e-3 keeps gamma above zero (official models/emigm.py:177)
 MIN_MASKED = 2  # the official loop redraws until two tokens are masked
@@ -79,23 +82,23 @@ class Budget(NamedTuple):
 class Masks(NamedTuple):
     """Masks of B images, in generation order."""
 
-    t: jax.Array  # (B,) time
-    visible: jax.Array  # (B,) int32, tokens order[:visible] are seen by the encoder
-    order: jax.Array  # (B, N) int32 permutation of positions
-    weight: jax.Array  # (B,) w(t)
+    t: Float[Array, ' B']  # time
+    visible: Int32[Array, ' B']  # tokens order[:visible] are seen by the encoder
+    order: Int32[Array, 'B N']  # permutation of positions
+    weight: Float[Array, ' B']  # w(t)
 
 
-def shifted(t):
+def shifted(t: Float[_Either, '*T']) -> Float[_Either, '*T']:
     """The time at which gamma is read in training, p = (1 - 1e-3) t + 1e-3."""
     return (1.0 - TIME_SHIFT) * t + TIME_SHIFT
 
 
-def group_count(config, batch):
+def group_count(config: MaskingConfig, batch: int) -> int:
     """Groups that a batch is cut into: `config.groups` where strata allow it, else 1."""
     return math.gcd(config.groups, batch) if config.sharing == 'stratified' else 1
 
 
-def budgets(config, tokens, groups):
+def budgets(config: MaskingConfig, tokens: int, groups: int) -> tuple[Budget, ...]:
     """Static `Budget` of each group, from the range of t its stratum can draw.
 
     Group g of G holds the quantiles [g/G, (g+1)/G] of t. Sizes are rounded up to N/32 tokens, so
@@ -133,7 +136,7 @@ def _quantiles(config, key, keys, groups):
     return jnp.minimum(u, np.float32(1.0 - 2.0**-24))
 
 
-def draw(config, key, tokens, batch, groups):
+def draw(config: MaskingConfig, key: PRNGKeyArray, tokens: int, batch: int, groups: int) -> Masks:
     """Draws the `Masks` of a batch.
 
     Image j belongs to group j % groups, and its order and count depend on (key, j) alone, so that
@@ -167,6 +170,6 @@ def draw(config, key, tokens, batch, groups):
     )
 
 
-def random_order(key, tokens):
-    """A uniformly random permutation of `tokens` positions, (N,) int32."""
+def random_order(key: PRNGKeyArray, tokens: int) -> Int32[Array, ' {tokens}']:
+    """A uniformly random permutation of `tokens` positions."""
     return jnp.argsort(jax.random.bits(key, (tokens,))).astype(jnp.int32)

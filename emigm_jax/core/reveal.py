@@ -6,16 +6,18 @@ anything runs. `segments` then cuts it into runs of steps that share static shap
 
 import dataclasses
 import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import scipy.stats
+from jaxtyping import Array, Bool, Float32, Float64, Int
 
 from emigm_jax.core import schedules
 from emigm_jax.errors import check_choice, check_range
 
 END_TIME = 1e-5  # timesteps = linspace(1, 1e-5, K + 1), official models/emigm.py:348
-TAIL = 1e-6  # probability that a per-image count exceeds its static budget and is cut to it
+TAIL = 1e-6  # probability that a per-image count exceeds its static budget and is limited to it
 
 # f(r) in guidance = 1 + (cfg - 1) f(r); r is the fraction revealed after the step.
 GUIDANCE_SCHEDULES = {
@@ -60,11 +62,11 @@ class RevealConfig:
 class Plan(NamedTuple):
     """Counts and guidance of B images over K steps (B = 1: shared by all)."""
 
-    counts: np.ndarray  # (B, K) int32, rows sum to N
-    guidance: np.ndarray  # (B, K) float32
-    guided: np.ndarray  # (K,) bool: does the step need the null condition?
-    visible_budget: np.ndarray  # (K,) most tokens visible before the step, over all plans
-    reveal_budget: np.ndarray  # (K,) most tokens revealed in the step; 0: the step never runs
+    counts: Int[np.ndarray, 'B K']  # rows sum to N
+    guidance: Float32[np.ndarray, 'B K']
+    guided: Bool[np.ndarray, ' K']  # does the step need the null condition?
+    visible_budget: Int[np.ndarray, ' K']  # most tokens visible before the step, over all plans
+    reveal_budget: Int[np.ndarray, ' K']  # most tokens revealed in the step; 0: it never runs
 
 
 class Segment(NamedTuple):
@@ -77,21 +79,21 @@ class Segment(NamedTuple):
     guided: bool
 
 
-def times(steps):
-    """t_0 = 1 > t_1 > ... > t_K = 1e-5, float64 (K+1,)."""
+def times(steps: int) -> Float64[np.ndarray, ' {steps}+1']:
+    """t_0 = 1 > t_1 > ... > t_K = 1e-5."""
     return np.linspace(1.0, END_TIME, steps + 1)
 
 
-def reveal_probabilities(schedule, steps):
-    """Probability that a masked token is revealed in each step, (K,); 1 in the last."""
+def reveal_probabilities(schedule: str, steps: int) -> Float64[np.ndarray, ' {steps}']:
+    """Probability that a masked token is revealed in each step; 1 in the last."""
     t = times(steps)
     p = schedules.reveal_probability(schedule, t[:-1], t[1:])
     p[-1] = 1.0
     return p
 
 
-def guided_steps(config):
-    """Steps run with guidance, (K,) bool: the interval is half open and tests s, not t."""
+def guided_steps(config: RevealConfig) -> Bool[np.ndarray, ' {config.steps}']:
+    """Steps run with guidance: the interval is half open and tests s, not t."""
     s = times(config.steps)[1:]
     inside = (config.guidance_from < s) & (s <= config.guidance_to)
     return inside & (config.guidance != 1.0)
@@ -144,7 +146,7 @@ def _quantile_budgets(config, tokens):
     return visible.astype(int), np.minimum(reveal, tokens).astype(int)
 
 
-def _cut_to(counts, reveal_budget, tokens):
+def _limited_to(counts, reveal_budget, tokens):
     """Moves what exceeds a step's budget to the steps after it; the last step takes the rest."""
     counts, masked = counts.copy(), tokens
     for k in range(len(counts) - 1):
@@ -155,34 +157,40 @@ def _cut_to(counts, reveal_budget, tokens):
     return counts
 
 
-def plan(config, tokens, seeds=()):
+def plan(
+    config: RevealConfig,
+    tokens: int,
+    seeds: Int[Array | np.ndarray, ' B'] | Sequence[int] = (),
+) -> Plan:
     """Draws the reveal plan of images with `seeds` (only read when counts='per_image').
 
     Shared counts give budgets that are exact; counts per image get budgets from the quantiles of
     the schedule, so that the shapes are the same for every batch.
     """
-    per_image = config.counts == 'per_image' and config.rule == 'bernoulli'
     if config.rule == 'fixed':
-        counts = _fixed_counts(config, tokens)[None]
-    elif per_image:
-        visible, reveal = _quantile_budgets(config, tokens)
-        draws = [_bernoulli_counts(config, tokens, [config.plan_seed, int(i)]) for i in seeds]
-        counts = np.stack([_cut_to(c, reveal, tokens) for c in draws])
-    else:
+        return plan_of_counts(config, _fixed_counts(config, tokens)[None], tokens)
+    if config.counts == 'shared':
         counts = _bernoulli_counts(config, tokens, [config.plan_seed, 0])[None]
-    if not per_image:
         return plan_of_counts(config, counts, tokens)
+    visible, reveal = _quantile_budgets(config, tokens)
+    draws = [_bernoulli_counts(config, tokens, [config.plan_seed, int(i)]) for i in seeds]
+    counts = np.stack([_limited_to(c, reveal, tokens) for c in draws])
     return Plan(counts, _guidance(config, counts, tokens), guided_steps(config), visible, reveal)
 
 
-def plan_of_counts(config, counts, tokens):
-    """The plan of given counts (1, K), e.g. recorded ones; its budgets are exact."""
+def plan_of_counts(config: RevealConfig, counts: Int[np.ndarray, '1 K'], tokens: int) -> Plan:
+    """The plan of given counts, e.g. recorded ones; its budgets are exact."""
     reveal = counts[0]
     visible = np.cumsum(reveal) - reveal
     return Plan(counts, _guidance(config, counts, tokens), guided_steps(config), visible, reveal)
 
 
-def segments(plan, step_cost, most=12, slack=0.03):
+def segments(
+    plan: Plan,
+    step_cost: Callable[[int, int, bool], float],
+    most: int = 12,
+    slack: float = 0.03,
+) -> tuple[Segment, ...]:
     """Cuts a plan into at most `most` segments, as few as keep the padded cost within `slack`.
 
     `step_cost(visible, reveal, guided)` prices one step in FLOPs. Dynamic programming over the
@@ -201,8 +209,9 @@ def segments(plan, step_cost, most=12, slack=0.03):
         return one * (j - i)
 
     costs = {(i, j): cost(i, j) for i in range(steps) for j in range(i + 1, steps + 1)}
-    best = {(0, 0): (0.0, ())}
-    for count in range(1, max(most, _switches(guided)) + 1):
+    best: dict[tuple[int, int], tuple[float, tuple[int, ...]]] = {(0, 0): (0.0, ())}
+    limit = max(most, _switches(guided))
+    for count in range(1, limit + 1):
         for j in range(1, steps + 1):
             options = [
                 (best[count - 1, i][0] + costs[i, j], (*best[count - 1, i][1], i))
@@ -215,7 +224,7 @@ def segments(plan, step_cost, most=12, slack=0.03):
         if total <= (1.0 + slack) * ideal:
             break
     else:
-        total, cuts = min(best[c, steps] for c in range(1, count + 1) if (c, steps) in best)
+        total, cuts = min(best[c, steps] for c in range(1, limit + 1) if (c, steps) in best)
     edges = zip(cuts, (*cuts[1:], steps), strict=True)
     return tuple(
         Segment(i, j, int(visible[i:j].max()), int(reveal[i:j].max()), bool(guided[i]))

@@ -5,9 +5,14 @@ The functions take NumPy or JAX arrays alike: reveal plans are drawn on the host
 training masks on the device in float32.
 """
 
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
+
+_Either = TypeVar('_Either', Array, np.ndarray)
 
 RATE = 5.0  # of the two exponential schedules; App. D prints 5, the official code as well
 
@@ -42,13 +47,15 @@ SCHEDULES = {
 }
 
 
-def mdm_weight(schedule, t):
-    """w(t) = gamma'(t) / gamma(t) = d/dt log gamma(t), the MDM weight of Eq. 4; shape of `t`."""
+def mdm_weight(schedule: str, t: Float[Array, '*T']) -> Float[Array, '*T']:
+    """w(t) = gamma'(t) / gamma(t) = d/dt log gamma(t), the MDM weight of Eq. 4."""
     log_gamma = lambda t: jnp.log(SCHEDULES[schedule](t))
     return jax.jvp(log_gamma, (t,), (jnp.ones_like(t),))[1]
 
 
-def reveal_probability(schedule, t, s):
+def reveal_probability(
+    schedule: str, t: Float[_Either, '*T'], s: Float[_Either, '*T']
+) -> Float[_Either, '*T']:
     """Probability that a token masked at t is revealed by s < t: 1 - gamma(s)/gamma(t) (Eq. 6)."""
     gamma = SCHEDULES[schedule]
     return 1.0 - gamma(s) / gamma(t)

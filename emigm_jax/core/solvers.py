@@ -12,16 +12,18 @@ on the host in float64.
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Float64
 
 from emigm_jax.core import gaussian
 from emigm_jax.errors import UserError, check_choice, check_range
 
-# Steps with half log-SNR below this are cut from the grid: 996 of 1000 remain for the cosine betas
+# Steps with half log-SNR below this are not in the grid: 996 of 1000 remain for the cosine betas
 # (official models/dpm_solver.py; the released samplers depend on it).
 LAMBDA_FLOOR = -5.1
 SOLVERS = ('dpm', 'ddim', 'ddpm')
@@ -49,30 +51,30 @@ class SolverConfig:
 
 
 class Table(NamedTuple):
-    """Rows of a solver, each array (R,) float64."""
+    """Rows of a solver."""
 
-    t: np.ndarray  # time the network is told, on the 0..999 scale, fractional for DPM-Solver
-    alpha: np.ndarray
-    sigma: np.ndarray
-    start: np.ndarray  # 1 where an outer step begins
-    base: np.ndarray
-    first: np.ndarray
-    now: np.ndarray
-    log_variance_low: np.ndarray  # DDPM: bounds between which the network's v interpolates
-    log_variance_high: np.ndarray
-    noise: np.ndarray  # DDPM: 1, and 0 in the last row; temperature goes in here
+    t: Float64[np.ndarray, ' R']  # the network's time, 0..999, fractional for DPM-Solver
+    alpha: Float64[np.ndarray, ' R']
+    sigma: Float64[np.ndarray, ' R']
+    start: Float64[np.ndarray, ' R']  # 1 where an outer step begins
+    base: Float64[np.ndarray, ' R']
+    first: Float64[np.ndarray, ' R']
+    now: Float64[np.ndarray, ' R']
+    log_variance_low: Float64[np.ndarray, ' R']  # DDPM: the network's v interpolates between them
+    log_variance_high: Float64[np.ndarray, ' R']
+    noise: Float64[np.ndarray, ' R']  # DDPM: 1, and 0 in the last row; temperature goes in here
 
 
 class Grid(NamedTuple):
     """The clipped log-SNR grid: continuous time, log alpha, half log-SNR; ascending in time."""
 
-    t: np.ndarray
-    log_alpha: np.ndarray
-    lam: np.ndarray
+    t: Float64[np.ndarray, ' T']
+    log_alpha: Float64[np.ndarray, ' T']
+    lam: Float64[np.ndarray, ' T']
 
 
 @functools.cache
-def grid():
+def grid() -> Grid:
     """996 entries at t = (k+1)/996 that keep lambda >= -5.1."""
     log_alpha = 0.5 * np.log(gaussian.tables().alpha_bar)
     lam = log_alpha - 0.5 * np.log(-np.expm1(2.0 * log_alpha))
@@ -105,7 +107,7 @@ def _outer_orders(steps, order):
     return [order] * full + [rest] * (rest > 0)
 
 
-def dpm_table(steps, order=3):
+def dpm_table(steps: int, order: int = 3) -> Table:
     """DPM-Solver++ singlestep of `order` <= 3, uniform in log-SNR, `steps` network calls."""
     orders = _outer_orders(steps, order)
     g = grid()
@@ -155,7 +157,7 @@ def _outer_step(order, low, high):
     return rows
 
 
-def ddim_table(steps):
+def ddim_table(steps: int) -> Table:
     """DDIM (eta = 0) on the respaced process, `steps` network calls."""
     table = gaussian.respaced(steps)
     rows = []
@@ -176,7 +178,7 @@ def ddim_table(steps):
     return _stack(rows[::-1])
 
 
-def ddpm_table(steps, temperature=1.0):
+def ddpm_table(steps: int, temperature: float = 1.0) -> Table:
     """Ancestral sampling on the respaced process with the learned variance."""
     table = gaussian.respaced(steps)
     rows = []
@@ -203,8 +205,8 @@ def _stack(rows):
     return Table(*(column(name) for name in Table._fields))
 
 
-def table(config):
-    """The `Table` of a `SolverConfig`."""
+def table(config: SolverConfig) -> Table:
+    """The rows of the configured solver."""
     return {
         'dpm': lambda: dpm_table(config.steps, config.order),
         'ddim': lambda: ddim_table(config.steps),
@@ -212,8 +214,13 @@ def table(config):
     }[config.name]()
 
 
-def solve(table, network, x, noise=None):
-    """Runs a solver from x ~ N(0, 1) to a sample, shape of x (..., C), float32.
+def solve(
+    table: Table,
+    network: Callable[[Array, Array], tuple[Array, Array]],
+    x: Float[Array, '*B C'],
+    noise: Callable[[Array], Array] | None = None,
+) -> Float[Array, '*B C']:
+    """Runs a solver from x ~ N(0, 1) to a sample.
 
     Args:
       table: rows of the solver.
@@ -232,6 +239,7 @@ def solve(table, network, x, noise=None):
         first = jnp.where(row.start > 0, m, first)
         x = row.base * base + row.first * first + row.now * m
         if stochastic:
+            assert noise is not None
             fraction = (v + 1.0) / 2.0
             high, low = row.log_variance_high, row.log_variance_low
             log_variance = fraction * high + (1.0 - fraction) * low

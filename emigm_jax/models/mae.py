@@ -5,38 +5,41 @@ static length V with the few slots beyond an image's own count hidden from atten
 are never in it. The decoder's last block computes only the rows that are read.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32, PRNGKeyArray
 
+from emigm_jax.models.config import ModelConfig
 from emigm_jax.nn import transformer
 from emigm_jax.nn.layers import embedding, layer_norm, linear
 from emigm_jax.parallel import sharding
 
 
 class Positions(NamedTuple):
-    """Position embeddings gathered into generation order, each (B, N, D)."""
+    """Position embeddings gathered into generation order."""
 
-    encoder: jax.Array
-    decoder: jax.Array
-    output: jax.Array  # added to z ("diffusion position embedding")
+    encoder: Float32[Array, 'B N D']
+    decoder: Float32[Array, 'B N D']
+    output: Float32[Array, 'B N D']  # added to z ("diffusion position embedding")
 
 
 class Visible(NamedTuple):
     """What the encoder is given of a group of B images: their visible prefixes, of length V."""
 
-    tokens: jax.Array  # (B, V, C), the first V tokens in generation order
-    position: jax.Array  # (B, V, D) encoder position embeddings of these tokens
-    condition: jax.Array  # (B, D) class embeddings
-    count: jax.Array  # (B,) int32, how many of the V tokens each image really sees
+    tokens: Float[Array, 'B V C']  # the first V tokens in generation order
+    position: Float32[Array, 'B V D']  # encoder position embeddings of these tokens
+    condition: Float32[Array, 'B D']  # class embeddings
+    # How many of the V tokens each image really sees. (Nobody counts in this tuple.)
+    count: Int32[Array, ' B']  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 class MaskedAutoencoder(nnx.Module):
     """Maps visible tokens and a class to conditions z of masked tokens."""
 
-    def __init__(self, config, rngs):
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         self.config = config
         width, dtype = config.width, config.compute_dtype
         block = transformer.BlockConfig(
@@ -67,19 +70,21 @@ class MaskedAutoencoder(nnx.Module):
         self.decoder_last = transformer.Block(block, rngs)
         self.decoder_norm = layer_norm(width, rngs)
 
-    def condition(self, labels, null=None):
-        """Class embeddings (B, D); rows where `null` (B,) bool is set get the null class."""
+    def condition(
+        self, labels: Int[Array, ' B'], null: Bool[Array, ' B'] | None = None
+    ) -> Float32[Array, 'B D']:
+        """Class embeddings; rows where `null` is set get the null class."""
         embedded = self.class_embed[...][labels]
         if null is not None:
             embedded = jnp.where(null[:, None], self.null(), embedded)
         return sharding.constrain_batch(embedded)
 
-    def null(self):
-        """Embedding of the null class (D,)."""
+    def null(self) -> Float32[Array, ' D']:
+        """Embedding of the null class."""
         return (self.mask_token if self.config.shared_null else self.null_token)[...]
 
-    def positions(self, order):
-        """Gathers the position embeddings once for an order (B, N)."""
+    def positions(self, order: Int[Array, 'B N']) -> Positions:
+        """Gathers the position embeddings once for an order."""
         buffer = self.config.buffer
         return sharding.constrain_batch(
             Positions(
@@ -89,15 +94,17 @@ class MaskedAutoencoder(nnx.Module):
             )
         )
 
-    def encode(self, groups, key=None):
+    def encode(
+        self, groups: Sequence[Visible], key: PRNGKeyArray | None = None
+    ) -> list[Float32[Array, '_B _L D']]:
         """Encodes the visible prefixes of groups of images.
 
         Args:
-          groups: list of `Visible`, whose prefixes may have different lengths V.
+          groups: their prefixes may have different lengths V.
           key: dropout key or None.
 
         Returns:
-          Per group (B, buffer + V, D) float32; rows beyond an image's count are meaningless.
+          Per group (B, buffer + V, D); rows beyond an image's count are meaningless.
         """
         lengths = None
         if self.config.mae:
@@ -118,13 +125,18 @@ class MaskedAutoencoder(nnx.Module):
         seen = jnp.arange(x.shape[1]) < (buffer + group.count)[:, None]
         return jnp.where(seen[..., None], x, self.mask_token[...])
 
-    def decoder_input(self, encoded, position, visible):
-        """Decoder tokens before the first block, (B, buffer + N, D) float32.
+    def decoder_input(
+        self,
+        encoded: Float32[Array, 'B E D'],
+        position: Float32[Array, 'B N D'],
+        visible: Int[Array, ' B'],
+    ) -> Float32[Array, 'B N+{self.config.buffer} D']:
+        """Decoder tokens before the first block.
 
         Args:
-          encoded: (B, buffer + V, D) from `encode`.
-          position: (B, N, D) decoder position embeddings in generation order.
-          visible: (B,) int32.
+          encoded: from `encode`; E = buffer + V.
+          position: decoder position embeddings in generation order.
+          visible: how many tokens each image sees.
         """
         buffer, tokens = self.config.buffer, self.config.tokens
         x = self.decoder_embed(encoded).astype(jnp.float32)
@@ -137,21 +149,29 @@ class MaskedAutoencoder(nnx.Module):
         head = jnp.broadcast_to(self.decoder_position[...][:buffer], shape)
         return sharding.constrain_batch(x + jnp.concatenate([head, position], axis=1))
 
-    def decode(self, x, key=None):
-        """All decoder blocks but the last: (B, L, D) -> (B, L, D) float32."""
+    def decode(
+        self, x: Float32[Array, 'B L D'], key: PRNGKeyArray | None = None
+    ) -> Float32[Array, 'B L D']:
+        """All decoder blocks but the last."""
         return self.decoder([x], key=key)[0]
 
-    def read_out(self, x, rows, position, key=None):
+    def read_out(
+        self,
+        x: Float32[Array, 'B L D'],
+        rows: Float32[Array, 'B R D'],
+        position: Float32[Array, 'B R D'],
+        key: PRNGKeyArray | None = None,
+    ) -> Float32[Array, 'B R D']:
         """The last block and norm for some rows only.
 
         Args:
-          x: (B, L, D) from `decode`.
-          rows: (B, R, D), the rows of x to read (buffer tokens not counted among positions).
-          position: (B, R, D) output position embeddings of these rows.
+          x: from `decode`.
+          rows: the rows of x to read (buffer tokens not counted among positions).
+          position: output position embeddings of these rows.
           key: dropout key or None.
 
         Returns:
-          Conditions z (B, R, D) float32.
+          Conditions z.
         """
         z = self.decoder_norm(self.decoder_last(x, read=rows, key=key)) + position
         return sharding.constrain_batch(z)

@@ -8,25 +8,34 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from emigm_jax.nn.dropout import dropout
 
 CACHE_BYTES = 2**22  # logits beyond this are worked on head by head on a CPU
 
 
-def attend(q, k, v, heads, lengths=None, rate=0.0, key=None):
+def attend(
+    q: Float[Array, 'B Q D'],
+    k: Float[Array, 'B L D'],
+    v: Float[Array, 'B L D'],
+    heads: int,
+    lengths: Int[Array, ' B'] | None = None,
+    rate: float = 0.0,
+    key: PRNGKeyArray | None = None,
+) -> Float[Array, 'B Q D']:
     """Multi-head attention with softmax scale head_dim^-0.5.
 
     Args:
-      q: (B, Q, D) queries, the heads one after the other along D.
-      k, v: (B, L, D) keys and values.
+      q: queries, the heads one after the other along D.
+      k, v: keys and values.
       heads: number of heads; divides D.
-      lengths: (B,) keys at or beyond the length are hidden; None: all are seen.
+      lengths: keys at or beyond the length are hidden; None: all are seen.
       rate: dropout of the attention weights.
       key: dropout key or None.
 
     Returns:
-      (B, Q, D) in the dtype of q. Softmax is float32.
+      In the dtype of q. Softmax is float32.
     """
     by_head = lambda a: a.reshape(*a.shape[:-1], heads, -1)
     q, k, v = by_head(q), by_head(k), by_head(v)

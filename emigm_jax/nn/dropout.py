@@ -9,17 +9,23 @@ than the matrix products. Here one hash serves four entries, and runs once per p
 import jax
 import jax.numpy as jnp
 from jax.extend.random import threefry2x32_p
+from jaxtyping import Array, Float, PRNGKeyArray
 
 _BITS = 16  # per entry: a rate is off by less than 2^-17
 
 
-def dropout(x, rate, key, shape=None):
+def dropout(
+    x: Float[Array, '*B L D'],
+    rate: float,
+    key: PRNGKeyArray | None,
+    shape: tuple[int, ...] | None = None,
+) -> Float[Array, '*B L D']:
     """Drops entries of `x` with probability `rate` and scales up the others.
 
-    What is dropped depends on the key and the shape alone, not on how devices cut the array.
+    What is dropped depends on the key and the shape alone, not on how the array is sharded.
 
     Args:
-      x: (..., L, D); the first of these dimensions may be cut over devices, and D, but not L.
+      x: the first dimension may be sharded, and D, but not L.
       rate: in [0, 1).
       key: of any implementation; None, or a rate of 0, leaves `x` as it is.
       shape: (..., L, D) of `x` where some of its dimensions are merged; None: its own.
@@ -36,7 +42,7 @@ def _at_least(threshold, key, shape):
     """Whether 16 random bits per entry, read as a number, are no less than `threshold`."""
     *lead, rows, columns = shape
     # Two words of 32 bits make four entries; these lie a quarter of the rows apart, since rows
-    # are never cut over devices and moving them about costs less than moving columns.
+    # are never sharded and moving them about costs less than moving columns.
     quarter = -(-rows // 4)
     words = _words(key, (*lead, quarter, columns))
     least = jnp.uint32(threshold << _BITS)

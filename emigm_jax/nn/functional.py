@@ -7,29 +7,34 @@ definition plus a nested dict of arrays. Training, sampling, checkpoints and sha
 import dataclasses
 import hashlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import PRNGKeyArray
 
 from emigm_jax.parallel import sharding
+
+Params = dict[str, Any]  # parameters: a nested dict of arrays, or of their shapes
+Carry = TypeVar('Carry')
 
 
 @dataclasses.dataclass(frozen=True)
 class Functional:
     """A module as two pure functions."""
 
-    init: Callable[[jax.Array], dict]  # key -> parameters, a nested dict of arrays
-    bind: Callable[[dict], Any]  # parameters -> module whose methods can be called
+    init: Callable[[PRNGKeyArray], Params]
+    bind: Callable[[Params], Any]  # parameters -> module whose methods can be called
 
-    def shapes(self):
-        """Parameters as a nested dict of `jax.ShapeDtypeStruct`; touches no device."""
+    def shapes(self) -> Params:
+        """Parameters as `jax.ShapeDtypeStruct`; touches no device."""
         return jax.eval_shape(self.init, jax.random.key(0))
 
 
-def functional(build):
-    """Makes a `Functional` of `build(rngs) -> nnx.Module`; nothing is allocated."""
+def functional(build: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
+    """Makes a `Functional` of what builds a module; nothing is allocated."""
 
     def init(key):
         return nnx.to_pure_dict(nnx.state(build(nnx.Rngs(params=key)), nnx.Param))
@@ -38,7 +43,7 @@ def functional(build):
     return Functional(init=init, bind=lambda params: nnx.merge(graph, params))
 
 
-def stack(build, depth, rngs):
+def stack(build: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> nnx.Module:
     """A module whose parameters carry a leading axis of `depth` independent initialisations."""
     net = functional(build)
     params = jax.vmap(net.init)(jax.random.split(rngs.params(), depth))
@@ -49,21 +54,27 @@ def stack(build, depth, rngs):
 class Loop:
     """How a stack of layers is run."""
 
-    dtype: Any = None  # of matrix products, in which sharded kernels are gathered
+    dtype: DTypeLike | None = None  # of matrix products, in which sharded kernels are gathered
     remat: str = 'none'  # what the backward pass recomputes, a key of REMAT
     # A Python loop in place of `lax.scan`: no stacking of what the backward pass needs, which pays
     # for small models on CPUs, but compile time grows with depth.
     unroll: bool = False
 
 
-def scan(module, x, body, loop=Loop(), xs=None):
+def scan(
+    module: nnx.Module,
+    x: Carry,
+    body: Callable[[Any, Carry, Any], Carry],
+    loop: Loop = Loop(),
+    xs: Any = None,
+) -> Carry:
     """Applies a `stack`ed module layer by layer: x = body(layer, x, xs_l), by one `lax.scan`.
 
     Args:
       module: from `stack`.
       x: the carry, e.g. activations (B, L, D).
       body: (layer, x, xs_l) -> x; `layer` is the unstacked module.
-      loop: `Loop`.
+      loop: how to run it.
       xs: pytree with a leading layer axis, e.g. dropout keys, or None.
     """
     graph, state = nnx.split(module)
@@ -83,7 +94,7 @@ def scan(module, x, body, loop=Loop(), xs=None):
 
 
 # They compute nothing, so what goes in can be kept in place of what comes out. The first is how
-# `sharding.gathered_for_use` makes whole parameters, which are then not kept either.
+# `sharding.gathered_for_use` gathers parameters, which are then not kept either.
 _FREE = ('custom_vjp_call', 'sharding_constraint', 'name', 'reshape', 'slice', 'squeeze')
 
 # Checkpoint policies by name: none recomputes nothing (but gathers sharded parameters again), full
@@ -95,16 +106,16 @@ REMAT = {
 }
 
 
-def parameter_count(params):
-    """Number of scalars in a nested dict of arrays or shapes."""
+def parameter_count(params: Params) -> int:
+    """Number of scalars."""
     return sum(p.size for p in jax.tree.leaves(params))
 
 
-def fingerprint(params, title=''):
-    """Short hex digest of a tree of arrays: names, shapes, dtypes and every number."""
+def fingerprint(params: Params, title: str = '') -> str:
+    """Short hex digest of arrays: names, shapes, dtypes and every number."""
     digest = hashlib.sha256(title.encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         leaf = np.asarray(leaf)
         digest.update(f'{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}\n'.encode())
-        digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))
+        digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()[:16]

@@ -4,6 +4,9 @@ import math
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.nn.initializers import Initializer
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float32, Num
 
 LAYER_NORM_EPSILON = 1e-6
 
@@ -12,12 +15,18 @@ zeros = nnx.initializers.zeros_init()
 normal = nnx.initializers.normal(0.02)
 
 
-def linear(inputs, outputs, rngs, dtype, init=xavier_uniform):
+def linear(
+    inputs: int,
+    outputs: int,
+    rngs: nnx.Rngs,
+    dtype: DTypeLike | None,
+    init: Initializer = xavier_uniform,
+) -> nnx.Linear:
     """Linear layer with bias: float32 parameters, computes in and returns `dtype`."""
     return nnx.Linear(inputs, outputs, dtype=dtype, kernel_init=init, rngs=rngs)
 
 
-def layer_norm(width, rngs, affine=True):
+def layer_norm(width: int, rngs: nnx.Rngs, affine: bool = True) -> nnx.LayerNorm:
     """LayerNorm in float32, whatever the input."""
     return nnx.LayerNorm(
         width,
@@ -30,13 +39,15 @@ def layer_norm(width, rngs, affine=True):
     )
 
 
-def embedding(shape, rngs):
+def embedding(shape: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Param:
     """Learned table, N(0, 0.02)."""
     return nnx.Param(normal(rngs.params(), shape, jnp.float32))
 
 
-def time_features(t, width=256, max_period=10000.0):
-    """Sinusoids of diffusion time t (...,), cosines first: (..., width) float32."""
+def time_features(
+    t: Num[Array, '*T'], width: int = 256, max_period: float = 10000.0
+) -> Float32[Array, '*T {width}']:
+    """Sinusoids of diffusion time t, cosines first."""
     half = width // 2
     frequency = jnp.exp(-math.log(max_period) / half * jnp.arange(half, dtype=jnp.float32))
     angle = t.astype(jnp.float32)[..., None] * frequency

@@ -4,11 +4,14 @@ The residual stream, LayerNorm and softmax are float32; matrix products run in t
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Float32, Int, PRNGKeyArray
 
 from emigm_jax.nn import attention, functional
 from emigm_jax.nn.dropout import dropout
@@ -25,24 +28,30 @@ class BlockConfig:
     mlp_ratio: float
     attention_dropout: float
     projection_dropout: float
-    dtype: jnp.dtype
+    dtype: DTypeLike  # of matrix products
 
 
 class Attention(nnx.Module):
     """Multi-head attention with one fused q|k|v matrix, softmax scale head_dim^-0.5."""
 
-    def __init__(self, config, rngs):
+    def __init__(self, config: BlockConfig, rngs: nnx.Rngs):
         self.config = config
         self.qkv = linear(config.width, 3 * config.width, rngs, config.dtype)
         self.out = linear(config.width, config.width, rngs, config.dtype)
 
-    def __call__(self, x, read=None, lengths=None, key=None):
-        """Attends from `read` (B, Q, D), or from x itself, to x (B, L, D): (B, Q, D).
+    def __call__(
+        self,
+        x: Float[Array, 'B L D'],
+        read: Float[Array, 'B Q D'] | None = None,
+        lengths: Int[Array, ' B'] | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> Float[Array, 'B Q D']:
+        """Attends from `read`, or from x itself (Q = L), to x.
 
         Args:
           x: normalised tokens, the keys and values.
           read: normalised tokens that ask; only these rows are computed.
-          lengths: (B,) keys at or beyond the length are hidden; None: all are seen.
+          lengths: keys at or beyond the length are hidden; None: all are seen.
           key: dropout key or None.
         """
         config = self.config
@@ -60,11 +69,12 @@ class Attention(nnx.Module):
     def _project(self, x, which):
         """Some of q, k and v of x (B, L, D), each (B, L, D), by one product."""
         width, dtype = self.config.width, self.config.dtype
-        # Cut by heads within each of q, k and v, not along the fused columns.
+        # Sharded by heads within each of q, k and v, not along the fused columns.
         kernel = self.qkv.kernel[...].reshape(width, 3, width)[:, which].astype(dtype)
         kernel = checkpoint_name(
             sharding.constrain(kernel, None, None, 'tensor').reshape(width, -1), sharding.GATHERED
         )
+        assert self.qkv.bias is not None
         bias = self.qkv.bias[...].reshape(3, width)[which].astype(dtype)
         projected = (x.astype(dtype) @ kernel).reshape(*x.shape[:-1], -1, width) + bias
         parts = (projected[..., i, :] for i in range(projected.shape[-2]))
@@ -74,13 +84,15 @@ class Attention(nnx.Module):
 class Mlp(nnx.Module):
     """Two linear layers with exact (erf) GELU, dropout after both."""
 
-    def __init__(self, config, rngs):
+    def __init__(self, config: BlockConfig, rngs: nnx.Rngs):
         self.config = config
         hidden = round(config.width * config.mlp_ratio)
         self.expand = linear(config.width, hidden, rngs, config.dtype)
         self.contract = linear(hidden, config.width, rngs, config.dtype)
 
-    def __call__(self, x, key=None):
+    def __call__(
+        self, x: Float[Array, '*B D'], key: PRNGKeyArray | None = None
+    ) -> Float[Array, '*B D']:
         rate, shape = self.config.projection_dropout, x.shape
         x = x.reshape(-1, shape[-1])  # XLA's CPU products of matrices are faster than of stacks
         hidden = sharding.constrain(self.expand(x), 'batch', 'tensor')
@@ -92,18 +104,24 @@ class Mlp(nnx.Module):
 class Block(nnx.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, config, rngs):
+    def __init__(self, config: BlockConfig, rngs: nnx.Rngs):
         self.norm1 = layer_norm(config.width, rngs)
         self.attention = Attention(config, rngs)
         self.norm2 = layer_norm(config.width, rngs)
         self.mlp = Mlp(config, rngs)
 
-    def __call__(self, x, read=None, lengths=None, key=None):
-        """Transforms x (B, L, D) float32, or only its rows `read` (B, Q, D); see `Attention`."""
+    def __call__(
+        self,
+        x: Float32[Array, 'B L D'],
+        read: Float32[Array, 'B Q D'] | None = None,
+        lengths: Int[Array, ' B'] | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> Float32[Array, 'B Q D']:
+        """Transforms x, or only its rows `read`; see `Attention`."""
         normed = self.norm1(x)
-        asked = None if read is None else self.norm1(read)
+        queries = None if read is None else self.norm1(read)
         x = x if read is None else read
-        attended = self.attention(normed, asked, lengths, _fold(key, 0))
+        attended = self.attention(normed, queries, lengths, _fold(key, 0))
         residual = lambda x, more: sharding.constrain(
             x + more.astype(jnp.float32), 'batch', None, None
         )
@@ -114,22 +132,27 @@ class Block(nnx.Module):
 class Stack(nnx.Module):
     """`depth` blocks with stacked parameters, run by one scan."""
 
-    def __init__(self, depth, config, loop, rngs):
+    def __init__(self, depth: int, config: BlockConfig, loop: functional.Loop, rngs: nnx.Rngs):
         self.depth, self.loop = depth, loop
         self.blocks = functional.stack(lambda rngs: Block(config, rngs), depth, rngs)
 
-    def __call__(self, xs, lengths=None, key=None):
+    def __call__(
+        self,
+        xs: Sequence[Float32[Array, '_B _L D']],
+        lengths: Sequence[Int[Array, ' _B'] | None] | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Float32[Array, '_B _L D'], ...]:
         """Several batches of activations through all blocks.
 
         A layer's weights are read, and gathered where they are sharded, once for all batches.
 
         Args:
-          xs: tuple of activations (B, L, D) float32, each with its own B and L.
+          xs: activations, each with its own B and L.
           lengths: as in `Attention`, for each of them; None: all keys are seen.
           key: dropout key or None.
 
         Returns:
-          A tuple like `xs`.
+          Activations like `xs`.
         """
         lengths = (None,) * len(xs) if lengths is None else lengths
         keys = None if key is None else jax.random.split(key, self.depth)

@@ -6,14 +6,16 @@ from typing import final
 
 import numpy as np
 import tqdm
+from jaxtyping import UInt8
 
 from emigm_jax.checkpoints.runs import Saved
 from emigm_jax.config.settings import Config, SamplingConfig
 from emigm_jax.data import datasets
 from emigm_jax.data.interface import Dataset
 from emigm_jax.errors import UserError
+from emigm_jax.nn.functional import Params
 from emigm_jax.parallel import batches
-from emigm_jax.sampling.sampler import Progress, Sampler
+from emigm_jax.sampling.sampler import Integers, Progress, Sampler
 from emigm_jax.tokenizers.codec import Codec
 
 
@@ -22,7 +24,7 @@ from emigm_jax.tokenizers.codec import Codec
 class Generator:
     """Makes images in batches of one shape."""
 
-    params: dict
+    params: Params
     sampler: Sampler
     codec: Codec
     batch_size: int
@@ -37,13 +39,13 @@ class Generator:
         """The same model with other sampling settings."""
         return dataclasses.replace(self, sampler=Sampler(self.sampler.model, config))
 
-    def batch(self, labels: np.ndarray, seeds: np.ndarray) -> np.ndarray:
-        """One batch as it is: uint8 (B, H, W, colours) of labels (B,) and seeds (B,)."""
+    def batch(self, labels: Integers, seeds: Integers) -> UInt8[np.ndarray, 'B H W colours']:
+        """One batch of images as it is."""
         # Tokens stay on the devices between sampler and decoder.
         return np.asarray(self.codec.decode(self.sampler(self.params, labels, seeds)))
 
-    def images(self, labels: np.ndarray, seeds: np.ndarray) -> np.ndarray:
-        """uint8 images (M, H, W, colours) of labels (M,) (-1: null class) and seeds (M,)."""
+    def images(self, labels: Integers, seeds: Integers) -> UInt8[np.ndarray, 'M H W colours']:
+        """Any number M of images, in batches; label -1 is the null class."""
         labels, seeds = np.asarray(labels), np.asarray(seeds)
         size = min(self.batch_size, len(labels))
         images = []
@@ -53,13 +55,15 @@ class Generator:
             images.append(self.batch(*rows))
         return np.concatenate(images)[: len(labels)]
 
-    def steps(self, labels: np.ndarray, seeds: np.ndarray) -> Iterator[tuple[np.ndarray, Progress]]:
+    def steps(
+        self, labels: Integers, seeds: Integers
+    ) -> Iterator[tuple[UInt8[np.ndarray, 'B H W colours'], Progress]]:
         """As `batch`, but yields (images, `Progress`) after every step that reveals tokens."""
         for progress in self.sampler.steps(self.params, labels, seeds):
             yield np.asarray(self.codec.decode(progress.tokens)), progress
 
 
-def while_training(config: Config, data: Dataset) -> Callable[[dict], Generator]:
+def while_training(config: Config, data: Dataset) -> Callable[[Params], Generator]:
     """The function EMA parameters -> `Generator` of a run that evaluates itself.
 
     Raises:

@@ -6,27 +6,31 @@ which replays a recorded run of the official sampler exactly.
 """
 
 import functools
-from collections.abc import Callable, Iterator
-from typing import NamedTuple, final
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, final
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key
 
 from emigm_jax.config.settings import SamplingConfig
 from emigm_jax.core import flops, reveal, solvers
 from emigm_jax.core.masking import random_order
 from emigm_jax.models import emigm, mae
 from emigm_jax.models.emigm import ModelConfig
+from emigm_jax.nn.functional import Params
 from emigm_jax.parallel import batches
+
+Integers = Int[Array | np.ndarray, ' B'] | Sequence[int]  # labels or seeds of a batch
 
 
 class Progress(NamedTuple):
     """Where generation stands after one step."""
 
-    tokens: jax.Array  # (B, N, C) float32 in raster order, 0 where nothing is revealed yet
-    revealed: jax.Array  # (B, N) bool
+    tokens: Float32[Array, 'B N C']  # in raster order, 0 where nothing is revealed yet
+    revealed: Bool[Array, 'B N']
 
 
 @final
@@ -64,41 +68,43 @@ class Sampler:
         """Transformer evaluations per image as the paper counts them: guided steps are two."""
         return sum((s.stop - s.start) * (1 + s.guided) for s in self.segments)
 
-    def __call__(self, params: dict, labels: np.ndarray, seeds: np.ndarray) -> jax.Array:
+    def __call__(
+        self, params: Params, labels: Integers, seeds: Integers
+    ) -> Float32[Array, 'B N C']:
         """Generates images' tokens, the batch spread over the devices of this process.
 
         Args:
           params: parameters of the network; `batches.place` saves a copy for every call.
-          labels: (B,) ints, -1 for the null class (unconditional).
-          seeds: (B,) ints, image numbers.
+          labels: -1 for the null class (unconditional).
+          seeds: image numbers.
 
         Returns:
-          (B, N, C) float32 tokens in raster order.
+          Tokens in raster order.
         """
         return self._run(params, *self.arguments(labels, seeds))
 
-    def steps(self, params: dict, labels: np.ndarray, seeds: np.ndarray) -> Iterator[Progress]:
+    def steps(self, params: Params, labels: Integers, seeds: Integers) -> Iterator[Progress]:
         """As a call, but yields the `Progress` after every step; the last one is what it returns.
 
         Each kind of step is a program of its own, so the first steps of a kind take longer.
         """
-        labels, keys, counts, guidance = self.arguments(labels, seeds)
-        tokens = jnp.zeros((len(labels), self.model.tokens, self.model.channels), jnp.float32)
+        classes, keys, counts, guidance = self.arguments(labels, seeds)
+        tokens = jnp.zeros((len(classes), self.model.tokens, self.model.channels), jnp.float32)
         for segment in self.segments:
             if segment not in self._steps:
                 self._steps[segment] = batches.OverDevices(
                     functools.partial(_one_step, self.model, self.table, segment)
                 )
             for k in range(segment.start, segment.stop):
-                number = np.full(len(labels), k, np.int32)
+                number = np.full(len(classes), k, np.int32)
                 tokens, progress = self._steps[segment](
-                    params, tokens, number, labels, keys, counts, guidance
+                    params, tokens, number, classes, keys, counts, guidance
                 )
                 yield progress
 
     def prepared(
-        self, params: dict, labels: np.ndarray, seeds: np.ndarray
-    ) -> tuple[Callable, tuple]:
+        self, params: Params, labels: Integers, seeds: Integers
+    ) -> tuple[Callable[..., Array], tuple[Any, ...]]:
         """The jitted program of a call and its arguments, padded and placed."""
         return self._run.prepared(params, *self.arguments(labels, seeds))
 
@@ -111,20 +117,30 @@ class Sampler:
         labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
         return self._run.lower(params, labels, keys, steps, scales)
 
-    def arguments(self, labels: np.ndarray, seeds: np.ndarray) -> tuple[jax.Array, ...]:
-        """Labels (B,), keys (B,), counts and guidance (B, K): all the program takes but params."""
+    def arguments(
+        self, labels: Integers, seeds: Integers
+    ) -> tuple[Int32[Array, ' B'], Key[Array, ' B'], Int32[Array, 'B K'], Float32[Array, 'B K']]:
+        """Labels, keys, counts and guidance: all the program takes but params."""
         plan = reveal.plan(self.config.reveal, self.model.tokens, seeds)
         key = jax.random.key(self.config.seed)
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(seeds, jnp.uint32))
-        labels = jnp.asarray(labels, jnp.int32)
-        return labels, keys, *_on_device(plan, len(labels))
+        counts, guidance = _on_device(plan, len(labels))
+        return jnp.asarray(labels, jnp.int32), keys, counts, guidance
 
 
-def replay(model, config, params, labels, order, plan, noise):
-    """Generates with a recorded order (B, N), `reveal.Plan` and noise (B, N, 1 + rows, C).
+def replay(
+    model: ModelConfig,
+    config: SamplingConfig,
+    params: Params,
+    labels: Integers,
+    order: Int[Array | np.ndarray, 'B N'],
+    plan: reveal.Plan,
+    noise: Float[Array | np.ndarray, 'B N draws C'],
+) -> Float32[Array, 'B N C']:
+    """Generates with a recorded order, plan and noise.
 
     Noise is in generation order: entry 0 starts a token's diffusion, 1 + r is drawn at row r of
-    the solver. Returns (B, N, C) tokens in raster order.
+    the solver. Returns tokens in raster order.
     """
     table = solvers.table(config.solver)
     cost = functools.partial(flops.sample_step, model, len(table.t))
@@ -141,12 +157,12 @@ def _on_device(plan, batch):
 class _Setting(NamedTuple):
     """What stays the same from step to step, for B images."""
 
-    order: jax.Array  # (B, N): the position of each place in generation order
+    order: Int[Array, 'B N']  # the position of each place in generation order
     positions: mae.Positions
-    conditions: tuple  # class and null embedding, (B, D) each
-    visible: jax.Array  # (B, K): tokens revealed before each step
-    counts: jax.Array  # (B, K): tokens revealed by each step
-    guidance: jax.Array  # (B, K)
+    conditions: tuple[Float32[Array, 'B D'], Float32[Array, 'B D']]  # class, null
+    visible: Int32[Array, 'B K']  # tokens revealed before each step
+    counts: Int32[Array, 'B K']  # tokens revealed by each step
+    guidance: Float32[Array, 'B K']
 
 
 def _setting(net, labels, order, counts, guidance):
@@ -167,7 +183,7 @@ def _generate(
     """One batch: tokens (B, N, C) in raster order; counts and guidance (B, K)."""
     net = emigm.network(model).bind(params)
     order = _keyed_order(keys, model.tokens) if order is None else order
-    noise_at = _keyed_noise(keys, model.channels) if noise is None else _given_noise(noise)
+    noise_at = _keyed_noise(keys, model.channels) if noise is None else _recorded_noise(noise)
     setting = _setting(net, labels, order, counts, guidance)
     x = jnp.zeros((len(labels), model.tokens, model.channels), jnp.float32)
     for segment in segments:
@@ -213,13 +229,13 @@ def _conditions(net, segment, setting, x, visible):
     prefix = segment.visible if config.mae else config.tokens
     double = lambda a: jnp.concatenate([a] * guides)
     visible_rows = double(visible)
-    given = mae.Visible(
+    prefixes = mae.Visible(
         double(x[:, :prefix]),
         double(positions.encoder[:, :prefix]),
         jnp.concatenate(setting.conditions[:guides]),
         visible_rows,
     )
-    (encoded,) = net.mae.encode([given])
+    (encoded,) = net.mae.encode([prefixes])
     h = net.mae.decode(net.mae.decoder_input(encoded, double(positions.decoder), visible_rows))
     slots = jnp.arange(segment.reveal) + visible[:, None]
     slots = jnp.minimum(slots, config.tokens - 1)[..., None]
@@ -255,7 +271,7 @@ def _keyed_noise(keys, channels):
     return lambda slots, draw: jax.vmap(per_image, (0, 0, None))(keys, slots, draw)
 
 
-def _given_noise(noise):
+def _recorded_noise(noise):
     def at(slots, draw):
         rows = jnp.minimum(slots, noise.shape[1] - 1)[..., None]
         drawn = jax.lax.dynamic_index_in_dim(noise, draw, axis=2, keepdims=False)

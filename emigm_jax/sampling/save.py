@@ -4,21 +4,26 @@ import concurrent.futures
 import os
 
 import numpy as np
+from jaxtyping import Int, UInt8
 
 from emigm_jax.data import class_names
 from emigm_jax.io import npz, paths, png
 
 
 def save_samples(
-    folder: str | os.PathLike, images: np.ndarray, labels: np.ndarray, seeds: np.ndarray, known: int
+    folder: os.PathLike | str,
+    images: UInt8[np.ndarray, 'M H W colours'],
+    labels: Int[np.ndarray, ' M'],
+    seeds: Int[np.ndarray, ' M'],
+    known: int,
 ) -> None:
     """Writes a PNG per image, a grid with the names of the classes, and an npz of all.
 
     Args:
       folder: local or gs://.
-      images: uint8 (M, H, W, colours), every class with every seed, class by class.
-      labels: (M,), -1 for the null class.
-      seeds: (M,).
+      images: every class with every seed, class by class.
+      labels: -1 for the null class.
+      seeds: image numbers.
       known: classes that the model knows.
     """
     folder = paths.absolute(folder)

@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from typing import final
+import os
+from typing import Any, final
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import numpy as np
 from emigm_jax.checkpoints import store
 from emigm_jax.errors import UserError
 from emigm_jax.nn import functional
+from emigm_jax.nn.functional import Params
 from emigm_jax.parallel import batches
 from emigm_jax.tokenizers.interface import Spec, Tokenizer
 from emigm_jax.tokenizers.learned import KINDS, Learned
@@ -27,7 +29,7 @@ class Codec:
     """
 
     tokenizer: Tokenizer
-    params: dict = dataclasses.field(default_factory=dict)
+    params: Params = dataclasses.field(default_factory=dict)
     batch: int = 16
 
     @property
@@ -69,14 +71,15 @@ def _program(tokenizer, direction, batch):
     )
 
 
-def save(path, codec: Codec, **facts) -> None:
+def save(path: os.PathLike | str, codec: Codec, **facts: Any) -> None:
     """Writes a `Learned` tokenizer's checkpoint; `facts` (JSON-like) go into its description."""
     tokenizer = codec.tokenizer
+    assert isinstance(tokenizer, Learned)
     described = {'name': tokenizer.name, 'config': dataclasses.asdict(tokenizer.config)}
     store.save(path, {'params': codec.params}, {ENTRY: described, **facts})
 
 
-def load(path, dtype: str | None = None, batch: int = 16) -> Codec:
+def load(path: os.PathLike | str, dtype: str | None = None, batch: int = 16) -> Codec:
     """The `Codec` of a tokenizer's checkpoint.
 
     Args:

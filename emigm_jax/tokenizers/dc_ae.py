@@ -5,10 +5,12 @@ side; the encoder is deterministic. Stages of equal blocks are stacked and scann
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from emigm_jax.errors import UserError
 from emigm_jax.nn import functional
@@ -30,9 +32,9 @@ class DCAEConfig:
 
     colours: int = 3  # channels of an image
     channels: int = 32  # of a latent
-    widths: tuple = (256, 512, 512, 1024, 1024)  # channels of each stage, finest first
-    encoder_depths: tuple = (4, 8, 2, 2, 2)  # blocks of each stage
-    decoder_depths: tuple = (5, 10, 2, 2, 2)
+    widths: tuple[int, ...] = (256, 512, 512, 1024, 1024)  # channels of each stage, finest first
+    encoder_depths: tuple[int, ...] = (4, 8, 2, 2, 2)  # blocks of each stage
+    decoder_depths: tuple[int, ...] = (5, 10, 2, 2, 2)
     residual_stages: int = 2  # that many stages have residual blocks, the others attention blocks
     head_width: int = 32  # channels per head of linear attention
     dtype: str = 'float32'  # of convolutions; parameters, norms, attention and sums stay float32
@@ -61,17 +63,17 @@ class DCAEConfig:
         layers.check_dtype(self, 'dc_ae')
 
     @property
-    def stride(self):
+    def stride(self) -> int:
         """Pixels per side of one latent."""
         return 2 ** len(self.widths)
 
     @property
-    def compute_dtype(self):
+    def compute_dtype(self) -> DTypeLike:
         """The dtype of convolutions."""
         return layers.DTYPES[self.dtype]
 
 
-def encoder_plan(config):
+def encoder_plan(config: DCAEConfig) -> list[Layer]:
     """The rows of the encoder, images to latents."""
     plan = [Layer('project_in', 'unshuffle', config.colours, config.widths[0])]
     for stage, depth in enumerate(config.encoder_depths, 1):
@@ -83,7 +85,7 @@ def encoder_plan(config):
     return [*plan, Layer('project_out', 'average', config.widths[-1], config.channels)]
 
 
-def decoder_plan(config):
+def decoder_plan(config: DCAEConfig) -> list[Layer]:
     """The rows of the decoder, latents to images, coarsest stage first."""
     plan = [Layer('project_in', 'repeat', config.channels, config.widths[-1])]
     for stage, depth in reversed(list(enumerate(config.decoder_depths, 1))):
@@ -98,28 +100,28 @@ def decoder_plan(config):
 # --- Pure functions ------------------------------------------------------------------------------
 
 
-def unshuffle(x):
+def unshuffle(x: jax.Array) -> jax.Array:
     """2x2 pixels into channels c*4 + row*2 + column: (B, H, W, C) -> (B, H/2, W/2, 4C)."""
     b, h, w, c = x.shape
     x = x.reshape(b, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 5, 2, 4)
     return x.reshape(b, h // 2, w // 2, 4 * c)
 
 
-def shuffle(x):
+def shuffle(x: jax.Array) -> jax.Array:
     """Inverse of `unshuffle`: (B, H, W, 4C) -> (B, 2H, 2W, C)."""
     b, h, w, c = x.shape
     x = x.reshape(b, h, w, c // 4, 2, 2).transpose(0, 1, 4, 2, 5, 3)
     return x.reshape(b, 2 * h, 2 * w, c // 4)
 
 
-def fit_channels(x, channels):
+def fit_channels(x: jax.Array, channels: int) -> jax.Array:
     """The shortcut: averages consecutive channels of x (..., C), or repeats each one."""
     if x.shape[-1] >= channels:
         return x.reshape(*x.shape[:-1], channels, -1).mean(-1)
     return jnp.repeat(x, channels // x.shape[-1], axis=-1)
 
 
-def linear_attention(q, k, v):
+def linear_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """ReLU linear attention (LiteMLA), in float32: the denominators underflow in less.
 
     out_n = sum_m relu(q_n).relu(k_m) v_m / (sum_m relu(q_n).relu(k_m) + epsilon)
@@ -138,7 +140,7 @@ def linear_attention(q, k, v):
     return numerators / (denominators[..., None] + ATTENTION_EPSILON)
 
 
-def swish(x):
+def swish(x: jax.Array) -> jax.Array:
     """x * sigmoid(x) in float32."""
     return jax.nn.silu(x.astype(jnp.float32))
 
@@ -149,11 +151,11 @@ def swish(x):
 class RMSNorm(nnx.Module):
     """x / sqrt(mean over channels of x^2) * scale + bias, in float32 (official trms2d)."""
 
-    def __init__(self, channels):
+    def __init__(self, channels: int):
         self.scale = nnx.Param(jnp.ones(channels))
         self.bias = nnx.Param(jnp.zeros(channels))
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         x = x.astype(jnp.float32)
         power = jnp.square(x).mean(-1, keepdims=True)
         return x * jax.lax.rsqrt(power + NORM_EPSILON) * self.scale[...] + self.bias[...]
@@ -162,13 +164,13 @@ class RMSNorm(nnx.Module):
 class BatchNorm(nnx.Module):
     """Batch norm with recorded statistics, in float32."""
 
-    def __init__(self, channels):
+    def __init__(self, channels: int):
         self.scale = nnx.Param(jnp.ones(channels))
         self.bias = nnx.Param(jnp.zeros(channels))
         self.mean = nnx.Param(jnp.zeros(channels))
         self.variance = nnx.Param(jnp.ones(channels))
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         gain = self.scale[...] * jax.lax.rsqrt(self.variance[...] + NORM_EPSILON)
         return (x.astype(jnp.float32) - self.mean[...]) * gain + self.bias[...]
 
@@ -176,20 +178,27 @@ class BatchNorm(nnx.Module):
 class ResBlock(nnx.Module):
     """x + norm(conv(activation(conv(x))))."""
 
-    def __init__(self, width, config, norm, activation, rngs):
+    def __init__(
+        self,
+        width: int,
+        config: DCAEConfig,
+        norm: type[RMSNorm] | type[BatchNorm],
+        activation: Callable[[jax.Array], jax.Array],
+        rngs: nnx.Rngs,
+    ):
         self.activation = activation
         self.conv1 = conv3(width, width, config, rngs)
         self.conv2 = conv(width, width, 3, config, rngs, use_bias=False)
         self.norm = norm(width)
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         return layers.add(x, self.norm(self.conv2(self.activation(self.conv1(x)))))
 
 
 class AttentionBlock(nnx.Module):
     """x + linear attention, then x + gated convolution (official EViT_GLU)."""
 
-    def __init__(self, width, _outputs, config, rngs):
+    def __init__(self, width: int, _outputs: int, config: DCAEConfig, rngs: nnx.Rngs):
         self.head_width = config.head_width
         inner = 2 * EXPANSION * width
         self.qkv = conv(width, 3 * width, 1, config, rngs, use_bias=False)
@@ -200,7 +209,7 @@ class AttentionBlock(nnx.Module):
         self.contract = conv(inner // 2, width, 1, config, rngs, use_bias=False)
         self.contract_norm = RMSNorm(width)
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         x = layers.add(x, self._attend(x))
         return layers.add(x, self._mix(x))
 
@@ -219,54 +228,54 @@ class AttentionBlock(nnx.Module):
 class Downsample(nnx.Module):
     """unshuffle(conv(x)) + averaged unshuffle(x)."""
 
-    def __init__(self, inputs, outputs, config, rngs):
+    def __init__(self, inputs: int, outputs: int, config: DCAEConfig, rngs: nnx.Rngs):
         self.outputs = outputs
         self.conv = conv3(inputs, outputs // 4, config, rngs)
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         return layers.add(unshuffle(self.conv(x)), fit_channels(unshuffle(x), self.outputs))
 
 
 class Upsample(nnx.Module):
     """shuffle(conv(x)) + shuffle of repeated x."""
 
-    def __init__(self, inputs, outputs, config, rngs):
+    def __init__(self, inputs: int, outputs: int, config: DCAEConfig, rngs: nnx.Rngs):
         self.wide = 4 * outputs
         self.conv = conv3(inputs, self.wide, config, rngs)
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         return layers.add(shuffle(self.conv(x)), shuffle(fit_channels(x, self.wide)))
 
 
 class Unshuffle(nnx.Module):
     """unshuffle(conv(x)): the first layer, without a shortcut."""
 
-    def __init__(self, inputs, outputs, config, rngs):
+    def __init__(self, inputs: int, outputs: int, config: DCAEConfig, rngs: nnx.Rngs):
         self.conv = conv3(inputs, outputs // 4, config, rngs)
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         return unshuffle(self.conv(x)).astype(jnp.float32)
 
 
 class Resize(nnx.Module):
     """conv(x) + x with its channels averaged or repeated: into the latent and out of it."""
 
-    def __init__(self, inputs, outputs, config, rngs):
+    def __init__(self, inputs: int, outputs: int, config: DCAEConfig, rngs: nnx.Rngs):
         self.outputs = outputs
         self.conv = conv3(inputs, outputs, config, rngs)
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         return layers.add(self.conv(x), fit_channels(x, self.outputs))
 
 
 class Output(nnx.Module):
     """shuffle(conv(relu(norm(x)))): the last layer."""
 
-    def __init__(self, inputs, outputs, config, rngs):
+    def __init__(self, inputs: int, outputs: int, config: DCAEConfig, rngs: nnx.Rngs):
         self.norm = RMSNorm(inputs)
         self.conv = conv3(inputs, 4 * outputs, config, rngs)
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         return shuffle(self.conv(jax.nn.relu(self.norm(x))))
 
 
@@ -286,12 +295,12 @@ KINDS = {
 class DCAE(nnx.Module):
     """Images to latents and latents to images."""
 
-    def __init__(self, config, rngs):
+    def __init__(self, config: DCAEConfig, rngs: nnx.Rngs):
         self.config = config
         self.encoder = layers.Chain(encoder_plan(config), KINDS, config, rngs)
         self.decoder = layers.Chain(decoder_plan(config), KINDS, config, rngs)
 
-    def encode(self, images):
+    def encode(self, images: jax.Array) -> jax.Array:
         """Latents (B, h, w, channels) float32, without the scale that tokens have.
 
         Args:
@@ -303,7 +312,7 @@ class DCAE(nnx.Module):
         layers.check_images(images, self.config.stride, self.config.colours)
         return self.encoder(images)
 
-    def decode(self, latents):
+    def decode(self, latents: jax.Array) -> jax.Array:
         """Images (B, H, W, colours) float32, about [-1, 1] and not clipped.
 
         Args:
@@ -316,6 +325,6 @@ class DCAE(nnx.Module):
         return self.decoder(latents).astype(jnp.float32)
 
 
-def network(config):
-    """The `Functional` (init, bind) of a `DCAEConfig`."""
+def network(config: DCAEConfig) -> functional.Functional:
+    """The network as pure functions."""
     return functional.functional(lambda rngs: DCAE(config, rngs))

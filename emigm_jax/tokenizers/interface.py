@@ -10,6 +10,8 @@ import dataclasses
 import jax
 import numpy as np
 
+from emigm_jax.nn.functional import Params
+
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
@@ -33,7 +35,7 @@ class Tokenizer(abc.ABC):
         """The facts."""
 
     @abc.abstractmethod
-    def encode(self, params: dict, images: jax.Array) -> jax.Array:
+    def encode(self, params: Params, images: jax.Array) -> jax.Array:
         """uint8 (B, H, W, colours) -> raw (B, h, w, ...), h = H / stride."""
 
     @abc.abstractmethod
@@ -46,7 +48,7 @@ class Tokenizer(abc.ABC):
         """
 
     @abc.abstractmethod
-    def decode(self, params: dict, tokens: jax.Array) -> jax.Array:
+    def decode(self, params: Params, tokens: jax.Array) -> jax.Array:
         """Tokens (B, N, C), or codes (B, N), of a square grid -> uint8 (B, H, W, colours).
 
         Raises:

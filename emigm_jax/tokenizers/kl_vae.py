@@ -9,6 +9,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from emigm_jax.nn import functional
 from emigm_jax.tokenizers import layers
@@ -24,11 +25,17 @@ class KLVAEConfig:
     colours: int = 3  # channels of an image
     channels: int = 16  # of a latent; the moments have twice as many
     width: int = 128  # channels at full resolution
-    multipliers: tuple = (1, 1, 2, 2, 4)  # of the width, one per level; a level halves the sides
+    multipliers: tuple[int, ...] = (
+        1,
+        1,
+        2,
+        2,
+        4,
+    )  # of the width, one per level; a level halves the sides
     blocks: int = 2  # residual blocks per encoder level; a decoder level has one more
     # Encoder levels with attention after each block. The official code counts the resolution down
     # from 256, whatever the input, and puts attention where it arrives at 16.
-    attention_levels: tuple = (4,)
+    attention_levels: tuple[int, ...] = (4,)
     groups: int = 32  # of every GroupNorm
     dtype: str = 'float32'  # of convolutions; parameters, norms and residual sums stay float32
 
@@ -39,17 +46,17 @@ class KLVAEConfig:
         layers.check_dtype(self, 'kl_vae')
 
     @property
-    def stride(self):
+    def stride(self) -> int:
         """Pixels per side of one latent."""
         return 2 ** (len(self.multipliers) - 1)
 
     @property
-    def compute_dtype(self):
+    def compute_dtype(self) -> DTypeLike:
         """The dtype of convolutions."""
         return layers.DTYPES[self.dtype]
 
 
-def encoder_plan(config):
+def encoder_plan(config: KLVAEConfig) -> list[Layer]:
     """The rows of the encoder, images to moments."""
     width = config.width
     plan = [Layer('conv_in', 'conv3', config.colours, width)]
@@ -72,7 +79,7 @@ def encoder_plan(config):
     ]
 
 
-def decoder_plan(config):
+def decoder_plan(config: KLVAEConfig) -> list[Layer]:
     """The rows of the decoder, latents to images; level 0 is full resolution and comes last."""
     width = config.width * config.multipliers[-1]
     plan = [
@@ -102,7 +109,7 @@ def _middle(width):
 class ResBlock(nnx.Module):
     """x + conv(swish(norm(conv(swish(norm(x)))))), x by a 1x1 convolution where widths differ."""
 
-    def __init__(self, inputs, outputs, config, rngs):
+    def __init__(self, inputs: int, outputs: int, config: KLVAEConfig, rngs: nnx.Rngs):
         self.widens = inputs != outputs
         self.norm1 = layers.GroupNorm(inputs, config, rngs)
         self.conv1 = conv3(inputs, outputs, config, rngs)
@@ -111,7 +118,7 @@ class ResBlock(nnx.Module):
         if self.widens:
             self.shortcut = conv1(inputs, outputs, config, rngs)
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         h = self.conv2(self.norm2(self.conv1(self.norm1(x))))
         return layers.add(self.shortcut(x) if self.widens else x, h)
 
@@ -119,20 +126,22 @@ class ResBlock(nnx.Module):
 class Attention(nnx.Module):
     """x + one-headed attention over all positions, softmax of float32 logits."""
 
-    def __init__(self, width, _outputs, config, rngs):
+    def __init__(self, width: int, _outputs: int, config: KLVAEConfig, rngs: nnx.Rngs):
         self.norm = layers.GroupNorm(width, config, rngs, swish=False)
         self.q = conv1(width, width, config, rngs)
         self.k = conv1(width, width, config, rngs)
         self.v = conv1(width, width, config, rngs)
         self.out = conv1(width, width, config, rngs)
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         b, h, w, c = x.shape
         normed = self.norm(x)
         q, k, v = (m(normed).reshape(b, h * w, c) for m in (self.q, self.k, self.v))
         exact = layers.precision(q.dtype)
-        products = dict(precision=exact, preferred_element_type=jnp.float32)
-        logits = jnp.einsum('bqc,bkc->bqk', q, k, **products) * c**-0.5
+        logits = jnp.einsum(
+            'bqc,bkc->bqk', q, k, precision=exact, preferred_element_type=jnp.float32
+        )
+        logits = logits * c**-0.5
         probabilities = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
         mixed = jnp.einsum('bqk,bkc->bqc', probabilities, v, precision=exact)
         return layers.add(x, self.out(mixed.reshape(b, h, w, c)))
@@ -141,11 +150,11 @@ class Attention(nnx.Module):
 class Downsample(nnx.Module):
     """3x3 convolution of stride 2 on a picture padded at the right and at the bottom only."""
 
-    def __init__(self, inputs, outputs, config, rngs):
+    def __init__(self, inputs: int, outputs: int, config: KLVAEConfig, rngs: nnx.Rngs):
         one_side = ((0, 1), (0, 1))
         self.conv = conv(inputs, outputs, 3, config, rngs, strides=2, padding=one_side)
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         return self.conv(x)
 
 
@@ -163,12 +172,12 @@ KINDS = {
 class KLVAE(nnx.Module):
     """Images to moments of latents, and latents to images."""
 
-    def __init__(self, config, rngs):
+    def __init__(self, config: KLVAEConfig, rngs: nnx.Rngs):
         self.config = config
         self.encoder = layers.Chain(encoder_plan(config), KINDS, config, rngs)
         self.decoder = layers.Chain(decoder_plan(config), KINDS, config, rngs)
 
-    def encode(self, images):
+    def encode(self, images: jax.Array) -> jax.Array:
         """Moments of images.
 
         Args:
@@ -184,7 +193,7 @@ class KLVAE(nnx.Module):
         layers.check_images(images, self.config.stride, self.config.colours)
         return self.encoder(images).astype(jnp.float32)
 
-    def decode(self, latents):
+    def decode(self, latents: jax.Array) -> jax.Array:
         """Images (B, H, W, colours) float32, about [-1, 1] and not clipped.
 
         Args:
@@ -197,7 +206,7 @@ class KLVAE(nnx.Module):
         return self.decoder(latents).astype(jnp.float32)
 
 
-def sample_moments(moments, key):
+def sample_moments(moments: jax.Array, key: jax.Array | None) -> jax.Array:
     """A draw from the Gaussian of the moments.
 
     Args:
@@ -214,6 +223,6 @@ def sample_moments(moments, key):
     return mean + deviation * jax.random.normal(key, mean.shape)
 
 
-def network(config):
-    """The `Functional` (init, bind) of a `KLVAEConfig`."""
+def network(config: KLVAEConfig) -> functional.Functional:
+    """The network as pure functions."""
     return functional.functional(lambda rngs: KLVAE(config, rngs))

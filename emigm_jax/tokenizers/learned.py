@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from emigm_jax.errors import UserError
-from emigm_jax.nn.functional import Functional
+from emigm_jax.nn.functional import Functional, Params
 from emigm_jax.tokenizers import dc_ae, kl_vae, vqgan
 from emigm_jax.tokenizers.interface import Spec, Tokenizer
 from emigm_jax.tokenizers.raw import Codes, Latents, Moments, Raw
@@ -84,7 +84,7 @@ class Learned(Tokenizer):
             self.name, kind.title, config.stride, config.channels, kind.scale, kind.origin, codes
         )
 
-    def encode(self, params: dict, images: jax.Array) -> jax.Array:
+    def encode(self, params: Params, images: jax.Array) -> jax.Array:
         """See `Tokenizer`: raw float32, or codes int32."""
         pixels = images.astype(jnp.float32) / 255.0
         low = self.kind.low
@@ -97,7 +97,7 @@ class Learned(Tokenizer):
             return latents.reshape(len(latents), -1)
         return latents.reshape(len(latents), -1, latents.shape[-1]) * self.kind.scale
 
-    def decode(self, params: dict, tokens: jax.Array) -> jax.Array:
+    def decode(self, params: Params, tokens: jax.Array) -> jax.Array:
         """See `Tokenizer`."""
         kind, side = self.kind, round(tokens.shape[1] ** 0.5)
         if side**2 != tokens.shape[1]:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from emigm_jax.errors import UserError
+from emigm_jax.nn.functional import Params
 from emigm_jax.tokenizers.interface import Spec, Tokenizer
 
 
@@ -43,7 +44,7 @@ class Pixels(Tokenizer):
         channels = self.patch**2 * self.colours
         return Spec('pixels', 'pixels', self.patch, channels, self.scale, 'config.data.scale')
 
-    def encode(self, params: dict, images: jax.Array) -> jax.Array:
+    def encode(self, params: Params, images: jax.Array) -> jax.Array:
         """See `Tokenizer`; no weights."""
         g, p, c = self.grid, self.patch, self.colours
         x = jnp.asarray(images, jnp.float32) / 127.5 - 1.0
@@ -54,7 +55,7 @@ class Pixels(Tokenizer):
         """See `Tokenizer`; nothing is drawn."""
         return raw.reshape(len(raw), -1, raw.shape[-1]) * self.scale
 
-    def decode(self, params: dict, tokens: jax.Array) -> jax.Array:
+    def decode(self, params: Params, tokens: jax.Array) -> jax.Array:
         """See `Tokenizer`; clipped, and rounded to the grey levels."""
         g, p, c = self.grid, self.patch, self.colours
         x = jnp.asarray(tokens, jnp.float32) / self.scale

@@ -7,9 +7,12 @@ of execution.
 
 import dataclasses
 import itertools
+from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from emigm_jax.errors import UserError
 from emigm_jax.nn import functional
@@ -26,7 +29,13 @@ class VQGANConfig:
     codes: int = 1024  # rows of the codebook
     channels: int = 256  # numbers per row
     width: int = 128  # channels at full resolution
-    multipliers: tuple = (1, 1, 2, 2, 4)  # of the width, one per level; a level halves the sides
+    multipliers: tuple[int, ...] = (
+        1,
+        1,
+        2,
+        2,
+        4,
+    )  # of the width, one per level; a level halves the sides
     blocks: int = 2  # residual blocks per level, and again at the bottom
     groups: int = 32  # of every GroupNorm
     dtype: str = 'float32'  # of convolutions; parameters, norms, sums and distances stay float32
@@ -38,12 +47,12 @@ class VQGANConfig:
         layers.check_dtype(self, 'vqgan')
 
     @property
-    def stride(self):
+    def stride(self) -> int:
         """Pixels per side of one code."""
         return 2 ** (len(self.multipliers) - 1)
 
     @property
-    def compute_dtype(self):
+    def compute_dtype(self) -> DTypeLike:
         """The dtype of convolutions."""
         return layers.DTYPES[self.dtype]
 
@@ -59,7 +68,7 @@ class _Numbered:
         self.rows.append(Layer(f'{stem}_{number}', kind, inputs, outputs))
 
 
-def encoder_plan(config):
+def encoder_plan(config: VQGANConfig) -> list[Layer]:
     """The rows of the encoder, images to features."""
     plan, width = _Numbered(), config.width
     plan.add('conv', 'conv3_unbiased', config.colours, width)
@@ -76,7 +85,7 @@ def encoder_plan(config):
     return plan.rows
 
 
-def decoder_plan(config):
+def decoder_plan(config: VQGANConfig) -> list[Layer]:
     """The rows of the decoder, features to images."""
     plan, width = _Numbered(), config.width * config.multipliers[-1]
     plan.add('conv', 'conv3', config.channels, width)
@@ -101,7 +110,7 @@ class ResBlock(nnx.Module):
     released weights were trained that way, so x is lost there.
     """
 
-    def __init__(self, inputs, outputs, config, rngs):
+    def __init__(self, inputs: int, outputs: int, config: VQGANConfig, rngs: nnx.Rngs):
         self.widens = inputs != outputs
         self.norm1 = layers.GroupNorm(inputs, config, rngs)
         self.conv1 = _unbiased(inputs, outputs, config, rngs)
@@ -110,7 +119,7 @@ class ResBlock(nnx.Module):
         if self.widens:
             self.shortcut = conv(outputs, outputs, 1, config, rngs, use_bias=False)
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         h = self.conv2(self.norm2(self.conv1(self.norm1(x))))
         return layers.add(self.shortcut(h) if self.widens else x, h)
 
@@ -122,14 +131,14 @@ def _unbiased(inputs, outputs, config, rngs):
 class Resize(nnx.Module):
     """A layer without parameters."""
 
-    def __init__(self, function):
+    def __init__(self, function: Callable[[jax.Array], jax.Array]):
         self.function = function
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         return self.function(x)
 
 
-def average_pool(x):
+def average_pool(x: jax.Array) -> jax.Array:
     """Mean of every 2x2 pixels of x (B, H, W, C): (B, H/2, W/2, C)."""
     b, h, w, c = x.shape
     return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
@@ -146,7 +155,7 @@ KINDS = {
 }
 
 
-def nearest(features, codebook):
+def nearest(features: jax.Array, codebook: jax.Array) -> jax.Array:
     """Rows of the codebook nearest to features by Euclidean distance, in float32.
 
     Args:
@@ -166,18 +175,18 @@ def nearest(features, codebook):
 class VQGAN(nnx.Module):
     """Images to codes and codes to images."""
 
-    def __init__(self, config, rngs):
+    def __init__(self, config: VQGANConfig, rngs: nnx.Rngs):
         self.config = config
         self.encoder = layers.Chain(encoder_plan(config), KINDS, config, rngs)
         self.codebook = nnx.Param(normal(rngs.params(), (config.codes, config.channels)))
         self.decoder = layers.Chain(decoder_plan(config), KINDS, config, rngs)
 
-    def features(self, images):
+    def features(self, images: jax.Array) -> jax.Array:
         """What is quantised: images (B, H, W, colours) in [0, 1] -> (B, h, w, channels) float32."""
         layers.check_images(images, self.config.stride, self.config.colours)
         return self.encoder(images).astype(jnp.float32)
 
-    def encode(self, images):
+    def encode(self, images: jax.Array) -> jax.Array:
         """Codes of images.
 
         Args:
@@ -191,7 +200,7 @@ class VQGAN(nnx.Module):
         """
         return nearest(self.features(images), self.codebook[...])
 
-    def decode(self, codes):
+    def decode(self, codes: jax.Array) -> jax.Array:
         """Images (B, H, W, colours) float32, about [0, 1] and not clipped.
 
         Args:
@@ -206,6 +215,6 @@ class VQGAN(nnx.Module):
         return self.decoder(features).astype(jnp.float32)
 
 
-def network(config):
-    """The `Functional` (init, bind) of a `VQGANConfig`."""
+def network(config: VQGANConfig) -> functional.Functional:
+    """The network as pure functions."""
     return functional.functional(lambda rngs: VQGAN(config, rngs))

@@ -2,23 +2,34 @@
 
 import functools
 import json
+import os
+from collections.abc import Callable
+from typing import NoReturn
 
 import jax
 import numpy as np
 from clu import parameter_overview
+from etils import epath
 from jax.experimental import multihost_utils
 
 from emigm_jax.checkpoints import runs, store
 from emigm_jax.config import nested
+from emigm_jax.config.settings import Config, SamplingConfig
 from emigm_jax.data import datasets, pipeline
+from emigm_jax.data.interface import Dataset
 from emigm_jax.errors import Damaged, UserError
 from emigm_jax.io import access, files, paths, png
-from emigm_jax.nn.functional import parameter_count
+from emigm_jax.models.emigm import ModelConfig
+from emigm_jax.nn.functional import Functional, Params, parameter_count
 from emigm_jax.parallel import batches as spread
 from emigm_jax.parallel import preemption, processes, sharding
 from emigm_jax.sampling.sampler import Sampler
 from emigm_jax.training import program
 from emigm_jax.training.metrics import Metrics
+from emigm_jax.training.state import State
+
+# Measures the EMA parameters of a step: {name: score}.
+Evaluate = Callable[[Params, int], dict[str, float]]
 
 
 class NonFinite(Exception):
@@ -29,15 +40,19 @@ class Preempted(Exception):
     """The machine is about to be taken away; the state has been saved."""
 
 
-def train(config, workdir, evaluator=None):
+def train(
+    config: Config,
+    workdir: os.PathLike | str,
+    evaluator: Callable[[Dataset], Evaluate] | None = None,
+) -> State:
     """Trains `config` in `workdir` from where its newest checkpoint left off.
 
     Every process of a run calls this; the first one writes metrics and pictures.
 
     Args:
-      config: `Config`.
+      config: everything that decides the run.
       workdir: local or gs://.
-      evaluator: data -> a function (EMA parameters, step) -> {name: float}; None: no evaluation.
+      evaluator: makes what measures the EMA parameters on the way; None: no evaluation.
 
     Returns:
       The final state.
@@ -47,8 +62,8 @@ def train(config, workdir, evaluator=None):
       NonFinite: a loss or gradient was not finite.
       Preempted: SIGTERM or a maintenance notice came.
     """
-    workdir, first = paths.absolute(workdir), processes.is_first()
-    access.probe(workdir)
+    folder, first = paths.absolute(workdir), processes.is_first()
+    access.probe(folder)
     say = functools.partial(print, flush=True) if first else lambda *_: None
     mesh = sharding.make_mesh(config.mesh)
     data = datasets.dataset(config)
@@ -58,25 +73,25 @@ def train(config, workdir, evaluator=None):
     say(f'data: {config.data.name}, {data.examples} examples of {data.grid**2} tokens')
 
     built = program.build(config, mesh, steps('warmup'), total)
-    current = resumed(config, data, workdir, total, built, say)
+    current = resumed(config, data, folder, total, built, say)
     evaluate = evaluator and evaluator(data)
     if first:
-        prepare(workdir, config, built.net)
-    cuts = ' x '.join(f'{size} {axis}' for axis, size in mesh.shape.items() if size > 1)
+        prepare(folder, config, built.net)
+    axes = ' x '.join(f'{size} {axis}' for axis, size in mesh.shape.items() if size > 1)
     say(
         f'model: {parameter_count(built.net.shapes()):,} parameters on {mesh.size} device(s)'
-        + f' ({cuts})' * bool(cuts)
+        + f' ({axes})' * bool(axes)
     )
     current = built.create() if current is None else current
     start = int(current['step'])
 
     due = lambda name, at: steps(name) and at % steps(name) == 0
-    metrics, before = Metrics(workdir, start, total, writes=first), None
+    metrics, before = Metrics(folder, start, total, writes=first), None
     if start < total:
         say('compiling the train step')
     batches = pipeline.Timed(pipeline.batches(data, batch_size, config.seed, start, total, mesh))
     with (
-        runs.Writer(workdir, config, steps('keep_every'), data.fingerprint) as writer,
+        runs.Writer(folder, config, steps('keep_every'), data.fingerprint) as writer,
         preemption.Watch() as watch,
     ):
         try:
@@ -103,7 +118,7 @@ def train(config, workdir, evaluator=None):
                     writer.wait()
                     raise Preempted(
                         f'this machine is about to be taken away: saved step {at} in '
-                        f'{workdir}; the same command goes on from there'
+                        f'{folder}; the same command goes on from there'
                     )
                 showing = steps('sample_every') and (last or due('sample_every', at))
                 scoring = evaluate and (last or due('evaluation.every', at))
@@ -111,11 +126,11 @@ def train(config, workdir, evaluator=None):
                 if showing or scoring:
                     ema = first_ema(config, mesh, current)
                     if showing and first:
-                        sample_grid(config, data, ema, workdir, at)
-                    if scoring:
+                        sample_grid(config, data, ema, folder, at)
+                    if evaluate and scoring:
                         scores = evaluate(ema, at)
                         metrics.add(at, scores)
-                    del ema  # a whole copy on every device
+                    del ema  # a copy on every device
                     metrics.pause(batches.seconds)
                 if saving:
                     writer.save(current, scores)
@@ -125,7 +140,7 @@ def train(config, workdir, evaluator=None):
                 raise
             writer.save(current)
             print(
-                f'interrupted: saved step {int(current["step"])} in {workdir}; '
+                f'interrupted: saved step {int(current["step"])} in {folder}; '
                 'the same command goes on from there'
             )
             raise
@@ -134,11 +149,18 @@ def train(config, workdir, evaluator=None):
     return current
 
 
-def resumed(config, data, workdir, total, built, say):
+def resumed(
+    config: Config,
+    data: Dataset,
+    workdir: epath.Path,
+    total: int,
+    built: program.Program,
+    say: Callable[[str], None],
+) -> State | None:
     """The state of the newest checkpoint that can be read; None if there is none."""
     folders = runs.finished(workdir)
     for number, folder in enumerate(folders):
-        damage = None
+        saved = state = damage = None
         try:
             saved = runs.saved(store.checkpoint(folder))
             check_resumable(saved, config, data, workdir, total)
@@ -147,6 +169,7 @@ def resumed(config, data, workdir, total, built, say):
             damage = error
         # All processes go on from the same step, or none does.
         if not _anywhere(damage):
+            assert saved is not None
             say(f'resumed from step {saved.step} in {folder}')
             return state
         if number + 1 == len(folders):
@@ -161,7 +184,9 @@ def _anywhere(condition):
     return bool(multihost_utils.process_allgather(np.array(bool(condition))).any())
 
 
-def check_resumable(saved, config, data, workdir, total):
+def check_resumable(
+    saved: runs.Saved, config: Config, data: Dataset, workdir: epath.Path, total: int
+) -> None:
     """Refuses a workdir whose checkpoint belongs to another config or other data."""
     changes = nested.differences(saved.config, config)
     if changes:
@@ -182,7 +207,7 @@ def check_resumable(saved, config, data, workdir, total):
         )
 
 
-def prepare(workdir, config, net):
+def prepare(workdir: epath.Path, config: Config, net: Functional) -> None:
     """Creates the workdir and writes the config and a table of parameters for people to read."""
     table = parameter_overview.get_parameter_overview(net.shapes(), include_stats=False)
     text = json.dumps(nested.as_dict(config), indent=2)
@@ -190,7 +215,7 @@ def prepare(workdir, config, net):
     files.write_text(workdir / 'parameters.txt', table + '\n')
 
 
-def stop_non_finite(writer, current, values):
+def stop_non_finite(writer: runs.Writer, current: State, values: dict[str, float]) -> NoReturn:
     """Saves the last good state (the step left it untouched) and ends the run."""
     writer.save(current)
     raise NonFinite(
@@ -200,13 +225,13 @@ def stop_non_finite(writer, current, values):
     )
 
 
-def first_ema(config, mesh, current):
-    """The first EMA parameters, whole on the devices of each process, where sampling wants them."""
+def first_ema(config: Config, mesh: jax.sharding.Mesh, current: State) -> Params:
+    """The first EMA parameters, replicated over each process's devices, as sampling wants them."""
     ema = current['ema'][str(config.optimizer.ema_decays[0])]
     return spread.place(sharding.gathered(mesh, ema))
 
 
-def sample_grid(config, data, ema, workdir, at):
+def sample_grid(config: Config, data: Dataset, ema: Params, workdir: epath.Path, at: int) -> None:
     """Writes WORKDIR/samples/STEP.png, one class per column."""
     if data.codec is None:
         return  # latents without their tokenizer have no pictures
@@ -219,6 +244,6 @@ def sample_grid(config, data, ema, workdir, at):
 
 
 @functools.lru_cache(maxsize=1)
-def sampler(model, config):
+def sampler(model: ModelConfig, config: SamplingConfig) -> Sampler:
     """One compiled sampler per setting, kept between grids."""
     return Sampler(model, config)

@@ -5,12 +5,16 @@ randomness of an image comes from its own key, so neither gradient accumulation 
 changes it.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key, PRNGKeyArray
 
+from emigm_jax.config.settings import LossConfig
 from emigm_jax.core import gaussian, masking
+from emigm_jax.models.emigm import EMIGM, ModelConfig
 from emigm_jax.models.mae import Visible
 from emigm_jax.parallel import sharding
 
@@ -18,23 +22,25 @@ from emigm_jax.parallel import sharding
 class Draws(NamedTuple):
     """Everything random about a batch of B images except dropout."""
 
-    order: jax.Array  # (B, N) int32
-    visible: jax.Array  # (B,) int32
-    coefficient: jax.Array  # (B,) weight of the sum over an image's masked tokens and copies
-    null: jax.Array  # (B,) bool, trained with the null class
-    key: jax.Array  # (B,) keys of the diffusion times and noises
+    order: Int32[Array, 'B N']
+    visible: Int32[Array, ' B']
+    coefficient: Float32[Array, ' B']  # weight of the sum over an image's masked tokens and copies
+    null: Bool[Array, ' B']  # trained with the null class
+    key: Key[Array, ' B']  # of the diffusion times and noises
 
 
 class Metrics(NamedTuple):
     """Scalars; `loss` is the one that is differentiated."""
 
-    loss: jax.Array
-    mse: jax.Array
-    vlb: jax.Array  # in bits
-    mask_ratio: jax.Array
+    loss: Float32[Array, '']
+    mse: Float32[Array, '']
+    vlb: Float32[Array, '']  # in bits
+    mask_ratio: Float32[Array, '']
 
 
-def draw(model, config, key, batch, groups):
+def draw(
+    model: ModelConfig, config: LossConfig, key: PRNGKeyArray, batch: int, groups: int
+) -> Draws:
     """Draws masks, dropped labels and diffusion keys of a batch."""
     mask_key, label_key, diffusion_key = jax.random.split(key, 3)
     masks = masking.draw(config.masking, mask_key, model.tokens, batch, groups)
@@ -55,20 +61,25 @@ def draw(model, config, key, batch, groups):
     return sharding.constrain_batch(draws)
 
 
-def loss(net, copies, budgets, tokens, labels, draws, key=None):
+def loss(
+    net: EMIGM,
+    copies: int,
+    budgets: Sequence[masking.Budget],
+    tokens: Float[Array, 'B N C'],
+    labels: Int[Array, ' B'],
+    draws: Draws,
+    key: PRNGKeyArray | None = None,
+) -> tuple[Float32[Array, ''], Metrics]:
     """Loss of B images.
 
     Args:
-      net: the bound network (models.emigm.EMIGM).
+      net: the bound network.
       copies: diffusion times per token.
       budgets: static sizes of the G groups; G divides B.
-      tokens: (B, N, C) clean tokens in raster order.
-      labels: (B,) int32.
-      draws: `Draws` of the same images.
+      tokens: clean tokens in raster order.
+      labels: classes.
+      draws: of the same images.
       key: dropout key, None for none.
-
-    Returns:
-      (loss, Metrics).
     """
     config = net.mae.config
     groups, total = len(budgets), config.tokens
@@ -114,7 +125,7 @@ def loss(net, copies, budgets, tokens, labels, draws, key=None):
     z, clean = jnp.concatenate(z, axis=1), jnp.concatenate(clean, axis=1)
     times, noise = jnp.concatenate(times, axis=-1), jnp.concatenate(noise, axis=-2)
     weight = jnp.concatenate(weight, axis=1)
-    # Tokens are independent of one another here, so `tensor` cuts them and no weight travels.
+    # Tokens are independent of one another here, so `tensor` shards them and no weight travels.
     clean, z = (sharding.constrain(a, 'batch', 'tensor', None) for a in (clean, z))
     times = sharding.constrain(times, None, 'batch', 'tensor')
     noise = sharding.constrain(noise, None, 'batch', 'tensor', None)

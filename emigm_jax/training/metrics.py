@@ -7,11 +7,13 @@ own, so that a killed process loses its last minute and a training step never wa
 
 import json
 import math
+import os
 import pathlib
 import shutil
 import tempfile
 import threading
 import time
+from typing import Any
 
 import tensorboardX
 
@@ -35,20 +37,22 @@ class Metrics:
       UserError: the workdir cannot be read or written.
     """
 
-    def __init__(self, workdir, start, total, writes=True):
+    def __init__(self, workdir: os.PathLike | str, start: int, total: int, writes: bool = True):
         self._clock, self._last, self._total = time.perf_counter(), start, total
         self._waited, self._writes = 0.0, writes
         if not writes:
             return
-        workdir = paths.absolute(workdir)
-        self._sink = (_Bucket if files.remote(workdir) else _Disk)(workdir, _kept(workdir, start))
+        folder = paths.absolute(workdir)
+        self._sink = (_Bucket if files.remote(folder) else _Disk)(folder, _kept(folder, start))
         # purge_step tells TensorBoard to forget later events of a run that was cut off.
         self._events = tensorboardX.SummaryWriter(
             self._sink.events, purge_step=start + 1, filename_suffix=f'.from-{start}'
         )
 
-    def write(self, step, values, images_per_step, waited):
-        """Writes {name: float} of a step and prints a line.
+    def write(
+        self, step: int, values: dict[str, float], images_per_step: int, waited: float
+    ) -> None:
+        """Writes the values of a step and prints a line.
 
         Added are images/s, seconds left and the share of the time that was spent waiting for data;
         `waited` is the total of such seconds so far.
@@ -65,8 +69,8 @@ class Metrics:
             f'grad {values["gradient_norm"]:.2f}  {rate:.1f} images/s  {_clock(left)} left',
         )
 
-    def add(self, step, values):
-        """Writes {name: float} of a step that says nothing about speed, e.g. {'fid': 7.2}."""
+    def add(self, step: int, values: dict[str, float]) -> None:
+        """Writes values of a step that say nothing about speed, e.g. {'fid': 7.2}."""
         self._put(step, values, '  '.join(f'{name} {value:.5g}' for name, value in values.items()))
 
     def _put(self, step, values, text):
@@ -78,17 +82,17 @@ class Metrics:
         self._sink.add(json.dumps({'step': step, **{k: _finite(v) for k, v in values.items()}}))
         print(f'step {step}/{self._total}  {text}', flush=True)
 
-    def pause(self, waited):
+    def pause(self, waited: float) -> None:
         """Takes the time since the last line out of the rate, e.g. after sampling."""
         self._clock, self._waited = time.perf_counter(), waited
 
-    def flush(self):
+    def flush(self) -> None:
         """Returns when all lines and events are where they belong."""
         if self._writes:
             self._events.flush()
             self._sink.flush()
 
-    def close(self):
+    def close(self) -> None:
         """Flushes, and ends what was begun; may be called twice."""
         if self._writes:
             self._writes = False
@@ -121,12 +125,12 @@ class _Bucket:
     def __init__(self, workdir, lines):
         self._workdir, self._lines = workdir, [line + '\n' for line in lines]
         self.events = tempfile.mkdtemp(prefix='emigm-events-')
-        self._write, self._held = threading.Lock(), threading.Lock()
+        self._writing, self._changing = threading.Lock(), threading.Lock()
         self._timer, self._last = None, -math.inf
         self.flush()
 
     def add(self, line):
-        with self._held:
+        with self._changing:
             self._lines.append(line + '\n')
             if self._timer is None:
                 wait = max(0.0, self._last + PERIOD - time.monotonic())
@@ -135,8 +139,8 @@ class _Bucket:
                 self._timer.start()
 
     def flush(self):
-        with self._write:  # one at a time, so that an older state never replaces a newer one
-            with self._held:
+        with self._writing:  # one at a time, so that an older state never replaces a newer one
+            with self._changing:
                 if self._timer is not None:
                     self._timer.cancel()
                 self._timer, self._last = None, time.monotonic()
@@ -166,8 +170,8 @@ def _lines(workdir):
         return file.read_text().splitlines() if file.exists() else []
 
 
-def read(workdir):
-    """All metrics of a run as a list of dicts; its workdir is local or gs://."""
+def read(workdir: os.PathLike | str) -> list[dict[str, Any]]:
+    """All metrics of a run, line by line; its workdir is local or gs://."""
     return [json.loads(line) for line in _lines(workdir)]
 
 

@@ -5,13 +5,17 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array
 
+from emigm_jax.config.settings import Config
 from emigm_jax.core import masking
 from emigm_jax.data.interface import Batch
 from emigm_jax.models import emigm
 from emigm_jax.nn.functional import Functional
 from emigm_jax.parallel import sharding
 from emigm_jax.training import state as states
+from emigm_jax.training.state import State
 from emigm_jax.training.step import TrainStep
 
 
@@ -21,28 +25,26 @@ class Program:
 
     mesh: jax.sharding.Mesh
     net: Functional
-    rate: Callable  # step -> learning rate
-    create: Callable  # () -> the state before the first step
-    step: Callable  # (state, batch, number) -> (state, metrics); the state is donated
-    state: dict  # jax.ShapeDtypeStruct of every leaf, with its sharding
+    rate: Callable[[ArrayLike], Array]  # step -> learning rate
+    create: Callable[[], State]  # the state before the first step
+    # (state, batch, number) -> (state, metrics); the state is donated.
+    step: Callable[[State, Batch, ArrayLike], tuple[State, dict[str, Array]]]
+    jitted: jax.stages.Wrapped  # `step` without the mesh
+    state: State  # jax.ShapeDtypeStruct of every leaf, with its sharding
     batch: Batch  # likewise
     groups: int  # that a microbatch is divided into
     budgets: tuple[masking.Budget, ...]  # static sizes of each group
     flops: float  # matrix products per image, forward and backward, padding included
 
-    def lower(self):
+    def lower(self) -> jax.stages.Lowered:
         """The train step lowered for the mesh, whose devices need not be there."""
         number = jax.ShapeDtypeStruct((), jnp.int32)
         with jax.set_mesh(self.mesh):
-            return self._jitted.lower(self.state, self.batch, number)
-
-    @property
-    def _jitted(self):
-        return self.step.__wrapped__
+            return self.jitted.lower(self.state, self.batch, number)
 
 
-def build(config, mesh, warmup, total):
-    """The `Program` of a `Config`.
+def build(config: Config, mesh: jax.sharding.Mesh, warmup: int, total: int) -> Program:
+    """Everything of a run that is compiled.
 
     Args:
       config: its training.batch_size is that of all devices together.
@@ -50,7 +52,7 @@ def build(config, mesh, warmup, total):
       warmup, total: steps.
 
     Raises:
-      UserError: the batch cannot be cut over the mesh.
+      UserError: the batch cannot be sharded over the mesh.
     """
     batch, accumulate = config.training.batch_size, config.training.accumulate
     net = emigm.network(config.model)
@@ -69,17 +71,18 @@ def build(config, mesh, warmup, total):
         donate_argnums=0,
     )
     tokens = (batch, config.model.tokens, config.model.channels)
+    inputs = jax.eval_shape(
+        lambda: Batch(jnp.zeros(tokens, jnp.float32), jnp.zeros(tokens[:1], jnp.int32))
+    )
     return Program(
         mesh=mesh,
         net=net,
         rate=rate,
         create=sharding.with_mesh(mesh, jax.jit(create, out_shardings=placed)),
         step=sharding.with_mesh(mesh, jitted),
+        jitted=jitted,
         state=sharding.abstract(mesh, shapes),
-        batch=Batch(
-            tokens=jax.ShapeDtypeStruct(tokens, jnp.float32, sharding=rows),
-            labels=jax.ShapeDtypeStruct(tokens[:1], jnp.int32, sharding=rows),
-        ),
+        batch=jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=rows), inputs),
         groups=step.groups(batch),
         budgets=step.budgets(batch),
         flops=step.flops(batch),

@@ -1,8 +1,18 @@
 """Optimizer, learning rate and the train state, a plain dict {step, params, opt, ema}."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float32, PRNGKeyArray
+
+from emigm_jax.config.settings import OptimizerConfig
+from emigm_jax.nn.functional import Functional, Params
+
+State = dict[str, Any]  # the train state, or its shapes
 
 # Course of the learning rate after warmup: from 1 to 0 as training goes from 0 to 1.
 LR_SCHEDULES = {
@@ -11,7 +21,9 @@ LR_SCHEDULES = {
 }
 
 
-def learning_rate(config, batch, warmup_steps, total_steps):
+def learning_rate(
+    config: OptimizerConfig, batch: int, warmup_steps: int, total_steps: int
+) -> Callable[[ArrayLike], Float32[Array, '']]:
     """Schedule step -> learning rate: linear warmup from 0, then constant or cosine."""
     peak = config.base_learning_rate * batch / 256
     shape = LR_SCHEDULES[config.lr_schedule]
@@ -25,8 +37,8 @@ def learning_rate(config, batch, warmup_steps, total_steps):
     return rate
 
 
-def decayed(params):
-    """Which parameters take weight decay: a dict of bools (official util/misc.py:291-303)."""
+def decayed(params: Params) -> Params:
+    """Which parameters take weight decay: bools (official util/misc.py:291-303)."""
 
     def rule(path, _):
         names = [p.key for p in path]
@@ -35,7 +47,9 @@ def decayed(params):
     return jax.tree_util.tree_map_with_path(rule, params)
 
 
-def optimizer(config, schedule):
+def optimizer(
+    config: OptimizerConfig, schedule: Callable[[ArrayLike], Array]
+) -> optax.GradientTransformation:
     """Clip by global norm, then AdamW."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip),
@@ -50,7 +64,12 @@ def optimizer(config, schedule):
     )
 
 
-def create(net, config, tx, key):
+def create(
+    net: Functional,
+    config: OptimizerConfig,
+    tx: optax.GradientTransformation,
+    key: PRNGKeyArray,
+) -> State:
     """The state before the first step."""
     params = net.init(key)
     return {
@@ -61,7 +80,9 @@ def create(net, config, tx, key):
     }
 
 
-def averaged(ema, params, decays):
+def averaged(
+    ema: dict[str, Params], params: optax.Params, decays: Sequence[float]
+) -> dict[str, Params]:
     """One EMA step of every decay: e <- d e + (1 - d) p, the shared mask/null token included."""
     step = lambda d: jax.tree.map(lambda e, p: d * e + (1.0 - d) * p, ema[str(d)], params)
     return {str(d): step(d) for d in decays}

@@ -6,6 +6,7 @@ from typing import final
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Int
 
 from emigm_jax.config.settings import LossConfig, OptimizerConfig
 from emigm_jax.core import flops, masking
@@ -15,6 +16,7 @@ from emigm_jax.nn.functional import Functional
 from emigm_jax.parallel import sharding
 from emigm_jax.training import loss as losses
 from emigm_jax.training import state as states
+from emigm_jax.training.state import State
 
 
 @final
@@ -44,15 +46,15 @@ class TrainStep:
         return 3 * forward  # a product has two gradients
 
     def __call__(
-        self, state: dict, batch: Batch, number: jax.Array | None = None
-    ) -> tuple[dict, dict[str, jax.Array]]:
+        self, state: State, batch: Batch, number: Int[Array, ''] | None = None
+    ) -> tuple[State, dict[str, Array]]:
         """One step.
 
         Args:
           state: {step, params, opt, ema}.
           batch: B images.
-          number: the step that the caller believes this is, () int32, or None. If the state lags
-            behind, an earlier step was not finite and this one changes nothing either.
+          number: the step that the caller believes this is. If the state lags behind, an
+            earlier step was not finite and this one changes nothing either.
 
         Returns:
           (state, metrics); with a non-finite loss or gradient the state comes back unchanged and
@@ -65,8 +67,8 @@ class TrainStep:
         draws = losses.draw(self.model, self.loss, draw_key, images, groups)
 
         # Rows (r, a, g): microbatch a takes r and g, so an image's group is j % G in all of them.
-        cut = lambda a: jnp.moveaxis(a.reshape(-1, accumulate, groups, *a.shape[1:]), 1, 0)
-        micro = lambda a: cut(a).reshape(accumulate, images // accumulate, *a.shape[1:])
+        dealt = lambda a: jnp.moveaxis(a.reshape(-1, accumulate, groups, *a.shape[1:]), 1, 0)
+        micro = lambda a: dealt(a).reshape(accumulate, images // accumulate, *a.shape[1:])
         parts = jax.tree.map(micro, (*batch, draws))
         if accumulate > 1:
             parts = jax.tree.map(

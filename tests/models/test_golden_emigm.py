@@ -1,5 +1,6 @@
 """Our networks, losses, solvers and samples against recordings of the official code."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ NETWORK, LOSS, SOLVER, SAMPLE = 1e-4, 1e-4, 1e-4, 1e-3
 @pytest.fixture(scope='module')
 def tiny():
     params = golden.checkpoint(golden.TINY, 'emigm_tiny_training.pth')
-    return emigm.network(golden.TINY).bind(params), golden.arrays('emigm_tiny_outputs.npz')
+    net = emigm.network(golden.TINY).bind(jax.tree.map(jnp.asarray, params))
+    return net, golden.arrays('emigm_tiny_outputs.npz')
 
 
 def ascending(mask):
@@ -187,7 +189,7 @@ def test_xs_256():
     formula, data = golden.formula(), golden.arrays('emigm_xs_256_outputs.npz')
     tensors = formula.state_dict(golden.path('emigm_xs_256_keys.json'))
     config = emigm.preset(256, 'xs')
-    params = golden.params(config, tensors)
+    params = jax.tree.map(jnp.asarray, golden.params(config, tensors))
     net = emigm.network(config)
     tokens = 4.0 * formula.fill('xs_tokens', (2, 256, 16))
     order = jnp.asarray(data['order'].astype(np.int32))
