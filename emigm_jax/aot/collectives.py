@@ -25,7 +25,8 @@ class Collective(NamedTuple):
     kind: str  # a key of SENT
     devices: int  # of a group
     between_slices: bool  # over the data-centre network
-    count: int  # pyright: ignore[reportIncompatibleMethodOverride] -- per step; no method here
+    # The field takes the place of the method that tuples have.
+    count: int  # per step  # pyright: ignore[reportIncompatibleMethodOverride]
     payload: float  # bytes per step of the whole arrays: before a scatter, after a gather
 
     @property
