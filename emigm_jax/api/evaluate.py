@@ -87,7 +87,7 @@ def evaluate(
         result = library.evaluate(
             images, reference=reference, inception=network, metrics=metrics, work=work
         )
-    return cast(Result, result)  # None on processes alone that left (`Work.alone`)
+    return cast(Result, result)  # None only on processes that left (`Work.alone`)
 
 
 def _pictures(place):
