@@ -50,36 +50,36 @@ class Topology:
     """`slices` equal boxes of chips; their `shape` as in 'v5e:16x16'."""
 
     kind: str
-    shape: tuple
+    shape: tuple[int, ...]
     slices: int = 1
 
     @property
-    def chip(self):
-        """The `Chip`."""
+    def chip(self) -> Chip:
+        """Its kind of chip."""
         return CHIPS[self.kind]
 
     @property
-    def chips(self):
+    def chips(self) -> int:
         """How many there are in all slices; JAX has as many devices."""
         return self.slices * math.prod(self.shape)
 
     @property
-    def hosts(self):
+    def hosts(self) -> int:
         """Machines with up to four chips each."""
         return self.slices * -(-math.prod(self.shape) // self.chip.host)
 
     @property
-    def rings(self):
+    def rings(self) -> tuple[bool, ...]:
         """Per axis of more than one chip, whether it is closed."""
         return tuple(n % self.chip.ring == 0 for n in self.shape if n > 1)
 
     @property
-    def name(self):
+    def name(self) -> str:
         """'v5e:16x16'."""
         return f'{self.kind}:{"x".join(map(str, self.shape))}'
 
 
-def topology(name, slices=1):
+def topology(name: str, slices: int = 1) -> Topology:
     """'v5e:16x16' -> `Topology`.
 
     Raises:

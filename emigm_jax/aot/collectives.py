@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,23 +25,24 @@ class Collective(NamedTuple):
     kind: str  # a key of SENT
     devices: int  # of a group
     between_slices: bool  # over the data-centre network
-    count: int  # per step
+    # The field takes the place of the method that tuples have.
+    count: int  # per step  # pyright: ignore[reportIncompatibleMethodOverride]
     payload: float  # bytes per step of the whole arrays: before a scatter, after a gather
 
     @property
-    def sent(self):
+    def sent(self) -> float:
         """Bytes that each device sends per step."""
         return self.payload * SENT[self.kind](self.devices)
 
 
-def collectives(module, slices=1):
-    """The `Collective`s of an `hlo.Module`, largest first; a -start and its -done count once.
+def collectives(module: hlo.Module, slices: int = 1) -> list[Collective]:
+    """The collectives of a program, largest first; a -start and its -done count once.
 
     Args:
       module: from `hlo.parse`.
       slices: the devices, in order, are cut into so many slices.
     """
-    found, chains = {}, set()
+    totals, chains = {}, set()
     steps = list(hlo.executed(module))
     # A program of several TPU slices is that of one of them, and what goes to the others is sent.
     apart = any(_between(step.instruction) for step in steps)
@@ -66,16 +68,16 @@ def collectives(module, slices=1):
         elif kind == 'all-reduce' and _scatters(step):
             kind = 'reduce-scatter'
         key = kind, size, between
-        count, total = found.get(key, (0, 0.0))
-        found[key] = count + step.times, total + step.times * moved
-    rows = [Collective(*key, *value) for key, value in found.items()]
+        count, total = totals.get(key, (0, 0.0))
+        totals[key] = count + step.times, total + step.times * moved
+    rows = [Collective(*key, *value) for key, value in totals.items()]
     return sorted(rows, key=lambda row: -row.sent)
 
 
-def _between(made):
+def _between(instruction):
     """Kind of the collective between TPU slices that a `send` is; None for all else."""
-    sent = re.search(r'_xla_megascale_transfer_type="(\w+)"', made.attributes)
-    if made.opcode != 'send' or not sent:
+    sent = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
+    if instruction.opcode != 'send' or not sent:
         return None
     kind = sent[1].lower().replace('_', '-')
     return kind if kind in SENT else 'collective-permute'
@@ -88,9 +90,9 @@ def _continues(step, chains):
     if not (step.fusion and chain and channel):
         return False
     key = chain[1], channel[1], step.times
-    known = key in chains
+    seen = key in chains
     chains.add(key)
-    return known
+    return seen
 
 
 def _scatters(step):
@@ -98,8 +100,8 @@ def _scatters(step):
     return step.fusion != '' and 'all-reduce-scatter' in step.fusion
 
 
-def group(attributes, devices):
-    """The first group of devices that work together: a list of their numbers."""
+def group(attributes: str, devices: int) -> Sequence[int]:
+    """Numbers of the first group of devices that work together."""
     pairs = re.search(r'source_target_pairs=\{(.*?)\}\}', attributes)
     if pairs:
         return max(_pairs(pairs[1]), key=lambda pair: abs(pair[0] - pair[1]))

@@ -70,32 +70,36 @@ _FREE = {
 _SLICES = ('dynamic-slice', 'slice', 'gather')
 
 
-def costs(module):
-    """The `Costs` of an `hlo.Module`."""
+def costs(module: hlo.Module) -> Costs:
+    """The work of a program."""
     products = vector = traffic = 0.0
     for step in hlo.executed(module):
-        made = step.instruction
-        if made.opcode in ('dot', 'convolution'):
-            products += step.times * product(step.computation, made)
-        elif made.opcode in _VECTOR:
-            shapes = made.shapes
-            if made.opcode == 'reduce':  # works on what goes in
-                shapes = step.computation[made.operands[0]].shapes
+        instruction = step.instruction
+        if instruction.opcode in ('dot', 'convolution'):
+            products += step.times * product(step.computation, instruction)
+        elif instruction.opcode in _VECTOR:
+            shapes = instruction.shapes
+            if instruction.opcode == 'reduce':  # works on what goes in
+                shapes = step.computation[instruction.operands[0]].shapes
             vector += step.times * sum(math.prod(shape.dims) for shape in shapes)
         if not step.fusion:
-            traffic += step.times * moved(module, step.computation, made)
+            traffic += step.times * moved(module, step.computation, instruction)
     return Costs(float(products), float(vector), traffic)
 
 
-def product(computation, made):
+def product(computation: hlo.Computation, instruction: hlo.Instruction) -> float:
     """FLOPs of a dot or a convolution (TPU programs write all products as convolutions)."""
-    left, right = (computation[name].shapes[0].dims for name in made.operands[:2])
-    out = made.shapes[0].dims
-    if made.opcode == 'dot':
-        contracted = re.search(r'lhs_contracting_dims=\{([\d,]*)\}', made.attributes)[1]
-        return 2.0 * math.prod(out) * math.prod(left[int(d)] for d in contracted.split(',') if d)
-    lhs, rhs, result = re.search(r'dim_labels=(\w+)_(\w+)->(\w+)', made.attributes).groups()
-    window = dict(re.findall(r'(\w+)=([\w\-]+)', _window(made.attributes)))
+    left, right = (computation[name].shapes[0].dims for name in instruction.operands[:2])
+    out = instruction.shapes[0].dims
+    if instruction.opcode == 'dot':
+        contracted = re.search(r'lhs_contracting_dims=\{([\d,]*)\}', instruction.attributes)
+        assert contracted, instruction
+        axes = [int(d) for d in contracted[1].split(',') if d]
+        return 2.0 * math.prod(out) * math.prod(left[axis] for axis in axes)
+    labels = re.search(r'dim_labels=(\w+)_(\w+)->(\w+)', instruction.attributes)
+    assert labels, instruction
+    lhs, rhs, result = labels.groups()
+    window = dict(re.findall(r'(\w+)=([\w\-]+)', _window(instruction.attributes)))
     spatial = sorted(set(result) - set('bf'))
     total = 2.0 * out[result.index('b')] * out[result.index('f')] * right[rhs.index('i')]
     for axis, label in enumerate(spatial):
@@ -116,54 +120,54 @@ def product(computation, made):
 
 
 def _window(attributes):
-    found = re.search(r'window=\{([^}]*)\}', attributes)
-    return found[1] if found else ''
+    window = re.search(r'window=\{([^}]*)\}', attributes)
+    return window[1] if window else ''
 
 
-def moved(module, computation, made):
+def moved(module: hlo.Module, computation: hlo.Computation, instruction: hlo.Instruction) -> float:
     """Bytes that an instruction, or a fusion as a whole, reads from and writes to HBM."""
-    opcode = made.opcode
+    opcode = instruction.opcode
     if opcode in _FREE or opcode.endswith(('-done', '-update')):
         return 0.0
     size = lambda shapes: sum(shape.bytes for shape in shapes if not shape.on_chip)
     if opcode in ('copy-start', 'slice-start', 'dynamic-slice-start'):
         # The result names target and source; both move as many bytes as the smaller has.
-        arrays = [shape for shape in made.shapes if shape.dims]
+        arrays = [shape for shape in instruction.shapes if shape.dims]
         smaller = min((shape.bytes for shape in arrays), default=0.0)
         return smaller * sum(not shape.on_chip for shape in arrays[:2])
     if opcode == 'fusion':
-        inner = module.computations[made.called('calls')[0]]
+        inner = module.computations[instruction.called('calls')[0]]
         reads = sum(
             _read(module, inner, number, computation[name].shapes)
-            for number, name in enumerate(made.operands)
+            for number, name in enumerate(instruction.operands)
             if name in computation
         )
         root = next(i for i in inner.values() if i.root)
         roots = [inner[n] for n in root.operands] if root.opcode == 'tuple' else [root]
-        if len(roots) != len(made.shapes):
-            return reads + size(made.shapes)
+        if len(roots) != len(instruction.shapes):
+            return reads + size(instruction.shapes)
         return reads + sum(
             0.0 if shape.on_chip else _written(inner, one, shape)
-            for one, shape in zip(roots, made.shapes, strict=True)
+            for one, shape in zip(roots, instruction.shapes, strict=True)
         )
-    operands = [computation[name].shapes for name in made.operands if name in computation]
+    operands = [computation[name].shapes for name in instruction.operands if name in computation]
     if opcode in _SLICES:
-        return 2 * size(made.shapes)
+        return 2 * size(instruction.shapes)
     if opcode == 'dynamic-update-slice':
         return 2 * size(operands[1])
     if opcode.endswith('-start'):
         return 2 * sum(map(size, operands))
-    return size(made.shapes) + sum(map(size, operands))
+    return size(instruction.shapes) + sum(map(size, operands))
 
 
 def _read(module, inner, number, shapes):
     """Bytes that a fusion reads of its operand `number`: slices, where it only slices it."""
-    whole = sum(shape.bytes for shape in shapes if not shape.on_chip)
+    full = sum(shape.bytes for shape in shapes if not shape.on_chip)
     here = next(
         (i for i in inner.values() if i.opcode == 'parameter' and i.literal == str(number)), None
     )
-    if here is None or whole == 0.0:
-        return whole
+    if here is None or full == 0.0:
+        return full
     total = 0.0
     for user in inner.values():
         if here.name not in user.operands:
@@ -175,8 +179,8 @@ def _read(module, inner, number, shapes):
             deeper = module.computations[user.called('calls')[0]]
             total += _read(module, deeper, user.operands.index(here.name), shapes)
         elif not (user.opcode == 'dynamic-update-slice' and first):
-            return whole
-    return min(total, whole)
+            return full
+    return min(total, full)
 
 
 def _written(inner, root, shape):

@@ -8,6 +8,7 @@ where a backend writes it (CPU), else from the loop's condition, `counter < cons
 import functools
 import math
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 BITS = {
@@ -48,11 +49,11 @@ class Shape(NamedTuple):
     """One array of an instruction's result."""
 
     dtype: str
-    dims: tuple
+    dims: tuple[int, ...]
     on_chip: bool  # in a memory of the core (layout S(1) and up), not in HBM
 
     @property
-    def bytes(self):
+    def bytes(self) -> float:
         """Without padding to tiles."""
         # Eight-bit floats have many names.
         return math.prod(self.dims) * BITS.get(self.dtype, 8) / 8
@@ -64,26 +65,29 @@ class Instruction(NamedTuple):
     name: str
     type: str
     opcode: str
-    operands: tuple  # names
+    operands: tuple[str, ...]  # names
     literal: str  # what stands between the parentheses
     attributes: str
     root: bool
 
     @property
-    def shapes(self):
-        """The `Shape`s of the result; a tuple has several."""
+    def shapes(self) -> tuple[Shape, ...]:
+        """Of the result; a tuple has several."""
         return _shapes(self.type)
 
-    def called(self, key):
+    def called(self, key: str) -> tuple[str, ...]:
         """Names of the computations of an attribute, () if it has none."""
-        found = re.search(rf'\b{key}=(\{{[^}}]*\}}|%?[\w.\-]+)', self.attributes)
-        return tuple(re.findall(r'[\w.\-]+', found[1])) if found else ()
+        names = re.search(rf'\b{key}=(\{{[^}}]*\}}|%?[\w.\-]+)', self.attributes)
+        return tuple(re.findall(r'[\w.\-]+', names[1])) if names else ()
+
+
+Computation = dict[str, Instruction]  # by name
 
 
 class Module(NamedTuple):
-    """A program: computations as {name: {instruction name: Instruction}}."""
+    """A program."""
 
-    computations: dict
+    computations: dict[str, Computation]  # by name
     entry: str
     devices: int
 
@@ -93,7 +97,7 @@ class Executed(NamedTuple):
 
     instruction: Instruction
     times: int
-    computation: dict
+    computation: Computation
     fusion: str  # of the fusion that it is a part of, '' if of none
 
 
@@ -105,8 +109,8 @@ def _shapes(text):
     )
 
 
-def parse(text):
-    """The `Module` of the text of an optimised program (`compiled.as_text()`)."""
+def parse(text: str) -> Module:
+    """The program of the text of an optimised program (`compiled.as_text()`)."""
     computations, entry, current = {}, '', None
     counts = re.search(r'num_partitions=(\d+)', text)
     replicas = re.search(r'replica_count=(\d+)', text)
@@ -118,8 +122,8 @@ def parse(text):
                 entry = opened[2] if opened[1] else entry
             continue
         if ' = ' in line:
-            made = _instruction(line.strip())
-            current[made.name] = made
+            instruction = _instruction(line.strip())
+            current[instruction.name] = instruction
     devices = int(counts[1] if counts else 1) * int(replicas[1] if replicas else 1)
     return Module(computations, entry, devices)
 
@@ -145,7 +149,7 @@ def _closing(text, start):
     raise ValueError(f'no closing parenthesis in {text[:80]!r}')
 
 
-def executed(module):
+def executed(module: Module) -> Iterator[Executed]:
     """Yields an `Executed` for every instruction that runs, parts of fusions included.
 
     Every branch of a conditional counts; what reductions apply per element does not.
@@ -155,20 +159,21 @@ def executed(module):
 
 def _walk(module, name, times, fusion):
     computation = module.computations[name]
-    for made in computation.values():
-        yield Executed(made, times, computation, fusion)
-        for key in _CALLED.get(made.opcode, ()):
-            for called in made.called(key):
-                inner = made.name if made.opcode == 'fusion' else fusion
-                runs = trips(module, computation, made) if made.opcode == 'while' else 1
+    for instruction in computation.values():
+        yield Executed(instruction, times, computation, fusion)
+        opcode = instruction.opcode
+        for key in _CALLED.get(opcode, ()):
+            for called in instruction.called(key):
+                inner = instruction.name if opcode == 'fusion' else fusion
+                runs = trips(module, computation, instruction) if opcode == 'while' else 1
                 yield from _walk(module, called, times * runs, inner)
 
 
-def trips(module, computation, loop):
+def trips(module: Module, computation: Computation, loop: Instruction) -> int:
     """How many times the body of a `while` runs; 1 if its text does not say."""
-    known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes)
-    if known:
-        return int(known[1])
+    count = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes)
+    if count:
+        return int(count[1])
     condition = module.computations[loop.called('condition')[0]]
     test = next(i for i in condition.values() if i.root)
     direction = re.search(r'direction=(\w+)', test.attributes)
@@ -192,11 +197,11 @@ def trips(module, computation, loop):
     return max(0, -(-(int(limit.literal) - start) // (steps[0] if steps else 1)))
 
 
-def _element(computation, made, place):
+def _element(computation, elements, place):
     """Element `place` of a tuple, through copies; None if it is not made here."""
-    if made.opcode != 'tuple':
+    if elements.opcode != 'tuple':
         return None
-    made = computation.get(made.operands[place])
-    while made is not None and made.opcode in ('copy', 'bitcast', 'convert'):
-        made = computation.get(made.operands[0])
-    return made
+    element = computation.get(elements.operands[place])
+    while element is not None and element.opcode in ('copy', 'bitcast', 'convert'):
+        element = computation.get(element.operands[0])
+    return element

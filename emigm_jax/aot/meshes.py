@@ -15,6 +15,9 @@ import math
 from typing import NamedTuple
 
 from emigm_jax.aot import roofline
+from emigm_jax.aot.chips import Topology
+from emigm_jax.config.settings import Config
+from emigm_jax.models.emigm import ModelConfig
 from emigm_jax.parallel.sharding import MeshConfig
 
 STATE_PASSES = 9  # reads and writes of float32 per parameter in an update: p, m, v, EMA, gradient
@@ -32,17 +35,23 @@ class Candidate(NamedTuple):
     seconds: float
 
 
-def candidates(topology, parameters, averages, model, batch, accumulate, groups):
-    """`Candidate`s that the batch and the devices allow, fastest first.
+def candidates(
+    topology: Topology,
+    parameters: int,
+    averages: int,
+    model: ModelConfig,
+    batch: int,
+    accumulate: int,
+    groups: int,
+) -> list[Candidate]:
+    """Meshes that the batch and the devices allow, fastest first.
 
     Args:
-      topology: chips.Topology.
       parameters: how many the network has; `averages` copies of them are kept beside AdamW's two.
-      model: ModelConfig.
       batch, accumulate, groups: as `sharding.check_batch` wants them.
     """
     per_slice = topology.chips // topology.slices
-    found = []
+    divisible = []
     for tensor in TENSOR:
         if per_slice % tensor or model.heads % tensor or model.tokens % tensor:
             continue
@@ -53,10 +62,10 @@ def candidates(topology, parameters, averages, model, batch, accumulate, groups)
             mesh = MeshConfig(topology.slices, shards // fsdp, fsdp, tensor)
             state = 4.0 * parameters * (3 + averages) / (fsdp * tensor)
             seconds = _seconds(topology, mesh, parameters, model, batch, accumulate)
-            found.append(Candidate(mesh, state, seconds))
+            divisible.append(Candidate(mesh, state, seconds))
     # If no mesh leaves room, that with the least state is worth one compilation.
-    least = min((c.state for c in found), default=0.0)
-    roomy = [c for c in found if c.state <= max(least, ROOM * topology.chip.hbm)]
+    least = min((c.state for c in divisible), default=0.0)
+    roomy = [c for c in divisible if c.state <= max(least, ROOM * topology.chip.hbm)]
     return sorted(roomy, key=lambda c: (c.seconds, c.state))
 
 
@@ -78,7 +87,9 @@ def _seconds(topology, mesh, parameters, model, batch, accumulate):
     return update + weights + activations
 
 
-def smaller(candidates, failed, needed, hbm):
+def smaller(
+    candidates: list[Candidate], failed: Candidate, needed: float, hbm: float
+) -> list[Candidate]:
     """Those `candidates` that may fit into `hbm` bytes where `failed` needs `needed`.
 
     Beside the state nothing depends on the mesh: `tensor` cuts activations, but of as many times
@@ -102,7 +113,7 @@ _SAVINGS = (
 )
 
 
-def savings(remat, accumulate):
+def savings(remat: str, accumulate: int) -> list[tuple[str, int]]:
     """[(remat, accumulate)] to try in turn, none of which keeps more than the config asks for."""
     return [
         (name, accumulate * factor)
@@ -111,7 +122,7 @@ def savings(remat, accumulate):
     ]
 
 
-def flags(mesh, remat, accumulate, config):
+def flags(mesh: MeshConfig, remat: str, accumulate: int, config: Config) -> list[str]:
     """The settings that differ from a config's, as flags."""
     said = [
         (f'mesh.{axis}', getattr(mesh, axis), getattr(config.mesh, axis))
@@ -122,8 +133,8 @@ def flags(mesh, remat, accumulate, config):
     return [f'--config.{name}={new}' for name, new, old in said if new != old]
 
 
-def shape(mesh, devices):
-    """(slices, data, fsdp, tensor) of a MeshConfig with -1 filled in."""
+def shape(mesh: MeshConfig, devices: int) -> tuple[int, ...]:
+    """(slices, data, fsdp, tensor) with -1 filled in."""
     sizes = [mesh.slices, mesh.data, mesh.fsdp, mesh.tensor]
-    known = math.prod(s for s in sizes if s != -1)
-    return tuple(devices // known if s == -1 else s for s in sizes)
+    fixed = math.prod(s for s in sizes if s != -1)
+    return tuple(devices // fixed if s == -1 else s for s in sizes)

@@ -9,11 +9,15 @@ import os
 import pathlib
 import re
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from emigm_jax.aot import collectives, costs, hlo
+from emigm_jax.aot.chips import Topology
+from emigm_jax.config.settings import Config
 from emigm_jax.errors import UserError
 from emigm_jax.models import emigm
 from emigm_jax.sampling.sampler import Sampler
@@ -24,19 +28,20 @@ from emigm_jax.training import program as training
 class Compiled:
     """What one compilation says; bytes are those of one device."""
 
-    state: dict  # name: (bytes on a device, bytes in all)
+    state: dict[str, tuple[float, float]]  # name: (bytes on a device, bytes in all)
     arguments: float  # bytes
     temporary: float  # activations, gradients, gathered parameters
     code: float
     costs: costs.Costs
-    collectives: list  # of collectives.Collective
+    collectives: list[collectives.Collective]
     model_flops: float  # of all devices, by flops.py
     reported_flops: float  # the compiler's own count, which takes a loop's body once
-    largest: list  # [(bytes, array, times, what it comes from)] of the largest temporaries
+    # (bytes, array, times, what it comes from) of the largest temporaries
+    largest: list[tuple[float, str, int, str]]
     seconds: float  # of compilation
 
     @property
-    def total(self):
+    def total(self) -> float:
         """Bytes of HBM on a device."""
         return self.arguments + self.temporary + self.code
 
@@ -44,13 +49,14 @@ class Compiled:
 class TooLarge(Exception):
     """The program does not fit; `needed` is what the compiler says it takes, in bytes."""
 
-    def __init__(self, needed):
+    def __init__(self, needed: float):
         super().__init__(needed)
         self.needed = needed
 
 
-def devices(topology):
-    """Stand-ins for the devices of a `chips.Topology`, slice after slice.
+# jaxlib has no stubs, so that its classes are variables to type checkers.
+def devices(topology: Topology) -> Sequence[jax.Device]:  # pyright: ignore[reportInvalidTypeForm]
+    """Stand-ins for the devices of a topology, slice after slice.
 
     Raises:
       UserError: libtpu is not installed, or knows no such topology.
@@ -58,9 +64,10 @@ def devices(topology):
     library = importlib.util.find_spec('libtpu')
     if library is None:
         raise UserError("compiling for TPUs needs libtpu: pip install 'emigm_jax[aot]'")
-    given = os.environ.get('LIBTPU_INIT_ARGS', '')
+    assert library.origin is not None  # a package, which has an __init__.py
+    flags = os.environ.get('LIBTPU_INIT_ARGS', '')
     file = pathlib.Path(library.origin).with_name('libtpu.so')
-    os.environ['LIBTPU_INIT_ARGS'] = ' '.join([given, *deep_stacks(given, file)]).strip()
+    os.environ['LIBTPU_INIT_ARGS'] = ' '.join([flags, *deep_stacks(flags, file)]).strip()
     # Nothing here touches a TPU, so several processes may load the library, and it need not ask
     # a metadata server which TPU it is on.
     os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
@@ -73,13 +80,13 @@ def devices(topology):
         options['chips_per_host_bounds'] = (1, 1, 1)
     try:
         with _quiet():
-            found = topologies.get_topology_desc(
+            description = topologies.get_topology_desc(
                 platform='tpu', topology_name=topology.name, **options
             )
     except Exception as error:
         reason = ' '.join(str(error).split())
         raise UserError(f'--topology {topology.name}: {reason}') from error
-    return found.devices
+    return description.devices
 
 
 # The compiler recurses through products that are fused with one another, in threads of 128 KiB,
@@ -87,7 +94,7 @@ def devices(topology):
 _STACKS = ('default_thread_stack_size', 'fibers_default_thread_stack_size')
 
 
-def deep_stacks(given, file):
+def deep_stacks(given: str, file: os.PathLike | str) -> list[str]:
     """Flags for libtpu that give its threads 4 MiB, but for those that are given already.
 
     A flag that a library does not know ends the process, so they are looked for in `file`.
@@ -113,8 +120,8 @@ def _quiet():
         os.close(sink)
 
 
-def train(config, mesh):
-    """Compiles the train step of a `Config` for a mesh.
+def train(config: Config, mesh: jax.sharding.Mesh) -> Compiled:
+    """Compiles the train step for a mesh.
 
     Raises:
       UserError: the batch cannot be cut over the mesh.
@@ -129,8 +136,8 @@ def train(config, mesh):
     return _compiled(built.lower(), state, config.training.batch_size * built.flops, mesh)
 
 
-def sample(config, mesh, batch):
-    """Compiles the sampler of a `Config` for `batch` images, cut over all axes of a mesh.
+def sample(config: Config, mesh: jax.sharding.Mesh, batch: int) -> Compiled:
+    """Compiles the sampler for `batch` images, cut over all axes of a mesh.
 
     Raises: as `train`.
     """
@@ -138,9 +145,9 @@ def sample(config, mesh, batch):
         raise UserError(f'--batch-size {batch} must be a multiple of the {mesh.size} devices')
     flat = jax.sharding.Mesh(mesh.devices.reshape(-1), ('data',))
     sampler = Sampler(config.model, config.sampling, flat)
-    whole = jax.sharding.NamedSharding(flat, jax.sharding.PartitionSpec())
+    replicated = jax.sharding.NamedSharding(flat, jax.sharding.PartitionSpec())
     placed = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole),
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=replicated),
         emigm.network(config.model).shapes(),
     )
     return _compiled(sampler.lower(batch), {'parameters': placed}, batch * sampler.flops, mesh)
@@ -176,16 +183,16 @@ def _compiled(lowered, state, model_flops, mesh):
     )
 
 
-def needed(message):
+def needed(message: str) -> float:
     """Bytes that the compiler's refusal names; raises RuntimeError if it names none."""
     units = {'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
-    found = re.search(r'(?:Used |\()([\d.]+)([KMGT])(?: of |\) exceeds)', message)
-    if 'RESOURCE_EXHAUSTED' not in message or not found:
+    size = re.search(r'(?:Used |\()([\d.]+)([KMGT])(?: of |\) exceeds)', message)
+    if 'RESOURCE_EXHAUSTED' not in message or not size:
         raise RuntimeError(f'the compiler failed: {message}')
-    return float(found[1]) * units[found[2]]
+    return float(size[1]) * units[size[2]]
 
 
-def held(tree, whole=False):
+def held(tree: Any, whole: bool = False) -> float:
     """Bytes of a tree of placed shapes on one device, or in all."""
     sizes = [
         math.prod(a.shape if whole else a.sharding.shard_shape(a.shape))
@@ -195,19 +202,19 @@ def held(tree, whole=False):
     return float(sum(sizes))
 
 
-def largest(module, count=5):
+def largest(module: hlo.Module, count: int = 5) -> list[tuple[float, str, int, str]]:
     """The largest arrays in HBM that the program makes: [(bytes, array, how many, origin)]."""
-    found = {}
-    for made in hlo.executed(module):
-        name = made.instruction.opcode
-        if made.fusion or name in ('parameter', 'get-tuple-element', 'tuple', 'while', 'bitcast'):
+    arrays = {}
+    for step in hlo.executed(module):
+        name = step.instruction.opcode
+        if step.fusion or name in ('parameter', 'get-tuple-element', 'tuple', 'while', 'bitcast'):
             continue
-        origin = re.search(r'op_name="([^"]*)"', made.instruction.attributes)
-        for shape in made.instruction.shapes:
+        origin = re.search(r'op_name="([^"]*)"', step.instruction.attributes)
+        for shape in step.instruction.shapes:
             if not shape.on_chip and not name.endswith('-done'):
                 text = f'{shape.dtype}[{",".join(map(str, shape.dims))}]'
-                _, times, where = found.get(text, (0, 0, ''))
+                _, times, where = arrays.get(text, (0, 0, ''))
                 where = where or (origin[1] if origin else '')
-                found[text] = shape.bytes, times + 1, where
-    rows = [(size, text, times, where) for text, (size, times, where) in found.items()]
+                arrays[text] = shape.bytes, times + 1, where
+    rows = [(size, text, times, where) for text, (size, times, where) in arrays.items()]
     return sorted(rows, reverse=True)[:count]

@@ -1,11 +1,16 @@
 """What a compilation says, for people and as JSON."""
 
+from collections.abc import Iterator
+from typing import Any
+
 from emigm_jax.aot import chips, roofline
+from emigm_jax.aot.chips import Topology
+from emigm_jax.aot.program import Compiled
 
 _GIB = chips.GIB
 
 
-def figures(compiled, topology):
+def figures(compiled: Compiled, topology: Topology) -> dict[str, Any]:
     """Everything that is printed, as plain values; bytes and FLOPs per device unless said."""
     hbm = topology.chip.hbm
     memory = {name: here for name, (here, _) in compiled.state.items()}
@@ -16,7 +21,7 @@ def figures(compiled, topology):
         'hosts': topology.hosts,
         'hbm_bytes': hbm,
         'state_bytes': memory,
-        'state_bytes_of_all_devices': {name: whole for name, (_, whole) in compiled.state.items()},
+        'state_bytes_of_all_devices': {name: total for name, (_, total) in compiled.state.items()},
         'state_times_devices': share(compiled, topology),
         'temporary_bytes': compiled.temporary,
         'code_bytes': compiled.code,
@@ -34,10 +39,10 @@ def figures(compiled, topology):
     }
 
 
-def share(compiled, topology):
+def share(compiled: Compiled, topology: Topology) -> float:
     """State of a device x devices / state in all: 1 if nothing is held twice."""
     here = sum(here for here, _ in compiled.state.values())
-    return here * topology.chips / sum(whole for _, whole in compiled.state.values())
+    return here * topology.chips / sum(total for _, total in compiled.state.values())
 
 
 def _estimate(compiled, topology, kind):
@@ -56,7 +61,7 @@ def _estimate(compiled, topology, kind):
     }
 
 
-def lines(values):
+def lines(values: dict[str, Any]) -> Iterator[str]:
     """`figures` as lines of text."""
     size = lambda b: f'{b / _GIB:9.3f} GiB'
     slices = f'{values["slices"]} slices of ' if values['slices'] > 1 else ''
@@ -67,8 +72,8 @@ def lines(values):
     yield ''
     yield 'memory of a device'
     for name, here in values['state_bytes'].items():
-        whole = values['state_bytes_of_all_devices'][name]
-        yield f'  {name:<22}{size(here)}   of {whole / _GIB:.3f} GiB'
+        total = values['state_bytes_of_all_devices'][name]
+        yield f'  {name:<22}{size(here)}   of {total / _GIB:.3f} GiB'
     yield f'  {"activations and such":<22}{size(values["temporary_bytes"])}'
     yield f'  {"program":<22}{size(values["code_bytes"])}'
     of = values['total_bytes'] / values['hbm_bytes']

@@ -12,9 +12,13 @@ that is done again for the backward pass is no credit.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from emigm_jax.aot import chips
+from emigm_jax.aot.chips import Topology
+from emigm_jax.aot.collectives import Collective
+from emigm_jax.aot.costs import Costs
 
 
 class Estimate(NamedTuple):
@@ -27,23 +31,23 @@ class Estimate(NamedTuple):
     dcn: float
 
     @property
-    def overlapped(self):
+    def overlapped(self) -> float:
         """If everything overlaps: no step is shorter."""
         return max(self)
 
     @property
-    def serial(self):
+    def serial(self) -> float:
         """If nothing overlaps."""
         return sum(self)
 
     @property
-    def bound(self):
+    def bound(self) -> str:
         """Name of the longest part."""
         return max(self._fields, key=lambda name: getattr(self, name))
 
 
-def estimate(topology, costs, collectives):
-    """The `Estimate` of a program with these `costs.Costs` and `Collective`s on a topology."""
+def estimate(topology: Topology, costs: Costs, collectives: Sequence[Collective]) -> Estimate:
+    """Of a program with these costs and collectives on a topology."""
     chip = topology.chip
     ici = sum(c.sent / bandwidth(topology, c.devices) for c in collectives if not c.between_slices)
     dcn = sum(c.sent for c in collectives if c.between_slices) / chips.DCN_BANDWIDTH
@@ -56,7 +60,7 @@ def estimate(topology, costs, collectives):
     )
 
 
-def bandwidth(topology, devices):
+def bandwidth(topology: Topology, devices: int) -> float:
     """Bytes/s that a device can send within a group of so many: a ring per axis they lie along.
 
     Groups take the longest axes first; a closed axis carries both directions, an open one one.
@@ -71,24 +75,24 @@ def bandwidth(topology, devices):
     return total or topology.chip.link
 
 
-def utilisation(topology, model_flops, seconds):
+def utilisation(topology: Topology, model_flops: float, seconds: float) -> float:
     """MFU of a step that spends `model_flops` on all devices together."""
     return model_flops / (topology.chips * topology.chip.flops * seconds)
 
 
-def alike(topology, kind):
+def alike(topology: Topology, kind: str) -> Topology:
     """A topology of another chip with as many of them, as near to a cube as whole hosts allow."""
     if kind == topology.kind:
         return topology
     chips_of_slice = math.prod(topology.shape)
     shapes = _boxes(chips_of_slice, chips.CHIPS[kind].axes)
     # Hosts are 2 x 2 chips along the first two axes.
-    whole = [s for s in shapes if chips_of_slice == 1 or s[0] % 2 == s[1] % 2 == 0]
-    best = min(whole or shapes, key=lambda shape: (max(shape), shape))
-    return chips.Topology(kind, best, topology.slices)
+    of_hosts = [s for s in shapes if chips_of_slice == 1 or s[0] % 2 == s[1] % 2 == 0]
+    best = min(of_hosts or shapes, key=lambda shape: (max(shape), shape))
+    return Topology(kind, best, topology.slices)
 
 
-def _boxes(count, axes):
+def _boxes(count, axes) -> list[tuple[int, ...]]:
     if axes == 1:
         return [(count,)]
     divisors = [d for d in range(1, count + 1) if count % d == 0]

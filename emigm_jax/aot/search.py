@@ -1,9 +1,14 @@
 """Tries meshes, fastest first, then settings that take less memory, until a train step fits."""
 
 import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import jax
+
 from emigm_jax.aot import meshes, program
+from emigm_jax.aot.chips import Topology
+from emigm_jax.config.settings import Config
 from emigm_jax.core.masking import group_count
 from emigm_jax.errors import UserError
 from emigm_jax.models import emigm
@@ -14,14 +19,14 @@ from emigm_jax.parallel import sharding
 class Attempt(NamedTuple):
     """One compilation: settings as flags, and what came out."""
 
-    config: object  # the Config that was compiled
-    flags: list
+    config: Config  # that was compiled
+    flags: list[str]
     needed: float  # bytes of HBM
-    compiled: object  # program.Compiled; None: it does not fit
+    compiled: program.Compiled | None  # None: it does not fit
 
 
-def plan(config, topology):
-    """[(remat, accumulate, [meshes.Candidate])] to try in turn.
+def plan(config: Config, topology: Topology) -> list[tuple[str, int, list[meshes.Candidate]]]:
+    """[(remat, accumulate, meshes)] to try in turn.
 
     A mesh that the config names is the only one, and its other settings are left alone.
 
@@ -37,7 +42,7 @@ def plan(config, topology):
         groups = (
             group_count(config.loss.masking, batch // accumulate) if batch % accumulate == 0 else 1
         )
-        found = meshes.candidates(
+        candidates = meshes.candidates(
             topology,
             parameters,
             len(config.optimizer.ema_decays),
@@ -47,9 +52,9 @@ def plan(config, topology):
             groups,
         )
         if named:
-            found = [meshes.Candidate(config.mesh, 0.0, 0.0)]
-        if found:
-            levels.append((remat, accumulate, found))
+            candidates = [meshes.Candidate(config.mesh, 0.0, 0.0)]
+        if candidates:
+            levels.append((remat, accumulate, candidates))
     if not levels:
         groups = group_count(config.loss.masking, config.training.batch_size)
         raise UserError(
@@ -60,27 +65,34 @@ def plan(config, topology):
     return levels
 
 
-def search(config, topology, devices, tell=print):
+def search(
+    config: Config,
+    topology: Topology,
+    devices: Sequence[jax.Device],  # pyright: ignore[reportInvalidTypeForm] -- no stubs in jaxlib
+    tell: Callable[[str], object] = print,
+) -> Iterator[Attempt]:
     """Yields an `Attempt` per compilation; the last one fits, if any does."""
-    for remat, accumulate, found in plan(config, topology):
-        while found:
-            best, found = found[0], found[1:]
+    for remat, accumulate, candidates in plan(config, topology):
+        while candidates:
+            best, candidates = candidates[0], candidates[1:]
             tried = with_settings(config, topology, best.mesh, remat, accumulate)
             flags = meshes.flags(tried.mesh, remat, accumulate, config)
             mesh = sharding.make_mesh(tried.mesh, devices)
             tell(f'compiling {described(tried, topology)}')
             try:
-                made = program.train(tried, mesh)
+                compiled = program.train(tried, mesh)
             except program.TooLarge as error:
                 yield Attempt(tried, flags, error.needed, None)
-                found = meshes.smaller(found, best, error.needed, topology.chip.hbm)
+                candidates = meshes.smaller(candidates, best, error.needed, topology.chip.hbm)
                 continue
-            yield Attempt(tried, flags, made.total, made)
+            yield Attempt(tried, flags, compiled.total, compiled)
             return
 
 
-def with_settings(config, topology, mesh, remat, accumulate):
-    """The `Config` of an attempt."""
+def with_settings(
+    config: Config, topology: Topology, mesh: sharding.MeshConfig, remat: str, accumulate: int
+) -> Config:
+    """The settings of an attempt."""
     mesh = dataclasses.replace(mesh, slices=topology.slices)
     return dataclasses.replace(
         config,
@@ -90,7 +102,7 @@ def with_settings(config, topology, mesh, remat, accumulate):
     )
 
 
-def described(config, topology):
+def described(config: Config, topology: Topology) -> str:
     """'data 1 x fsdp 256, remat none'."""
     slices, *sizes = meshes.shape(config.mesh, topology.chips)
     named = dict(zip(('data', 'fsdp', 'tensor'), sizes, strict=True))

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Iterable
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 
 import tqdm
 
@@ -15,6 +15,8 @@ from emigm_jax.errors import UserError
 from emigm_jax.evaluation import evaluate as library
 from emigm_jax.evaluation import image_sets
 from emigm_jax.evaluation.evaluator import Work
+from emigm_jax.evaluation.inception import Extractor
+from emigm_jax.evaluation.references import Reference
 from emigm_jax.evaluation.result import Result
 from emigm_jax.evaluation.score_table import DEFAULT
 from emigm_jax.io import npz, paths
@@ -23,10 +25,10 @@ from emigm_jax.sampling.generator import Generator
 
 
 def evaluate(
-    what: Model | str | os.PathLike,
+    what: Model | os.PathLike | str,
     *,
-    reference: Any = None,
-    inception: Any = None,
+    reference: os.PathLike | str | Reference | None = None,
+    inception: os.PathLike | str | Extractor | None = None,
     metrics: Iterable[str] = DEFAULT,
     num_images: int | None = None,
     preset: str | None = None,
@@ -65,26 +67,27 @@ def evaluate(
         if reference is None:
             raise UserError(f'{what}: pictures are measured against a reference, by inception')
         images = _pictures(what)
-        return library.evaluate(
-            images, reference=reference, inception=inception, metrics=metrics, work=work
+    else:
+        if reference is None and what.config.data.name != 'digits':
+            raise UserError(
+                f'{what.saved.path}: needs reference and inception (only models of the digits are '
+                'scored in pixel space)'
+            )
+        count = (1000 if reference is None else 50_000) if num_images is None else num_images
+        if count < 4:
+            raise UserError(f'num_images must be at least 4, not {count}')
+        make = what.with_sampling(what.sampling(preset, **options))
+        images, about = generated(what.saved, make, count)
+        work = dataclasses.replace(work, about=work.about or about)
+    if reference is None:
+        result = library.evaluate_digits(images, work)
+    else:
+        # Without both of them the first check would have failed.
+        network = cast(os.PathLike | str | Extractor, inception)
+        result = library.evaluate(
+            images, reference=reference, inception=network, metrics=metrics, work=work
         )
-    digits = reference is None
-    if digits and what.config.data.name != 'digits':
-        raise UserError(
-            f'{what.saved.path}: needs reference and inception (only models of the digits are '
-            'scored in pixel space)'
-        )
-    count = (1000 if digits else 50_000) if num_images is None else num_images
-    if count < 4:
-        raise UserError(f'num_images must be at least 4, not {count}')
-    make = what.with_sampling(what.sampling(preset, **options))
-    images, about = generated(what.saved, make, count)
-    work = dataclasses.replace(work, about=work.about or about)
-    if digits:
-        return library.evaluate_digits(images, work)
-    return library.evaluate(
-        images, reference=reference, inception=inception, metrics=metrics, work=work
-    )
+    return cast(Result, result)  # None only on processes that left (`Work.alone`)
 
 
 def _pictures(place):

@@ -163,9 +163,9 @@ class Model:
 
 
 def load(
-    path: str | os.PathLike,
+    path: os.PathLike | str,
     *,
-    tokenizer: str | os.PathLike | Codec | None = None,
+    tokenizer: os.PathLike | str | Codec | None = None,
     weights: str = '',
     dtype: str | None = None,
     batch_size: int = 64,

@@ -16,8 +16,8 @@ from emigm_jax.training import loop
 
 
 def train(
-    config: Config | ml_collections.ConfigDict | Mapping | str | os.PathLike,
-    workdir: str | os.PathLike,
+    config: Config | ml_collections.ConfigDict | Mapping[str, Any] | os.PathLike | str,
+    workdir: os.PathLike | str,
     **settings: Any,
 ) -> None:
     """Trains a config in a workdir, or goes on from the newest checkpoint there.

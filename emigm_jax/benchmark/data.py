@@ -1,27 +1,29 @@
 """How fast training data come, and whether a step waits for them."""
 
+import itertools
 import resource
 import sys
 import time
+from typing import Any
 
 import jax
 import numpy as np
 
 from emigm_jax.benchmark import steps
+from emigm_jax.config.settings import Config
 from emigm_jax.data import datasets, pipeline
 from emigm_jax.parallel import sharding
 
 WARM_UP = 4  # batches: threads start, files are opened, the page cache is met
 
 
-def measure(config, batch, repeats, train_steps):
+def measure(config: Config, batch: int, repeats: int, train_steps: int) -> dict[str, Any]:
     """Figures of `repeats` batches of `batch` rows, and of `train_steps` real steps if not 0."""
     data, mesh = datasets.dataset(config), sharding.make_mesh(config.mesh)
     stop = WARM_UP + repeats
-    host = _rate(pipeline.host_rows(data, batch, config.seed, 0, stop), repeats)
+    host = _rate(pipeline.host_rows(data, batch, config.seed, 0, stop))
     device = _rate(
-        map(jax.block_until_ready, pipeline.batches(data, batch, config.seed, 0, stop, mesh)),
-        repeats,
+        map(jax.block_until_ready, pipeline.batches(data, batch, config.seed, 0, stop, mesh))
     )
     rows = batch * repeats
     figures = {
@@ -37,14 +39,13 @@ def measure(config, batch, repeats, train_steps):
     return figures
 
 
-def _rate(batches, repeats):
-    """(seconds, bytes) of the last `repeats` batches."""
-    size = 0
-    for number, made in enumerate(batches, 1):
-        if number > WARM_UP:
-            size += sum(leaf.nbytes for leaf in jax.tree.leaves(made))
-        if number == WARM_UP:
-            start = time.perf_counter()
+def _rate(batches):
+    """(seconds, bytes) of the batches after the first few."""
+    batches = iter(batches)
+    for _ in itertools.islice(batches, WARM_UP):
+        pass
+    start = time.perf_counter()
+    size = sum(leaf.nbytes for batch in batches for leaf in jax.tree.leaves(batch))
     return time.perf_counter() - start, size
 
 
@@ -53,11 +54,12 @@ def _waiting(config, data, batch, count):
     built = steps.train_program(config, batch)
     state, mesh = built.create(), built.mesh
     batches = pipeline.Timed(pipeline.batches(data, batch, config.seed, 0, 1 + count, mesh))
-    for number, rows in enumerate(batches):
+    state, values = built.step(state, next(batches), np.int32(0))
+    jax.block_until_ready(values)  # compilation is no step
+    start, waited = time.perf_counter(), batches.seconds
+    for number, rows in enumerate(batches, 1):
         state, values = built.step(state, rows, np.int32(number))
         jax.block_until_ready(values)
-        if number == 0:  # compilation is no step
-            start, waited = time.perf_counter(), batches.seconds
     seconds = time.perf_counter() - start
     return {
         'seconds_per_step': seconds / count,

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import statistics
 import time
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from emigm_jax.training import program
 from emigm_jax.training.program import Program
 
 
-def measure(what, config, batch, repeats):
+def measure(what: str, config: Config, batch: int, repeats: int) -> dict[str, Any]:
     """Figures of `what` ('train' or 'sample') with random weights and data: {name: value}."""
     build = {'train': _train, 'sample': _sample}[what]
     result = _measure(*build(config, batch), repeats)
@@ -36,11 +37,12 @@ def _train(config, batch):
     """(lowering, the program's arguments, next arguments from a result, FLOPs per image)."""
     built = train_program(config, batch)
     rng = np.random.default_rng(0)
+    tokens = rng.standard_normal(built.batch.tokens.shape, np.float32)
+    labels = rng.integers(config.model.classes, size=batch).astype(np.int32)
     data = Batch(
-        rng.standard_normal(built.batch.tokens.shape, np.float32),
-        rng.integers(config.model.classes, size=batch).astype(np.int32),
+        jax.device_put(tokens, built.batch.tokens.sharding),
+        jax.device_put(labels, built.batch.labels.sharding),
     )
-    data = jax.tree.map(lambda a, b: jax.device_put(a, b.sharding), data, built.batch)
     first, zero = built.create(), np.int32(0)
     return built.lower, (first, data, zero), lambda out: (out[0], data, zero), built.flops
 
@@ -50,7 +52,7 @@ def _sample(config, batch):
     sampler = Sampler(config.model, config.sampling)
     labels = np.arange(batch) % config.model.classes
     run, arguments = sampler.prepared(params, labels, np.arange(batch))
-    lower = functools.partial(run.lower, *arguments)
+    lower = functools.partial(cast(jax.stages.Wrapped, run).lower, *arguments)
     return lower, arguments, lambda _: arguments, sampler.flops
 
 

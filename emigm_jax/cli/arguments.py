@@ -1,14 +1,21 @@
 """Arguments shared by several commands: config files, lists of numbers, sampling settings."""
 
+import argparse
+import contextlib
 import dataclasses
 import json
+from typing import TYPE_CHECKING, cast
 
 from emigm_jax.cli.main import Parser
-from emigm_jax.config.options import OPTIONS, changed
+from emigm_jax.config.options import OPTIONS, SamplingOptions, changed
+from emigm_jax.config.settings import Config, SamplingConfig
 from emigm_jax.errors import UserError
 
+if TYPE_CHECKING:
+    from emigm_jax.checkpoints.runs import Saved
 
-def add_config(parser: Parser):
+
+def add_config(parser: Parser) -> None:
     """--config FILE.py[:VARIANT], and --config.NAME=VALUE for single settings."""
     parser.add_argument(
         '--config',
@@ -18,8 +25,8 @@ def add_config(parser: Parser):
     )
 
 
-def parse_with_config(parser, argv):
-    """Parses `argv` and its --config flags: (arguments, resolved `Config`)."""
+def parse_with_config(parser: Parser, argv: list[str]) -> tuple[argparse.Namespace, Config]:
+    """Parses `argv` and its --config flags: (arguments, resolved settings)."""
     arguments, rest = parser.parse_known_args(argv)
     for flag in rest:
         if not flag.startswith('--config.'):
@@ -29,12 +36,12 @@ def parse_with_config(parser, argv):
     return arguments, load_config(arguments.config, rest)
 
 
-def print_config(config):
+def print_config(config: Config | SamplingConfig) -> None:
     """Prints the resolved settings as JSON."""
     print(json.dumps(dataclasses.asdict(config), indent=2))
 
 
-def add_processes(parser):
+def add_processes(parser: Parser) -> None:
     """Flags by which several processes find one another."""
     group = parser.add_argument_group(
         'several processes', 'TPU pods, GKE, Slurm and MPI need none of these'
@@ -47,7 +54,7 @@ def add_processes(parser):
     )
 
 
-def join(arguments):
+def join(arguments: argparse.Namespace) -> contextlib.AbstractContextManager:
     """Joins the processes that `add_processes` names; returns a context for the work to do."""
     from emigm_jax.parallel import processes
 
@@ -57,9 +64,9 @@ def join(arguments):
     return processes.together()
 
 
-def numbers(name, text):
-    """'3', '1,5,9', '0-15' or a mix of them -> list of ints, in the order given."""
-    found = []
+def numbers(name: str, text: str) -> list[int]:
+    """Of '3', '1,5,9', '0-15' or a mix of them, in the order given."""
+    values = []
     for part in text.split(','):
         low, dash, high = part.strip().partition('-')
         if not low.isdigit() or (dash and not high.isdigit()):
@@ -68,16 +75,17 @@ def numbers(name, text):
             raise UserError(f'--{name}: the range {part} is reversed')
         if int(high or low) >= 2**32:  # what a key can be folded with
             raise UserError(f'--{name}: numbers end at {2**32 - 1}, {part} does not')
-        found += range(int(low), int(high) + 1) if dash else [int(low)]
-    return found
+        values += range(int(low), int(high) + 1) if dash else [int(low)]
+    return values
 
 
-def add_sampling(parser):
+def add_sampling(parser: Parser) -> None:
     """Flags that change the checkpoint's sampling settings."""
     group = parser.add_argument_group('sampling (default: as the checkpoint says)')
     for name, option in OPTIONS.items():
-        pair = dict(type=_pair, metavar='FROM,TO') if name == 'interval' else dict(type=option.kind)
-        group.add_argument(f'--{name.replace("_", "-")}', help=option.meaning, **pair)
+        kind, metavar = (_pair, 'FROM,TO') if name == 'interval' else (option.kind, None)
+        flag = f'--{name.replace("_", "-")}'
+        group.add_argument(flag, help=option.meaning, type=kind, metavar=metavar)
     group.add_argument(
         '--weights',
         default='',
@@ -95,10 +103,11 @@ def _pair(text):
     return low, high
 
 
-def sampling_config(arguments, saved):
-    """The `SamplingConfig` of a checkpoint (`runs.Saved`) with the given flags put in."""
+def sampling_config(arguments: argparse.Namespace, saved: 'Saved') -> SamplingConfig:
+    """The settings of a checkpoint with the given flags put in."""
     if arguments.batch_size < 1:
         raise UserError(f'--batch-size must be at least 1, not {arguments.batch_size}')
-    given = {name: getattr(arguments, name) for name in OPTIONS}
+    flags = {name: getattr(arguments, name) for name in OPTIONS}
+    options = {name: value for name, value in flags.items() if value is not None}
     preset = getattr(arguments, 'preset', None)
-    return changed(saved.sampling(preset), {k: v for k, v in given.items() if v is not None})
+    return changed(saved.sampling(preset), cast(SamplingOptions, options))

@@ -6,7 +6,7 @@ from emigm_jax.cli import arguments as shared
 from emigm_jax.cli.main import Parser
 
 
-def run(argv):
+def run(argv: list[str]) -> int:
     """Runs the command."""
     parser = Parser(
         'benchmark',

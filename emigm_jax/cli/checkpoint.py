@@ -4,7 +4,7 @@ from emigm_jax.cli.main import Parser
 from emigm_jax.errors import UserError
 
 
-def run(argv):
+def run(argv: list[str]) -> int:
     """Runs the command."""
     parser = Parser(
         'checkpoint',
@@ -43,7 +43,7 @@ def run(argv):
     return action(arguments)
 
 
-def _told(arguments, value, table):
+def _show(arguments, value, table):
     """Prints `table` or JSON, and writes the file of --json."""
     import json
 
@@ -62,15 +62,15 @@ def _ls(arguments):
 
     from emigm_jax.checkpoints import inspect
 
-    found = inspect.entries(arguments.source)
-    width = max(len(e.name) for e in found)
+    entries = inspect.entries(arguments.source)
+    width = max(len(e.name) for e in entries)
     table = [f'{"checkpoint":<{max(10, width)}}  {"size":>9}  files  written               state']
     table += [
         f'{e.name:<{max(10, width)}}  {_size(e.size):>9}  {e.files:>5}  {e.changed}  '
         f'{"finished" if e.finished else "not finished"}'
-        for e in found
+        for e in entries
     ]
-    _told(arguments, [dataclasses.asdict(e) for e in found], table)
+    _show(arguments, [dataclasses.asdict(e) for e in entries], table)
     return 0
 
 
@@ -102,7 +102,7 @@ def _inspect(arguments):
     ]
     width = max(len(title) for title, _ in rows) + 2
     shown = [f'{title:<{width}}{value}' for title, value in rows if value not in (None, '', [])]
-    _told(arguments, facts | _differences(arguments, facts, shown), shown)
+    _show(arguments, facts | _differences(arguments, facts, shown), shown)
     return 0
 
 
@@ -126,10 +126,12 @@ def _differences(arguments, facts, shown):
     else:
         shown += ['config', *json.dumps(facts['config'], indent=2).splitlines()]
         return {}
-    found = inspect.compared(facts['config'], nested.as_dict(other))
-    shown.append(f'config: {name}' + (', but for' if found else ''))
-    shown += [f'  {key} = {here!r} (there {there!r})' for key, (here, there) in found.items()]
-    return {'differences': found}
+    differences = inspect.compared(facts['config'], nested.as_dict(other))
+    shown.append(f'config: {name}' + (', but for' if differences else ''))
+    shown += [
+        f'  {key} = {ours!r} (there {theirs!r})' for key, (ours, theirs) in differences.items()
+    ]
+    return {'differences': differences}
 
 
 def _copy(arguments):

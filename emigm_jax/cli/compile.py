@@ -8,7 +8,7 @@ from emigm_jax.cli.main import Parser
 from emigm_jax.errors import UserError
 
 
-def run(argv):
+def run(argv: list[str]) -> int:
     """Runs the command."""
     parser = Parser(
         'compile',
@@ -69,8 +69,8 @@ def _describe(what, config, topology, batch):
     if what == 'sample':
         print(f'would compile the sampler for {batch} images, {batch // topology.chips} per device')
         return
-    for remat, accumulate, found in search.plan(config, topology):
-        for candidate in found[:3]:
+    for remat, accumulate, candidates in search.plan(config, topology):
+        for candidate in candidates[:3]:
             tried = search.with_settings(config, topology, candidate.mesh, remat, accumulate)
             print(f'would try {search.described(tried, topology)}')
 

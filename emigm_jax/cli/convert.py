@@ -4,7 +4,7 @@ from emigm_jax.cli.main import Parser
 from emigm_jax.conversion.options import NULLS, Kind, Options
 
 
-def run(argv):
+def run(argv: list[str]) -> int:
     """Runs the command."""
     parser = Parser(
         'convert',

@@ -9,7 +9,7 @@ from emigm_jax.errors import UserError
 from emigm_jax.evaluation.score_table import DEFAULT, SCORES
 
 
-def run(argv):
+def run(argv: list[str]) -> int:
     """Runs the command."""
     parser = Parser(
         'evaluate',
@@ -98,8 +98,9 @@ def _against_reference(arguments):
     folder = arguments.out or 'evaluation'
     say = functools.partial(print, flush=True) if agreement.first() else lambda line: None
     work = _work(arguments, about, folder=folder, keep_images=bool(arguments.save_npz), say=say)
-    known = dict(reference=reference, inception=network, metrics=names)
-    result = evaluate.evaluate(images, **known, work=work)
+    result = evaluate.evaluate(
+        images, reference=reference, inception=network, metrics=names, work=work
+    )
     if result is not None:
         _print(result, paper)
         files.write_json(f'{folder}/result.json', result.to_json())

@@ -6,6 +6,7 @@ import os
 import select
 import signal
 import sys
+from typing import NoReturn
 
 import emigm_jax
 from emigm_jax.errors import UserError, near
@@ -24,7 +25,7 @@ COMMANDS = {
 }
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     """Runs `emigm COMMAND ...` and returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
     summary = '\n'.join(f'  {name:<10} {text}' for name, (_, text) in COMMANDS.items())
@@ -70,7 +71,7 @@ def _unread():
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are UserErrors and whose help ends in an example."""
 
-    def __init__(self, name, summary, example):
+    def __init__(self, name: str, summary: str, example: str):
         super().__init__(
             prog=f'emigm {name}',
             description=summary,
@@ -79,7 +80,7 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         """Called by argparse on bad arguments."""
         raise UserError(f'{self.prog.removeprefix("emigm ")}: {message} (see {self.prog} --help)')
 

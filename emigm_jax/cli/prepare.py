@@ -1,5 +1,6 @@
 """`emigm prepare`: latent caches from pictures, the scale of their latents, FID references."""
 
+import dataclasses
 import re
 
 from emigm_jax.cli import arguments as shared
@@ -7,7 +8,7 @@ from emigm_jax.cli.main import Parser
 from emigm_jax.errors import UserError
 
 
-def run(argv):
+def run(argv: list[str]) -> int:
     """Runs the command."""
     parser = Parser(
         'prepare',
@@ -77,29 +78,30 @@ def run(argv):
     if arguments.worker is not None:
         if arguments.coordinator is not None:
             parser.error('--worker is for machines that do not know of each other')
-        return _latents(arguments, _Defaults(arguments))
+        return _latents(arguments, _with_defaults(arguments))
     with shared.join(arguments):
-        return _latents(arguments, _Defaults(arguments))
+        return _latents(arguments, _with_defaults(arguments))
 
 
-_DEFAULTS = {
-    'split': 'train',
-    'dtype': 'float16',
-    'batch_size': 16,
-    'shard_rows': 4096,
-    'max_unreadable': 0.001,
-}
-
-
+@dataclasses.dataclass(frozen=True)
 class _Defaults:
-    """Flags with their defaults; None told which were given."""
+    """Flags of `latents` that have defaults."""
 
-    def __init__(self, arguments):
-        for name, value in _DEFAULTS.items():
-            given = getattr(arguments, name)
-            setattr(self, name, value if given is None else given)
+    split: str = 'train'
+    dtype: str = 'float16'
+    batch_size: int = 16
+    shard_rows: int = 4096
+    max_unreadable: float = 0.001
+
+    def __post_init__(self):
         if not 0.0 <= self.max_unreadable <= 1.0:
             raise UserError('--max-unreadable is a share, from 0 to 1')
+
+
+def _with_defaults(arguments):
+    """The flags with their defaults; None says that one was not given."""
+    flags = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(_Defaults)}
+    return _Defaults(**{name: value for name, value in flags.items() if value is not None})
 
 
 # What each kind takes.
@@ -229,15 +231,15 @@ def _stats(path):
 
     from emigm_jax.data import latents, scale
 
-    found = scale.measure(
+    measured = scale.measure(
         latents.Cache(path), lambda shards: tqdm.tqdm(shards, unit=' shards', disable=None)
     )
-    print(f'images              {found.images:,}, every shard as its checksum says')
-    print(f'mean                {found.mean:.5f}')
-    print(f'scale (1 / std)     {found.scale:.5f} +- {found.error:.5f}')
-    print(f"tokenizer's scale   {found.constant:.5f}, {found.origin}")
+    print(f'images              {measured.images:,}, every shard as its checksum says')
+    print(f'mean                {measured.mean:.5f}')
+    print(f'scale (1 / std)     {measured.scale:.5f} +- {measured.error:.5f}')
+    print(f"tokenizer's scale   {measured.constant:.5f}, {measured.origin}")
     print(
-        f'difference          {found.scale - found.constant:+.5f}, {found.deviation:+.1f} '
+        f'difference          {measured.scale - measured.constant:+.5f}, {measured.deviation:+.1f} '
         'standard errors'
     )
     return 0

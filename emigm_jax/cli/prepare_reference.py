@@ -1,7 +1,11 @@
 """`emigm prepare reference`: Inception statistics of real pictures."""
 
+import argparse
 
-def run(parser, arguments):
+from emigm_jax.cli.main import Parser
+
+
+def run(parser: Parser, arguments: argparse.Namespace) -> int:
     """Runs the command."""
     chosen = [name for name in ('folder', 'tfds', 'npz') if getattr(arguments, name)]
     if len(chosen) != 1:

@@ -3,7 +3,7 @@
 from emigm_jax.cli.main import Parser
 
 
-def run(argv):
+def run(argv: list[str]) -> int:
     """Runs the command."""
     parser = Parser(
         'report',

@@ -4,6 +4,9 @@ import collections
 import dataclasses
 import os
 from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 
 from emigm_jax.conversion.options import Kind
 from emigm_jax.io import paths
@@ -19,9 +22,9 @@ class Conversion:
     origin: str  # the source, as messages call it
     title: str  # what it is
     details: str  # what the numbers are, and what else there is to say in a line
-    params: dict  # nested dict of float32 arrays
-    facts: dict  # JSON-like, for the checkpoint's description
-    writer: Callable[[str | os.PathLike, dict, dict], None]  # (target, params, facts)
+    params: dict[str, Any]  # nested dict of float32 arrays
+    facts: dict[str, Any]  # JSON-like, for the checkpoint's description
+    writer: Callable[[os.PathLike | str, dict, dict], None]  # (target, params, facts)
     left_out: dict[str, str] = dataclasses.field(default_factory=dict)  # {official name: why}
     notes: tuple[str, ...] = ()  # what the user should know
 
@@ -39,7 +42,7 @@ class Conversion:
             *(f'left out: {count} tensors {why}' for why, count in sorted(reasons.items())),
         ]
 
-    def save(self, target: str | os.PathLike) -> None:
+    def save(self, target: os.PathLike | str) -> None:
         """Writes the checkpoint, whole or not at all; raises UserError if it cannot be written."""
         self.writer(target, self.params, self.facts)
 
@@ -49,7 +52,7 @@ class Export:
     """One of our checkpoints under official names."""
 
     origin: str  # the checkpoint
-    tensors: dict  # {official name: array}
+    tensors: dict[str, np.ndarray]  # by official name
     weights: str = ''  # which of the checkpoint's, if it may hold several
     notes: tuple[str, ...] = ()  # what the user should know
 
@@ -58,6 +61,6 @@ class Export:
         weights = f', weights {self.weights}' if self.weights else ''
         return [*self.notes, f'{self.origin}: {len(self.tensors)} tensors{weights}']
 
-    def save(self, target: str | os.PathLike) -> None:
+    def save(self, target: os.PathLike | str) -> None:
         """Writes a safetensors file, whole or not at all; raises UserError if it cannot."""
         data_files.write_safetensors(paths.absolute(target), self.tensors)

@@ -12,8 +12,8 @@ from emigm_jax.io.formats import torch_files
 
 
 def convert(
-    source: str | os.PathLike,
-    target: str | os.PathLike,
+    source: os.PathLike | str,
+    target: os.PathLike | str,
     *,
     kind: str | None = None,
     weights: str = '',
@@ -54,7 +54,7 @@ def convert(
     return conversion
 
 
-def read(source: str | os.PathLike, options: Options | None = None) -> Conversion:
+def read(source: os.PathLike | str, options: Options | None = None) -> Conversion:
     """Converts in memory; the arrays are copies, so that the source is let go of."""
     source = os.fspath(source)
     tree = torch_files.read(source)
@@ -64,8 +64,8 @@ def read(source: str | os.PathLike, options: Options | None = None) -> Conversio
 
 
 def export(
-    source: str | os.PathLike,
-    target: str | os.PathLike,
+    source: os.PathLike | str,
+    target: os.PathLike | str,
     *,
     weights: str = '',
     dry_run: bool = False,

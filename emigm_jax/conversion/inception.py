@@ -6,7 +6,7 @@ from emigm_jax.checkpoints import store
 from emigm_jax.conversion import left_out, rules
 from emigm_jax.conversion.conversion import Conversion, Export
 from emigm_jax.conversion.options import Kind, Options
-from emigm_jax.conversion.rules import Entry
+from emigm_jax.conversion.rules import Entry, Tensors
 from emigm_jax.errors import UserError
 from emigm_jax.evaluation import inception, inception_plan
 
@@ -25,7 +25,7 @@ _CLASSIFIER = (('fc.weight', 'fc/kernel', 'transpose'), ('fc.bias', 'fc/bias', '
 
 
 def entries() -> list[Entry]:
-    """The `rules.Entry` of each of our parameters."""
+    """One for each of our parameters."""
     units = [
         Entry(f'{conv.attribute}/{ours}', (f'{conv.name}.{theirs}',), operation)
         for conv, _ in inception_plan.network()
@@ -34,11 +34,11 @@ def entries() -> list[Entry]:
     return units + [Entry(ours, (theirs,), operation) for theirs, ours, operation in _CLASSIFIER]
 
 
-def read(places: dict, source: str, options: Options) -> Conversion:
+def read(places: dict[str, Tensors], source: str, options: Options) -> Conversion:
     """Converts the content of a file of pytorch-fid or torch-fidelity.
 
     Args:
-      places: {entry of the file: {official name: array}}; the first one is read.
+      places: the tensors at each entry of the file; the first one is read.
       source: for messages.
       options: none of them applies.
 
@@ -72,9 +72,10 @@ def read(places: dict, source: str, options: Options) -> Conversion:
     )
 
 
-def export(source: str, stored: store.Checkpoint, weights: str) -> Export:
+def export(source: str, stored: store.Checkpoint | None, weights: str) -> Export:
     """Our checkpoint under the names of `read`, bit for bit; it has one set of weights."""
     Options(weights=weights).refuse('the Inception network')
+    assert stored is not None  # whose description says what it is
     params = inception.of(stored).params
     counted = left_out.counted(stored.description)
     return Export(source, rules.to_official(entries(), params) | counted)

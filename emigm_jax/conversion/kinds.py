@@ -2,13 +2,15 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flax import traverse_util
 
+from emigm_jax.checkpoints.store import Checkpoint
 from emigm_jax.conversion import inception, models, tokenizers
-from emigm_jax.conversion.conversion import Conversion
+from emigm_jax.conversion.conversion import Conversion, Export
 from emigm_jax.conversion.options import Kind, Options
+from emigm_jax.conversion.rules import Tensors
 from emigm_jax.errors import UserError
 from emigm_jax.evaluation.inception import ENTRY as INCEPTION
 from emigm_jax.tokenizers import codec, learned
@@ -19,8 +21,9 @@ class Row(NamedTuple):
 
     title: str
     mark: str  # a tensor that no other kind has
-    entries: tuple  # of a file, where the tensors may lie, best first; '': the file itself
-    read: Callable  # ({entry: {official name: array}}, source, `Options`) -> `Conversion`
+    entries: tuple[str, ...]  # of a file that may hold the tensors, best first; '': the file itself
+    # (the tensors at each entry, source, options) -> what comes of it
+    read: Callable[[dict[str, Tensors], str, Options], Conversion]
 
 
 def _model(title):
@@ -43,11 +46,15 @@ KINDS = {
         'the Inception network of FID', 'Conv2d_1a_3x3.conv.weight', ('',), inception.read
     ),
 }
-# entry of a checkpoint's description, '' for models: (source, `Checkpoint`, weights) -> `Export`
-EXPORTS = {INCEPTION: inception.export, codec.ENTRY: tokenizers.export, '': models.export}
+# entry of a checkpoint's description, '' for models: (source, checkpoint, weights) -> export
+EXPORTS: dict[str, Callable[[str, Checkpoint | None, str], Export]] = {
+    INCEPTION: inception.export,
+    codec.ENTRY: tokenizers.export,
+    '': models.export,
+}
 
 
-def read(tree: dict, source: str, options: Options) -> Conversion:
+def read(tree: dict[Any, Any], source: str, options: Options) -> Conversion:
     """Converts the content of a file of any kind.
 
     Args:
@@ -67,8 +74,8 @@ def read(tree: dict, source: str, options: Options) -> Conversion:
     return KINDS[kind].read(places[kind], source, options)
 
 
-def recognise(tree: dict, source: str) -> dict[Kind, dict]:
-    """{kind: {entry of the file: {official name: array}}} of the kinds whose mark is there.
+def recognise(tree: dict[Any, Any], source: str) -> dict[Kind, dict[str, Tensors]]:
+    """{kind: the tensors at each entry of the file} of the kinds whose mark is there.
 
     Raises:
       UserError: there are none.
@@ -83,7 +90,7 @@ def recognise(tree: dict, source: str) -> dict[Kind, dict]:
 
 def _places(tree, row):
     tensors = {entry: _tensors(tree, entry) for entry in row.entries}
-    return {entry: held for entry, held in tensors.items() if row.mark in held}
+    return {entry: named for entry, named in tensors.items() if row.mark in named}
 
 
 def _tensors(tree, entry):

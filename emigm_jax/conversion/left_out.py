@@ -1,19 +1,23 @@
 """Tensors of official files that we have no use for: why, and which of them the way back needs."""
 
 import re
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+
+from emigm_jax.conversion.rules import Tensors
 
 # PyTorch's batch norms count; a strict loader wants the counters back.
 _COUNTERS = r'.*\.num_batches_tracked'
 COUNTERS = (_COUNTERS, 'count training batches; the averages are fixed')
 
 
-def split(tensors: dict, ignored: tuple) -> tuple[dict, dict]:
+def split(tensors: Tensors, ignored: Sequence[tuple[str, str]]) -> tuple[Tensors, dict[str, str]]:
     """Tensors that are needed, and {name: why} of those that are not.
 
     Args:
-      tensors: {official name: array}.
+      tensors: by official name.
       ignored: rows (pattern of whole names, why they are not needed).
     """
     why = lambda name: next((why for rule, why in ignored if re.fullmatch(rule, name)), None)
@@ -22,7 +26,7 @@ def split(tensors: dict, ignored: tuple) -> tuple[dict, dict]:
     return kept, {name: reason for name, reason in reasons.items() if reason is not None}
 
 
-def counters(tensors: dict, left_out: dict) -> dict[str, int]:
+def counters(tensors: Tensors, left_out: dict[str, str]) -> dict[str, int]:
     """The counters among tensors that were left out, for the description of a checkpoint."""
     return {
         name: int(tensors[name])
@@ -31,7 +35,7 @@ def counters(tensors: dict, left_out: dict) -> dict[str, int]:
     }
 
 
-def counted(description: dict) -> dict[str, np.ndarray]:
+def counted(description: dict[str, Any]) -> dict[str, np.ndarray]:
     """The tensors of `counters` again: int64, of no rank."""
     counters = description.get('counters', {})
     return {name: np.asarray(count, np.int64) for name, count in counters.items()}

@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -17,11 +18,11 @@ from emigm_jax.models import emigm
 _MIDDLING = (256, 'b')  # whose settings go with sizes that were never published
 
 
-def read(places: dict, source: str, options: Options) -> Conversion:
+def read(places: dict[str, rules.Tensors], source: str, options: Options) -> Conversion:
     """Converts the content of an official model file.
 
     Args:
-      places: {entry of the file, '' for the file itself: {official name: array}}, best first.
+      places: the tensors at each entry of the file, '' for the file itself, best first.
       source: its path, for messages.
       options: all of them apply. `kind` overrides what the shape of the mask token tells. `null`
         is the tensor that becomes eMIGM's shared mask and null token, '' for `mask_token`: the
@@ -34,8 +35,8 @@ def read(places: dict, source: str, options: Options) -> Conversion:
     """
     entry = options.weights or next(iter(places))
     if entry not in places:
-        held = ', '.join(filter(None, places)) or 'one nameless set'
-        raise UserError(f'{source}: has no weights {entry!r}, but {held}')
+        entries = ', '.join(filter(None, places)) or 'one nameless set'
+        raise UserError(f'{source}: has no weights {entry!r}, but {entries}')
     tensors, notes, unread = places[entry], [], {}
     model = sizes.model_config(tensors, source, options.heads)
     if model.shared_null:
@@ -66,11 +67,11 @@ def read(places: dict, source: str, options: Options) -> Conversion:
 def _settings(kind, model):
     """(title, `Config`, sampling presets, what to say about them) of a `ModelConfig`."""
     published = emigm.preset_name(model)
-    known = published in recipes.sizes(kind)
-    image_size, size = published if known else _MIDDLING
+    own = published if published in recipes.sizes(kind) else None
+    image_size, size = own or _MIDDLING
     config = dataclasses.replace(recipes.published(kind, image_size, size), model=model)
     presets = recipes.sampling(kind, image_size, size)
-    if known:
+    if own:
         return f'{kind} {size} at {image_size} pixels', config, presets, ()
     note = (
         f'no published sampling settings for these sizes: those of {size} at {image_size} '
@@ -133,8 +134,10 @@ def export(source: str, stored: store.Checkpoint | None, weights: str) -> Export
     return Export(source, official(saved.config.model, params, unread), name, notes)
 
 
-def official(model: emigm.ModelConfig, params: dict, unread: dict | None = None) -> dict:
-    """State dict of our parameters under official names: {name: float32 array}, bit for bit.
+def official(
+    model: emigm.ModelConfig, params: dict[str, Any], unread: dict[str, str] | None = None
+) -> dict[str, np.ndarray]:
+    """State dict of our parameters under official names, in float32, bit for bit.
 
     Args:
       unread: from the facts of the `Conversion` that the parameters were, so that a file comes

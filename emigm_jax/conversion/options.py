@@ -35,7 +35,7 @@ class Options:
         if self.null:
             check_choice('null', self.null, NULLS)
 
-    def refuse(self, what: str, names: tuple = ('weights', 'heads', 'null')) -> None:
+    def refuse(self, what: str, names: tuple[str, ...] = ('weights', 'heads', 'null')) -> None:
         """Raises UserError if one of `names` is given, as it does not apply to `what`."""
         for name in names:
             if getattr(self, name):

@@ -4,12 +4,14 @@ An `Entry` says which official tensors make one of our parameters: one tensor, o
 a scanned stack. The same table runs in both directions.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from flax import traverse_util
 
 from emigm_jax.errors import UserError
+
+Tensors = dict[str, Any]  # by official name: arrays, or what a file has in their place
 
 # name: (official -> ours, ours -> official)
 OPERATIONS = {
@@ -25,7 +27,7 @@ OPERATIONS = {
 class Misfit(UserError):
     """Official tensors that do not fit the model; `rows` are (problem, official name, detail)."""
 
-    def __init__(self, origin, rows):
+    def __init__(self, origin: str, rows: list[tuple[str, str, str]]):
         self.rows = rows
         shown = '; '.join(' '.join(filter(None, row)) for row in rows[:3])
         shown = shown if shown.isprintable() else ascii(shown)
@@ -37,24 +39,26 @@ class Entry(NamedTuple):
     """One of our parameters and where it comes from."""
 
     path: str  # ours, joined by '/'
-    sources: tuple  # official names, one per layer if stacked, else one
+    sources: tuple[str, ...]  # official names, one per layer if stacked, else one
     operation: str = 'copy'  # a key of OPERATIONS
     stacked: bool = False
 
 
-def to_params(entries: list[Entry], tensors: dict, shapes: dict, origin: str) -> dict:
+def to_params(
+    entries: list[Entry], tensors: Tensors, shapes: dict[str, Any], origin: str
+) -> dict[str, Any]:
     """Official tensors -> nested dict of float32 arrays.
 
     Args:
       entries: the table.
-      tensors: {official name: array}.
+      tensors: by official name.
       shapes: our parameters as a nested dict of anything with a `.shape`.
       origin: file name for messages.
 
     Raises:
       Misfit: entries are missing, unexpected or misshapen; all of them are listed.
     """
-    wanted = traverse_util.flatten_dict(shapes, sep='/')
+    wanted: dict[str, Any] = traverse_util.flatten_dict(shapes, sep='/')
     used = {name for entry in entries for name in entry.sources}
     problems = [('missing', name, '') for name in sorted(used - tensors.keys())]
     problems += [('unexpected', name, '') for name in tensors if name not in used]
@@ -91,8 +95,8 @@ def _form(value):
     return tuple(value.shape) if hasattr(value, 'shape') else f'a {type(value).__name__}'
 
 
-def to_official(entries: list[Entry], params: dict) -> dict:
-    """Our parameters -> {official name: array}, the inverse of `to_params`, bit for bit."""
+def to_official(entries: list[Entry], params: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Our parameters -> tensors by official name, the inverse of `to_params`, bit for bit."""
     flat, tensors = traverse_util.flatten_dict(params, sep='/'), {}
     for entry in entries:
         back, ours = OPERATIONS[entry.operation][1], np.asarray(flat[entry.path])

@@ -8,8 +8,10 @@ from emigm_jax.errors import UserError
 from emigm_jax.models import emigm
 
 
-def model_config(tensors: dict, origin: str, heads: int | None = None) -> emigm.ModelConfig:
-    """The `ModelConfig` of {official name: array}.
+def model_config(
+    tensors: rules.Tensors, origin: str, heads: int | None = None
+) -> emigm.ModelConfig:
+    """The sizes of the model that has these tensors.
 
     Everything but the number of heads can be read off shapes; the heads are those of the published
     model of the same width, unless given. Matrix products are float32, which run anywhere.
@@ -18,7 +20,7 @@ def model_config(tensors: dict, origin: str, heads: int | None = None) -> emigm.
       UserError: a tensor that tells a size is missing, sizes contradict, or `heads` is needed.
     """
 
-    def shape(name, *ranks):
+    def shape(name, *ranks) -> tuple[int, ...]:
         if name not in tensors:
             raise rules.Misfit(origin, [('missing', name, '')])
         sizes = getattr(tensors[name], 'shape', ())

@@ -58,7 +58,7 @@ def _layers(official, ours, rows, numbers, stacked):
 
 
 def emigm(config: ModelConfig) -> list[Entry]:
-    """Entries of a `ModelConfig`; with a shared null token the name `fake_latent` is not read.
+    """Entries of a model; with a shared null token the name `fake_latent` is not read.
 
     The official loader copies `mask_token` last, so both roles end up with it
     (models/emigm.py:90-92).

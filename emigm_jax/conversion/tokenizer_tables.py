@@ -1,5 +1,8 @@
 """Official names of tokenizer checkpoints beside ours."""
 
+from collections.abc import Callable
+from typing import Any
+
 from emigm_jax.conversion.left_out import COUNTERS
 from emigm_jax.conversion.rules import Entry
 from emigm_jax.tokenizers import dc_ae, kl_vae, vqgan
@@ -85,7 +88,7 @@ _OUTSIDE = ('quant_conv', 'post_quant_conv')  # official KL-16 layers of neither
 
 
 def kl16(config: kl_vae.KLVAEConfig) -> list[Entry]:
-    """Entries of a `KLVAEConfig`."""
+    """Entries of KL-16."""
 
     def official(half, layer):
         return (layer.name if layer.name in _OUTSIDE else f'{half}.{layer.name}',)
@@ -94,7 +97,7 @@ def kl16(config: kl_vae.KLVAEConfig) -> list[Entry]:
 
 
 def dc_ae_f32c32(config: dc_ae.DCAEConfig) -> list[Entry]:
-    """Entries of a `DCAEConfig`. Officially, a stage and its change of scale share one list."""
+    """Entries of DC-AE. Officially, a stage and its change of scale share one list."""
 
     def official(half, layer):
         kind, number = layer.name.split('_')
@@ -113,7 +116,7 @@ def dc_ae_f32c32(config: dc_ae.DCAEConfig) -> list[Entry]:
 
 
 def maskgit_vqgan(config: vqgan.VQGANConfig) -> list[Entry]:
-    """Entries of a `VQGANConfig`; official names are joined by '/'."""
+    """Entries of MaskGIT's VQGAN; official names are joined by '/'."""
 
     def official(half, layer):
         stem, number = layer.name.split('_')
@@ -149,10 +152,14 @@ def _entries(module, config, kinds, official, separator):
     return entries
 
 
-# tokenizer: config -> list of `rules.Entry`
-ENTRIES = {'kl16': kl16, 'dc_ae': dc_ae_f32c32, 'vqgan': maskgit_vqgan}
+# tokenizer: config -> entries
+ENTRIES: dict[str, Callable[[Any], list[Entry]]] = {
+    'kl16': kl16,
+    'dc_ae': dc_ae_f32c32,
+    'vqgan': maskgit_vqgan,
+}
 # tokenizer: rows (pattern of whole names, why they are not needed)
-IGNORED = {
+IGNORED: dict[str, tuple[tuple[str, str], ...]] = {
     'kl16': (
         (
             r'(?!(encoder|decoder|quant_conv|post_quant_conv)\.).*',

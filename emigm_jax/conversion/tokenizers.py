@@ -11,12 +11,12 @@ from emigm_jax.tokenizers import codec, learned
 from emigm_jax.tokenizers.codec import Codec
 
 
-def read(kind: Kind, places: dict, source: str, options: Options) -> Conversion:
+def read(kind: Kind, places: dict[str, rules.Tensors], source: str, options: Options) -> Conversion:
     """Converts the content of an official file of a tokenizer.
 
     Args:
       kind: a key of `learned.KINDS`.
-      places: {entry of the file: {official name: array}}; the first one is read.
+      places: the tensors at each entry of the file; the first one is read.
       source: for messages, and to look for the name that a Hugging Face folder calls itself.
       options: none of them applies.
 
@@ -55,10 +55,12 @@ def _own_name(source):
     return f', which calls itself {name!a}' if name else ''
 
 
-def export(source: str, stored: store.Checkpoint, weights: str) -> Export:
+def export(source: str, stored: store.Checkpoint | None, weights: str) -> Export:
     """Our checkpoint under official names, bit for bit; a tokenizer has one set of weights."""
     Options(weights=weights).refuse('a tokenizer')
+    assert stored is not None  # whose description says what it is
     loaded = codec.of(stored)
+    assert isinstance(loaded.tokenizer, learned.Learned)  # what `codec.of` makes
     entries = tokenizer_tables.ENTRIES[loaded.spec.kind](loaded.tokenizer.config)
     counted = left_out.counted(stored.description)
     return Export(source, rules.to_official(entries, loaded.params) | counted)

@@ -1,5 +1,6 @@
 """Images against the statistics of real ones, by features of the Inception network."""
 
+import os
 from collections.abc import Iterable
 from typing import final
 
@@ -8,7 +9,9 @@ import numpy as np
 from emigm_jax.evaluation import image_sets, inception, measure, metrics, references
 from emigm_jax.evaluation.evaluator import Gathered, Work
 from emigm_jax.evaluation.image_sets import ImageSet
+from emigm_jax.evaluation.inception import Extractor
 from emigm_jax.evaluation.measure import Progress
+from emigm_jax.evaluation.references import Reference
 from emigm_jax.evaluation.result import Result
 from emigm_jax.nn.functional import fingerprint
 
@@ -18,15 +21,20 @@ class AgainstReference:
     """The `Evaluator` behind FID and its kin; its programs are compiled once.
 
     Args:
-      reference: file of statistics of the real images, or a `Reference`.
-      network: checkpoint of Inception, or its `Extractor`; it goes to all devices of this process.
+      reference: file of statistics of the real images, or what is in it.
+      network: checkpoint of Inception, or what is in it; it goes to all devices of this process.
       names: of `metrics.METRICS`. One that cannot be computed is `Result.missing`.
 
     Raises:
       UserError: a metric is unknown, or one of the two cannot be read.
     """
 
-    def __init__(self, reference, network, names: Iterable[str]):
+    def __init__(
+        self,
+        reference: os.PathLike | str | Reference,
+        network: os.PathLike | str | Extractor,
+        names: Iterable[str],
+    ):
         self._names, self._real = tuple(names), None
         metrics.check(self._names)
         self._reference, extractor = references.opened(reference), inception.opened(network)
@@ -59,8 +67,8 @@ class AgainstReference:
     def prepare(self, work: Work) -> None:
         """See `Evaluator`: features of a reference that has images in their place."""
         stored, needed = self._reference.images, measure.Plan(self._names).keep_features
-        there = self._real is not None or self._reference.features is not None
-        if there or not needed or stored is None:
+        present = self._real is not None or self._reference.features is not None
+        if present or not needed or stored is None:
             return
         images = image_sets.Stored(stored)
         work.say(f'features of the {len(images):,} images in {stored.path}')
@@ -70,6 +78,7 @@ class AgainstReference:
 
     def _result(self, measured, settings):
         reference = self._reference
+        assert measured.totals is not None  # on the first process, which computes this
         inputs = metrics.Inputs(measured.totals, reference, measured.features, self._real)
         values, missing = metrics.compute(inputs, self._names)
         return Result(

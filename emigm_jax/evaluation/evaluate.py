@@ -1,5 +1,6 @@
 """Measuring images with one call: against a reference, in pixels, or one folder against another."""
 
+import os
 from collections.abc import Iterable
 
 from emigm_jax.data import sources
@@ -9,7 +10,9 @@ from emigm_jax.evaluation.against_reference import AgainstReference
 from emigm_jax.evaluation.evaluator import Work
 from emigm_jax.evaluation.image_sets import ImageSet
 from emigm_jax.evaluation.in_pixels import InPixels
+from emigm_jax.evaluation.inception import Extractor
 from emigm_jax.evaluation.make_reference import measured_anew
+from emigm_jax.evaluation.references import Reference
 from emigm_jax.evaluation.result import Result
 from emigm_jax.evaluation.score_table import DEFAULT
 from emigm_jax.io import npz, paths
@@ -19,8 +22,8 @@ from emigm_jax.parallel import agreement
 def evaluate(
     images: ImageSet,
     *,
-    reference,
-    inception,
+    reference: os.PathLike | str | Reference,
+    inception: os.PathLike | str | Extractor,
     metrics: Iterable[str] = DEFAULT,
     work: Work | None = None,
 ) -> Result | None:
@@ -32,8 +35,8 @@ def evaluate(
 
     Args:
       images: uint8, of one size, which the network gets resized to 299 pixels.
-      reference: file of statistics, or a `Reference`.
-      inception: checkpoint of the network, or its `Extractor`.
+      reference: file of statistics, or what is in it.
+      inception: checkpoint of the network, or what is in it.
       metrics: of `metrics.METRICS`; one that cannot be computed is `Result.missing`.
       work: batch size, and the folder from which an interrupted evaluation goes on.
 
@@ -63,14 +66,21 @@ def evaluate_digits(images: ImageSet, work: Work | None = None) -> Result | None
     return evaluator.measure(InPixels(sources.digits()), images, work)
 
 
-def fid(first, second, *, inception, image_size: int | None = None, batch_size: int = 64) -> float:
+def fid(
+    first: os.PathLike | str,
+    second: os.PathLike | str,
+    *,
+    inception: os.PathLike | str | Extractor,
+    image_size: int | None = None,
+    batch_size: int = 64,
+) -> float:
     """Frechet Inception distance between two sets, of which neither needs a reference file.
 
         fid('samples', 'imagenet/val', inception='fid-inception', image_size=256)
 
     Args:
       first, second: a folder of pictures, an npz file of images, or a file of statistics each.
-      inception: checkpoint of the network, or its `Extractor`.
+      inception: checkpoint of the network, or what is in it.
       image_size: pixels per side of a centre crop of pictures in folders; None: as they are.
       batch_size: images at a time.
 
@@ -83,14 +93,26 @@ def fid(first, second, *, inception, image_size: int | None = None, batch_size: 
     def moments(place):
         images = agreement.agreed(lambda: _images(place, image_size))
         if images is None:
-            known = references.read(place)
-            return known.mean, known.covariance
+            reference = references.read(place)
+            return reference.mean, reference.covariance
         measured = measured_anew(images, network, plan)
-        return agreement.by_first(lambda: statistics.moments(measured.totals))
+
+        def of_images():
+            assert measured.totals is not None
+            return statistics.moments(measured.totals)
+
+        return agreement.by_first(of_images)
 
     pair = moments(first), moments(second)
-    distance = agreement.by_first(lambda: scores.frechet_distance(*pair[0], *pair[1]))
-    return agreement.from_first(distance)
+
+    def distance():
+        one, other = pair
+        assert one is not None and other is not None
+        return scores.frechet_distance(*one, *other)
+
+    value = agreement.from_first(agreement.by_first(distance))
+    assert value is not None
+    return value
 
 
 def _images(place, image_size):

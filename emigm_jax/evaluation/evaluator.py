@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -19,9 +20,11 @@ class Work:
     """How a set of images is gone through."""
 
     batch_size: int = 64  # images at a time, on all processes together
-    folder: Any = None  # local or gs://, from which an interrupted run goes on; None: it does not
+    # Local or gs://, from which an interrupted run goes on; None: it does not.
+    folder: os.PathLike | str | None = None
     keep_images: bool = False  # in FOLDER/images, for an npz of them
-    about: dict | None = None  # JSON-like facts of the images for the result; None: a fingerprint
+    # JSON-like facts of the images for the result; None: a fingerprint.
+    about: dict[str, Any] | None = None
     alone: bool = False  # the first process computes the scores when the others have left
     bar: Callable[..., tqdm.tqdm] = functools.partial(tqdm.tqdm, disable=True)  # takes total=N
     say: Callable[[str], object] = lambda line: None  # gets a line for the user now and then
@@ -43,6 +46,7 @@ class Evaluator(Protocol):
         Raises:
           UserError: an image cannot be read, or `work.folder` is of another measurement.
         """
+        ...
 
     def prepare(self, work: Work) -> None:
         """Makes what is needed of the real images, unless it is there."""
@@ -69,5 +73,6 @@ def measure(evaluator: Evaluator, images: ImageSet, work: Work | None = None) ->
         first = agreement.first()
         agreement.leave()
         return result() if first else None
-    held = agreement.by_first(lambda: result().to_json())
-    return Result.from_json(agreement.from_first(held))
+    value = agreement.from_first(agreement.by_first(lambda: result().to_json()))
+    assert value is not None
+    return Result.from_json(value)

@@ -13,7 +13,14 @@ SMALLEST, POINTS = 5000, 15  # Chong & Forsyth
 RESAMPLES = 20
 
 
-def infinite(features, mean, covariance, smallest=SMALLEST, points=POINTS, seed=0):
+def infinite(
+    features: np.ndarray,
+    mean: np.ndarray,
+    covariance: np.ndarray,
+    smallest: int = SMALLEST,
+    points: int = POINTS,
+    seed: int = 0,
+) -> float:
     """FID extrapolated to infinitely many generated images (Chong & Forsyth 2020, Sec. 3.2).
 
     FID is biased upwards by about a/N, and a depends on the model. So the FIDs of `points` random
@@ -43,7 +50,13 @@ def infinite(features, mean, covariance, smallest=SMALLEST, points=POINTS, seed=
     return float(at_zero)
 
 
-def standard_error(features, mean, covariance, resamples=RESAMPLES, seed=0):
+def standard_error(
+    features: np.ndarray,
+    mean: np.ndarray,
+    covariance: np.ndarray,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> float:
     """Bootstrap standard error of FID (Efron & Tibshirani 1993, Sec. 6.2).
 
     The standard deviation (ddof 1) of the FIDs of `resamples` sets of N images drawn with

@@ -1,6 +1,7 @@
 """Sets of images to be measured: made by a model, pictures in files, or in an npz file."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, final
 
@@ -20,10 +21,12 @@ class ImageSet(Protocol):
 
     def __len__(self) -> int:
         """How many there are."""
+        ...
 
     @property
     def labels(self) -> np.ndarray | None:
         """(N,) classes that the images were made for; None: nobody knows them."""
+        ...
 
     def batches(self, pieces: Sequence[slice], size: int) -> Iterator[np.ndarray]:
         """Yields uint8 (B, H, W, 3) of every piece, B its length.
@@ -35,9 +38,11 @@ class ImageSet(Protocol):
         Raises:
           UserError: while it is read, an image that cannot be.
         """
+        ...
 
     def fingerprint(self) -> str:
         """Short digest of what decides the images."""
+        ...
 
 
 @final
@@ -55,7 +60,7 @@ class Generated:
         """As many of each class as of any other, in order."""
         return np.arange(self.count) * self.classes // self.count
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.count
 
     def fingerprint(self) -> str:
@@ -67,7 +72,7 @@ class Generated:
         labels = self.labels
         for piece in pieces:
             # Every batch is filled up to the shape that was compiled.
-            numbers = spread.fill(np.arange(self.count)[piece], size)
+            numbers = np.asarray(spread.fill(np.arange(self.count)[piece], size))
             batch = self.make(labels[numbers], numbers)
             batch = np.repeat(batch, 3, axis=-1) if batch.shape[-1] == 1 else batch
             yield batch[: piece.stop - piece.start]
@@ -85,7 +90,7 @@ class Below(Source):
     kind = 'folder'
     class_names = ()
 
-    def __init__(self, path):
+    def __init__(self, path: os.PathLike | str):
         self._root = paths.absolute(path)
         self._names, self._bytes = zip(*folders.below(self._root), strict=True)
 
@@ -121,10 +126,10 @@ class Pictures:
 
     labels = None
 
-    def __init__(self, source: Source, place: str, image_size: int | None = None):
+    def __init__(self, source: Source, place: os.PathLike | str, image_size: int | None = None):
         self._source, self._place, self._size = source, place, image_size
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._source)
 
     def fingerprint(self) -> str:
@@ -146,7 +151,7 @@ class Pictures:
         shape, numbers = self._read(0).shape, [i for p in pieces for i in range(p.start, p.stop)]
         images = readers.read_all(lambda at: self._read(numbers[at]), 0, len(numbers))
         for piece in pieces:
-            held = []
+            batch = []
             for i, image in zip(range(piece.start, piece.stop), images, strict=False):
                 if image.shape != shape:
                     shapes = ' and '.join(f'{s[1]}x{s[0]}' for s in (shape, image.shape))
@@ -154,8 +159,8 @@ class Pictures:
                         f'{self._place}/{self._source.name(i)}: the pictures have several sizes '
                         f'({shapes}); measure one size at a time, or crop them with --image-size'
                     )
-                held.append(image)
-            yield np.stack(held)
+                batch.append(image)
+            yield np.stack(batch)
 
 
 @final
@@ -166,7 +171,7 @@ class Stored:
     rows: npz.Rows
     labels = None
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.rows)
 
     def fingerprint(self) -> str:
@@ -178,13 +183,13 @@ class Stored:
         return self.rows.slices(pieces)
 
 
-def folder(path, image_size: int | None = None) -> Pictures:
-    """The `Pictures` below a folder; UserError as `Below`."""
+def folder(path: os.PathLike | str, image_size: int | None = None) -> Pictures:
+    """All pictures below a folder; UserError as `Below`."""
     return Pictures(Below(path), path, image_size)
 
 
-def stored(path) -> Stored:
-    """The `Stored` of an npz file in ADM's layout: arr_0 uint8 (N, H, W, 3).
+def stored(path: os.PathLike | str) -> Stored:
+    """The images of an npz file in ADM's layout: arr_0 uint8 (N, H, W, 3).
 
     Raises:
       UserError: the file is missing, damaged, or holds something else.

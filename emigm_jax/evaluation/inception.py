@@ -9,7 +9,8 @@ precision.
 
 import dataclasses
 import functools
-from typing import NamedTuple
+import os
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +29,8 @@ SIDE = 299  # pixels of the network's input
 BATCH_NORM_EPSILON = 1e-3
 EXACT = jax.lax.Precision.HIGHEST
 
-_AROUND = dict(window_shape=(3, 3), strides=(1, 1), padding='SAME')
-_HALVING = dict(window_shape=(3, 3), strides=(2, 2), padding='VALID')
+_AROUND: dict[str, Any] = dict(window_shape=(3, 3), strides=(1, 1), padding='SAME')
+_HALVING: dict[str, Any] = dict(window_shape=(3, 3), strides=(2, 2), padding='VALID')
 
 # Steps without parameters. TensorFlow divides an average by the number of real pixels.
 POOLS = {
@@ -42,7 +43,7 @@ POOLS = {
 class Unit(nnx.Module):
     """One `Conv`: (B, H, W, inputs) -> (B, h, w, outputs), not negative."""
 
-    def __init__(self, conv, inputs, rngs):
+    def __init__(self, conv: plan.Conv, inputs: int, rngs: nnx.Rngs):
         self.strides, self.padding = (conv.stride, conv.stride), conv.padding
         initial = jax.nn.initializers.lecun_normal()
         self.kernel = nnx.Param(initial(rngs.params(), (*conv.size, inputs, conv.outputs)))
@@ -51,7 +52,7 @@ class Unit(nnx.Module):
         self.mean = nnx.Param(jnp.zeros(conv.outputs))
         self.variance = nnx.Param(jnp.ones(conv.outputs))
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         axes = ('NHWC', 'HWIO', 'NHWC')
         x = jax.lax.conv_general_dilated(
             x, self.kernel[...], self.strides, self.padding, dimension_numbers=axes, precision=EXACT
@@ -63,12 +64,12 @@ class Unit(nnx.Module):
 class Classifier(nnx.Module):
     """Linear layer. The logits of IS lack the bias, which is kept for the way back (export)."""
 
-    def __init__(self, rngs):
+    def __init__(self, rngs: nnx.Rngs):
         initial = jax.nn.initializers.lecun_normal()
         self.kernel = nnx.Param(initial(rngs.params(), (plan.WIDTH, plan.CLASSES)))
         self.bias = nnx.Param(jnp.zeros(plan.CLASSES))
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         return jnp.matmul(x, self.kernel[...], precision=EXACT)
 
 
@@ -83,12 +84,12 @@ class Features(NamedTuple):
 class Inception(nnx.Module):
     """The network: pixels (B, 299, 299, 3) in [-1, 1) to `Features`."""
 
-    def __init__(self, rngs):
+    def __init__(self, rngs: nnx.Rngs):
         for conv, inputs in plan.network():
             setattr(self, conv.attribute, Unit(conv, inputs, rngs))
         self.fc = Classifier(rngs)
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> Features:
         x = self._run(plan.LOWER, x)
         # branch1x1 comes first in Mixed_6d, so these are its channels.
         spatial = x[..., : plan.SPATIAL_CHANNELS].reshape(len(x), -1)
@@ -109,7 +110,7 @@ class Inception(nnx.Module):
 
 @functools.cache
 def network() -> functional.Functional:
-    """The `Functional` (init, bind) of `Inception`."""
+    """`Inception` as pure functions."""
     return functional.functional(Inception)
 
 
@@ -180,13 +181,13 @@ class Extractor:
         return _compiled(self.params, images)
 
 
-def save(path, params: dict, **facts) -> None:
+def save(path: os.PathLike | str, params: dict, **facts: Any) -> None:
     """Writes an Inception checkpoint; `facts` (JSON-like) go into its description."""
     store.save(path, {'params': params}, {ENTRY: {'variant': VARIANT}, **facts})
 
 
-def load(path) -> Extractor:
-    """The `Extractor` of a converted checkpoint, local or gs://.
+def load(path: os.PathLike | str) -> Extractor:
+    """The network of a converted checkpoint, local or gs://.
 
     Raises:
       UserError: no checkpoint is at `path`, it is of another kind, or damaged.
@@ -203,6 +204,6 @@ def of(stored: store.Checkpoint) -> Extractor:
     return Extractor(stored.load_part('params'))
 
 
-def opened(inception) -> Extractor:
-    """An `Extractor` as it is, or what `load` makes of a checkpoint."""
+def opened(inception: os.PathLike | str | Extractor) -> Extractor:
+    """A network as it is, or what `load` makes of a checkpoint."""
     return inception if isinstance(inception, Extractor) else load(inception)

@@ -4,7 +4,7 @@ A path is a sequence of steps: `Conv`, the name of a pool, or `Split`. The names
 torchvision and of the PyTorch ports of TensorFlow's network of 2015-12-05.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 COLOURS = 3
 WIDTH = 2048  # channels before the classifier
@@ -18,12 +18,12 @@ class Conv(NamedTuple):
 
     name: str
     outputs: int  # channels
-    size: tuple  # rows, columns
+    size: tuple[int, int]  # rows, columns
     stride: int = 1
     padding: str = 'SAME'
 
     @property
-    def attribute(self):
+    def attribute(self) -> str:
         """Where the parameters are kept: the name with '_' for '.'."""
         return self.name.replace('.', '_')
 
@@ -31,12 +31,14 @@ class Conv(NamedTuple):
 class Split(NamedTuple):
     """Paths with one input; their outputs' channels are joined in this order."""
 
-    paths: tuple
+    paths: 'tuple[Path, ...]'
 
+
+Path = tuple[Conv | str | Split, ...]
 
 _1X1, _3X3, _5X5 = (1, 1), (3, 3), (5, 5)
 _ROW7, _COLUMN7, _ROW3, _COLUMN3 = (1, 7), (7, 1), (1, 3), (3, 1)
-_REDUCE = dict(stride=2, padding='VALID')
+_REDUCE: dict[str, Any] = dict(stride=2, padding='VALID')
 
 
 def _block(name, *paths):
@@ -147,7 +149,7 @@ UPPER = (  # -> 8 x 8 x 2048
 )
 
 
-def convolutions(path, inputs):
+def convolutions(path: Path, inputs: int) -> tuple[list[tuple[Conv, int]], int]:
     """All convolutions of a path that gets `inputs` channels: ([(Conv, inputs)], its outputs)."""
     rows = []
     for step in path:
@@ -162,6 +164,6 @@ def convolutions(path, inputs):
     return rows, inputs
 
 
-def network():
-    """[(Conv, its input channels)] of the whole network."""
+def network() -> list[tuple[Conv, int]]:
+    """All convolutions, each with the number of its input channels."""
     return convolutions(LOWER + UPPER, COLOURS)[0]

@@ -1,5 +1,7 @@
 """Statistics of real pictures, made here."""
 
+import os
+
 from emigm_jax.checkpoints import store
 from emigm_jax.errors import UserError
 from emigm_jax.evaluation import inception as networks
@@ -11,10 +13,10 @@ from emigm_jax.parallel import agreement
 
 
 def make_reference(
-    path,
+    path: os.PathLike | str,
     images: ImageSet,
     *,
-    inception,
+    inception: os.PathLike | str | networks.Extractor,
     source: str,
     keep_features: bool = False,
     work: Work | None = None,
@@ -27,7 +29,7 @@ def make_reference(
     Args:
       path: of the new file, local or gs://, ending in .npz.
       images: at least 2.
-      inception: checkpoint of the network, or its `Extractor`.
+      inception: checkpoint of the network, or what is in it.
       source: what the images are and how they were prepared, in a few words.
       keep_features: also (N, 2048) float32 of all images, for precision, recall and KID.
       work: batch size and progress; the rest is not heeded.
@@ -43,8 +45,10 @@ def make_reference(
     names = ('fid', 'sfid', 'kid') if keep_features else ('fid', 'sfid')
     with work.bar(total=len(images)) as bar:
         measured = measured_anew(images, network, measure.Plan(names, work.batch_size), bar.update)
-    agreement.by_first(
-        lambda: references.write(
+
+    def write():
+        assert measured.totals is not None
+        references.write(
             path,
             statistics.moments(measured.totals, 'pool'),
             source=f'{len(images)} images of {source}',
@@ -52,7 +56,8 @@ def make_reference(
             spatial=statistics.moments(measured.totals, 'spatial'),
             features=measured.features,
         )
-    )
+
+    agreement.by_first(write)
     return references.read(path)
 
 

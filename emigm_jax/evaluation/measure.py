@@ -9,10 +9,12 @@ every batch each; the first one keeps the totals and the files.
 import dataclasses
 import functools
 import itertools
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from emigm_jax.errors import UserError
@@ -37,12 +39,12 @@ class Plan:
     keep_images: bool = False  # in FOLDER/images, for an npz of them
 
     @property
-    def keep_features(self):
+    def keep_features(self) -> bool:
         """Whether a metric needs the features of every image."""
         return any(metrics.METRICS[name][1] for name in self.names)
 
     @property
-    def batches(self):
+    def batches(self) -> int:
         """Batches in a part."""
         return max(1, self.part // self.batch)
 
@@ -55,23 +57,23 @@ class Network:
         self._run = spread.OverDevices(inception.features)
         self.add = statistics.adder(spread.mesh())
 
-    def __call__(self, images: np.ndarray) -> inception.Features:
-        """`inception.Features` of uint8 (B, H, W, 3); B a multiple of the devices."""
+    def __call__(self, images: np.ndarray | jax.Array) -> inception.Features:
+        """Of uint8 (B, H, W, 3); B a multiple of the devices."""
         return self._run(self._params, images)
 
 
 class Measured(NamedTuple):
     """What `totals` ends with; on other processes than the first, only `done` is there."""
 
-    totals: statistics.Totals  # of `statistics.collect`
+    totals: statistics.Totals | None  # of `statistics.collect`
     features: np.ndarray | None  # (N, 2048) float32 if `Plan.keep_features`
     done: int  # images that were made this time, by all processes; the others were there
 
 
 def totals(
     images: ImageSet,
-    folder,
-    settings: dict,
+    folder: os.PathLike | str,
+    settings: dict[str, Any],
     network: Network,
     shifts: Mapping[str, np.ndarray],
     plan: Plan,
@@ -82,7 +84,7 @@ def totals(
     Args:
       images: are read from the first one that is not in the folder yet.
       folder: new, or of the same measurement interrupted; only the first process uses it.
-      settings: JSON-like dict of all that decides the result.
+      settings: JSON-like, all that decides the result.
       network: of whose features the sums are.
       shifts: {'pool': (2048,), 'spatial': (2023,)}, as `statistics.begin`.
       plan: what is measured and kept.
@@ -129,10 +131,16 @@ def totals(
     return Measured(saved, features, count - start)
 
 
-def once(images: ImageSet, *how) -> Measured:
+def once(
+    images: ImageSet,
+    network: Network,
+    shifts: Mapping[str, np.ndarray],
+    plan: Plan,
+    progress: Progress = silent,
+) -> Measured:
     """`totals` without a folder: nothing is left of it, and an interruption is its end."""
     with tempfile.TemporaryDirectory() as folder:
-        return totals(images, folder, {}, *how)
+        return totals(images, folder, {}, network, shifts, plan, progress)
 
 
 def _batches(images, shares, size):
@@ -143,7 +151,7 @@ def _batches(images, shares, size):
         batch = next(batches, None)
         if batch is None:
             raise UserError(f'only {piece.first} of {len(images)} images came')
-        yield spread.fill(batch, share)
+        yield np.asarray(spread.fill(batch, share))
 
 
 def _rows(piece, features, kinds, splits):
@@ -201,13 +209,13 @@ def _parts(folder):
     )
 
 
-def stored(folder, name: str) -> Iterator[np.ndarray]:
+def stored(folder: os.PathLike | str, name: str) -> Iterator[np.ndarray]:
     """Yields what was kept under `name` ('features', 'images'), a part (M, ...) at a time."""
     for path in _parts(paths.absolute(folder) / name):
         yield npz.members(path)['arr_0'].read()
 
 
-def joined(folder, name: str, count: int) -> np.ndarray:
+def joined(folder: os.PathLike | str, name: str, count: int) -> np.ndarray:
     """The same in one array (N, ...).
 
     Raises:
@@ -234,7 +242,10 @@ def pilot(images: ImageSet, network: Network, batch: int) -> dict[str, np.ndarra
 
 
 def each(
-    images: ImageSet, function: Callable, batch: int = 64, progress: Progress = silent
+    images: ImageSet,
+    function: Callable[[np.ndarray], np.ndarray],
+    batch: int = 64,
+    progress: Progress = silent,
 ) -> np.ndarray:
     """function(uint8 (B, H, W, 3)) -> (B, ...) of all images, made by all processes: (N, ...)."""
     size = agreement.padded(batch)

@@ -1,7 +1,7 @@
 """The table of metrics: what each is computed from, and which cannot be computed here, and why."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -82,7 +82,7 @@ def _finite(what, features):
 
 
 # name: (how, whether it needs the features of every generated image and not only their sums)
-METRICS = {
+METRICS: dict[str, tuple[Callable[[Inputs], dict[str, float]], bool]] = {
     'fid': (_fid, False),
     'sfid': (_spatial_fid, False),
     'inception_score': (_inception_score, False),
@@ -103,7 +103,7 @@ def compute(inputs: Inputs, names: Iterable[str]) -> tuple[dict[str, float], dic
     """The metrics that are asked for.
 
     Args:
-      inputs: `Inputs`.
+      inputs: what they are computed from.
       names: of `METRICS`.
 
     Returns:

@@ -7,6 +7,7 @@ gets better; what is reported comes from `emigm evaluate`.
 import functools
 from collections.abc import Callable
 
+import numpy as np
 import tqdm
 
 from emigm_jax.config.settings import EvaluationConfig
@@ -16,16 +17,18 @@ from emigm_jax.evaluation.against_reference import AgainstReference
 from emigm_jax.evaluation.in_pixels import InPixels
 from emigm_jax.parallel import agreement
 
+Maker = Callable[[np.ndarray, np.ndarray], np.ndarray]  # labels, seeds -> images
+
 
 def online(
-    settings: EvaluationConfig, classes: int, maker: Callable[[dict], Callable]
+    settings: EvaluationConfig, classes: int, maker: Callable[[dict], Maker]
 ) -> Callable[[dict, int], dict[str, float]]:
     """Makes the function that measures a run's weights; all files are read now, not on the way.
 
     Args:
       settings: what is measured, how many images and against what.
       classes: of the model; as many images are made of each as of any other.
-      maker: parameters -> a function (labels, seeds) -> images, as `image_sets.Generated` has it.
+      maker: parameters -> what makes images of them, as `image_sets.Generated` has it.
 
     Returns:
       evaluate(params, step) -> {name: float}: the scores for parameters that are replicated on this
@@ -50,6 +53,7 @@ def online(
         images = image_sets.Generated(maker(params), settings.num_images, classes, name)
         work = evaluator.Work(settings.batch_size, bar=bar)
         result = evaluator.measure(measuring, images, work)
+        assert result is not None  # nobody leaves
         for metric, reason in result.missing.items() if agreement.first() else ():
             print(f'{metric}: not computed, {reason}', flush=True)
         return result.scores

@@ -11,6 +11,7 @@ this library                           mu, sigma, mu_s, sigma_s, features, count
 
 import dataclasses
 import hashlib
+import os
 import pathlib
 from collections.abc import Collection
 
@@ -42,21 +43,21 @@ class Reference:
     count: int | None = None  # images behind the mean
 
 
-def read(path) -> Reference:
-    """A `Reference` from a file (npz: local or gs://; pickle: local).
+def read(path: os.PathLike | str) -> Reference:
+    """The statistics in a file (npz: local or gs://; pickle: local).
 
     Raises:
       UserError: missing, damaged or of another kind; wrong shapes, numbers that are not finite, a
         covariance that is none; in one line that starts with the path.
     """
     if npz.is_npz(path):
-        held = {_RENAMED.get(key, key): rows for key, rows in npz.members(path).items()}
-        value = lambda key: held[key].read()
+        arrays = {_RENAMED.get(key, key): rows for key, rows in npz.members(path).items()}
+        value = lambda key: arrays[key].read()
     else:
-        held = _pickled(path)
-        value = lambda key: np.asarray(held[key])
-    if not is_reference(held):
-        keys = ', '.join(ascii(key)[1:-1][:40] for key in list(held)[:8]) or 'nothing'
+        arrays = _pickled(path)
+        value = lambda key: np.asarray(arrays[key])
+    if not is_reference(arrays):
+        keys = ', '.join(ascii(key)[1:-1][:40] for key in list(arrays)[:8]) or 'nothing'
         raise UserError(
             f'{path}: holds no reference statistics but {keys}; {_EXPECTED}: take the '
             'statistics that ADM, MAR or MeanFlow publish'
@@ -64,18 +65,18 @@ def read(path) -> Reference:
 
     statistics = []
     for mean, covariance, size in _PAIRS:
-        if mean in held and covariance in held:
+        if mean in arrays and covariance in arrays:
             statistics += _checked(path, mean, value(mean), covariance, value(covariance), size)
         else:
             statistics += [None, None]
     fingerprint = fingerprint_of(*statistics)
-    ours = {'fingerprint', 'count', 'source'} <= held.keys()
+    ours = {'fingerprint', 'count', 'source'} <= arrays.keys()
     if ours and str(value('fingerprint')) != fingerprint:
         raise UserError(
             f'{path}: its numbers do not have its fingerprint: the file was changed '
             'or is damaged, fetch it again'
         )
-    rows = {name: x for name, x in held.items() if isinstance(x, npz.Rows)}
+    rows = {name: x for name, x in arrays.items() if isinstance(x, npz.Rows)}
     return Reference(
         mean=statistics[0],
         covariance=statistics[1],
@@ -94,12 +95,20 @@ def is_reference(names: Collection[str]) -> bool:
     return {'mu', 'sigma'} <= {_RENAMED.get(name, name) for name in names}
 
 
-def opened(reference) -> Reference:
-    """A `Reference` as it is, or what `read` makes of a file."""
+def opened(reference: os.PathLike | str | Reference) -> Reference:
+    """Statistics as they are, or what `read` makes of a file."""
     return reference if isinstance(reference, Reference) else read(reference)
 
 
-def write(path, moments, *, source: str, count: int, spatial=None, features=None) -> None:
+def write(
+    path: os.PathLike | str,
+    moments: tuple[np.ndarray, np.ndarray],
+    *,
+    source: str,
+    count: int,
+    spatial: tuple[np.ndarray, np.ndarray] | None = None,
+    features: np.ndarray | None = None,
+) -> None:
     """Writes statistics as an npz file (local or gs://) that `read` and other projects take.
 
     Args:

@@ -1,6 +1,7 @@
 """What a measurement ends with, and its form in JSON."""
 
 import dataclasses
+from typing import Any
 
 from emigm_jax.errors import UserError
 from emigm_jax.evaluation.score_table import SCORES
@@ -15,12 +16,13 @@ class Result:
     scores: dict[str, float]  # by name in `score_table.SCORES`
     images: int  # that were measured
     seconds_per_image: float | None = None  # None: all were there before
-    settings: dict = dataclasses.field(default_factory=dict)  # JSON-like, all that decides scores
+    # JSON-like, all that decides scores
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     missing: dict[str, str] = dataclasses.field(default_factory=dict)  # metric: why, in one line
     reference: dict[str, str] | None = None  # its name and fingerprint; None: pixels were compared
     real_halves: dict[str, float] | None = None  # of pixels: scores of real images, to stand beside
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         """The JSON object in result.json; in that of pixels the settings are not nested."""
         common = {**self.scores, **{name: getattr(self, name) for name in _COMMON}}
         if self.reference is None:
@@ -29,16 +31,16 @@ class Result:
         return {**common, **nested}
 
     @classmethod
-    def from_json(cls, held: dict) -> 'Result':
+    def from_json(cls, value: dict[str, Any]) -> 'Result':
         """What `to_json` made.
 
         Raises:
           UserError: it is the object of something else.
         """
-        if lacking := [name for name in _COMMON if name not in held]:
+        if lacking := [name for name in _COMMON if name not in value]:
             raise UserError(f'is no result of an evaluation: it lacks {", ".join(lacking)}')
         fields = {field.name for field in dataclasses.fields(cls)} - {'scores'}
-        named = {name: value for name, value in held.items() if name in fields}
-        rest = {k: v for k, v in held.items() if k not in fields and k not in SCORES}
-        scores = {name: held[name] for name in SCORES if name in held}
+        named = {name: part for name, part in value.items() if name in fields}
+        rest = {k: v for k, v in value.items() if k not in fields and k not in SCORES}
+        scores = {name: value[name] for name in SCORES if name in value}
         return cls(scores, **{'settings': rest, **named})

@@ -4,6 +4,8 @@ Everything is NumPy on the host, in float64 unless said. Features may be pixels 
 or a network's.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 from emigm_jax.errors import UserError
@@ -11,7 +13,9 @@ from emigm_jax.errors import UserError
 _BLOCK = 2**25  # numbers in a block of distances: 128 MiB in float32
 
 
-def mean_and_covariance(features, weights=None):
+def mean_and_covariance(
+    features: np.ndarray, weights: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Mean (D,) and unbiased covariance (D, D) of features (M, D), in float64, by blocks.
 
     `weights` (M,) counts every row so many times; None: once.
@@ -26,7 +30,7 @@ def mean_and_covariance(features, weights=None):
         raise UserError(f'a covariance needs at least 2 samples, not {round(total)}')
     blocks = [slice(i, i + 4096) for i in range(0, len(features), 4096)]
     mean = sum(weights[b] @ features[b].astype(np.float64) for b in blocks) / total
-    outer = 0.0
+    outer = np.zeros((features.shape[1],) * 2)
     for block in blocks:
         centred = features[block].astype(np.float64) - mean
         outer = outer + (centred * weights[block, None]).T @ centred
@@ -52,7 +56,9 @@ def _factor(covariance):
     return vectors[:, kept] * np.sqrt(values[kept])
 
 
-def frechet_distance(mean1, cov1, mean2, cov2):
+def frechet_distance(
+    mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov2: np.ndarray
+) -> float:
     """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) (Heusel et al. 2017, Eq. 6).
 
     With C = A A^T the trace of the root is the sum of the singular values of A1^T A2, which stays
@@ -62,7 +68,9 @@ def frechet_distance(mean1, cov1, mean2, cov2):
     return frechet_distance_from(mean1, cov1)(mean2, cov2)
 
 
-def frechet_distance_from(mean1, cov1):
+def frechet_distance_from(
+    mean1: np.ndarray, cov1: np.ndarray
+) -> Callable[[np.ndarray, np.ndarray], float]:
     """`frechet_distance` from a fixed first Gaussian to (mean, covariance)."""
     factor1 = _factor(cov1)
 
@@ -74,7 +82,7 @@ def frechet_distance_from(mean1, cov1):
     return distance
 
 
-def squared_distances(a, b):
+def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Squared Euclidean distances (len(a), len(b)); in float32 if both are, else in float64."""
     a, b = np.asarray(a), np.asarray(b)
     dtype = np.float32 if a.dtype == b.dtype == np.float32 else np.float64
@@ -103,7 +111,7 @@ def _radii(features, k):
     return np.concatenate(radii)
 
 
-def precision_recall(real, fake, k=3):
+def precision_recall(real: np.ndarray, fake: np.ndarray, k: int = 3) -> tuple[float, float]:
     """Improved precision and recall (Kynkaanniemi et al. 2019) with k nearest neighbours.
 
     Precision: share of `fake` inside the union of balls around `real` rows that reach their k-th
@@ -137,13 +145,17 @@ def precision_recall(real, fake, k=3):
     return float(inside_real.mean()), float(covered.mean())
 
 
-def nearest_neighbour_accuracy(real, real_labels, fake, fake_labels):
+def nearest_neighbour_accuracy(
+    real: np.ndarray, real_labels: np.ndarray, fake: np.ndarray, fake_labels: np.ndarray
+) -> float:
     """Share of `fake` whose nearest real row carries the label that was asked for."""
     nearest = squared_distances(fake, real).argmin(1)
     return float((np.asarray(real_labels)[nearest] == np.asarray(fake_labels)).mean())
 
 
-def compare(real, real_labels, fake, fake_labels):
+def compare(
+    real: np.ndarray, real_labels: np.ndarray, fake: np.ndarray, fake_labels: np.ndarray
+) -> dict[str, float]:
     """All scores of one set against the other: {accuracy, frechet_distance, precision, recall}."""
     precision, recall = precision_recall(real, fake)
     return {
@@ -156,7 +168,7 @@ def compare(real, real_labels, fake, fake_labels):
     }
 
 
-def halves(features, labels, seed=0):
+def halves(features: np.ndarray, labels: np.ndarray, seed: int = 0) -> dict[str, float]:
     """Scores of one random half of the real data against the other: what is as good as real."""
     order = np.random.Generator(np.random.Philox(key=seed)).permutation(len(features))
     first, second = order[: len(order) // 2], order[len(order) // 2 :]

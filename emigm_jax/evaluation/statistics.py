@@ -11,6 +11,7 @@ be interrupted: they know nothing of devices, and totals of several parts of a r
 """
 
 import functools
+import os
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -46,7 +47,8 @@ class SplitSums(NamedTuple):
 class Sums(NamedTuple):
     """All that adds up over images."""
 
-    count: Array  # (), images
+    # The field takes the place of the method that tuples have.
+    count: Array  # (), images  # pyright: ignore[reportIncompatibleMethodOverride]
     moments: dict[str, Moments]  # by kind of features: pool, spatial
     splits: SplitSums | None  # None: no Inception Score is asked for
 
@@ -58,7 +60,7 @@ class Totals(NamedTuple):
     host both are float64.
     """
 
-    shifts: dict[str, Array]  # (D,) by kind of features
+    shifts: Mapping[str, Array]  # (D,) by kind of features
     sums: Sums
 
 
@@ -155,11 +157,12 @@ def collect(totals: Totals) -> Totals:
 
     With several processes all of them must call it.
     """
-    shifts = {
-        name: np.asarray(shift.addressable_data(0), np.float64)
-        for name, shift in totals.shifts.items()
-    }
+    shifts = {name: _here(shift) for name, shift in totals.shifts.items()}
     return Totals(shifts, jax.tree.map(lambda x: _over_processes(_over_devices(x)), totals.sums))
+
+
+def _here(replicated):
+    return np.asarray(replicated.addressable_data(0), np.float64)
 
 
 def _over_devices(array):
@@ -200,17 +203,17 @@ _MOMENTS = ('_shift', '_sum', '_outer')
 _SPLITS = ('split_count', 'split_p', 'split_plogp')
 
 
-def save(path, totals: Totals) -> None:
+def save(path: os.PathLike | str, totals: Totals) -> None:
     """Writes totals to an npz file, local or gs://, whole or not at all."""
     arrays = {'count': totals.sums.count}
     for name, moments in totals.sums.moments.items():
         values = zip(_MOMENTS, (totals.shifts[name], *moments), strict=True)
         arrays |= {f'{name}{ending}': value for ending, value in values}
     arrays |= dict(zip(_SPLITS, totals.sums.splits or (), strict=False))
-    npz.write(path, arrays)
+    npz.write(path, {name: np.asarray(array) for name, array in arrays.items()})
 
 
-def load(path) -> Totals:
+def load(path: os.PathLike | str) -> Totals:
     """Totals that `save` wrote.
 
     Raises:
@@ -242,7 +245,7 @@ def moments(totals: Totals, name: str = 'pool') -> tuple[np.ndarray, np.ndarray]
     """
     if name not in totals.shifts:
         raise UserError(f'the {name} features were not summed')
-    n, (s, outer) = count(totals), totals.sums.moments[name]
+    n, (s, outer) = count(totals), map(np.asarray, totals.sums.moments[name])
     if n < 2:
         raise UserError(f'a covariance needs at least 2 images, not {n}')
     if not (np.isfinite(s).all() and np.isfinite(outer).all()):
@@ -250,7 +253,7 @@ def moments(totals: Totals, name: str = 'pool') -> tuple[np.ndarray, np.ndarray]
     covariance = (outer - np.outer(s, s) / n) / (n - 1)
     # A feature that hardly varies may come out negative by rounding.
     np.fill_diagonal(covariance, np.maximum(covariance.diagonal(), 0.0))
-    return totals.shifts[name] + s / n, (covariance + covariance.T) / 2
+    return np.asarray(totals.shifts[name]) + s / n, (covariance + covariance.T) / 2
 
 
 def score(totals: Totals) -> tuple[float, float]:
@@ -258,4 +261,4 @@ def score(totals: Totals) -> tuple[float, float]:
     if totals.sums.splits is None:
         inception_score.check_count(count(totals))
         raise UserError('the Inception Score was not summed')
-    return inception_score.from_sums(*totals.sums.splits)
+    return inception_score.from_sums(*map(np.asarray, totals.sums.splits))

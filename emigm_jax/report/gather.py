@@ -2,9 +2,11 @@
 
 import dataclasses
 import io
+import os
 import pathlib
 import re
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -16,6 +18,7 @@ from emigm_jax.report import parse
 from emigm_jax.report.runs import Grid, Run
 
 METRICS, CONFIG, SAMPLES, RESULT = 'metrics.jsonl', 'config.json', 'samples', 'result.json'
+_T = TypeVar('_T')
 CHOSEN = 6  # grids of samples that a run shows
 _EXPECTED = (
     f'a run is a workdir of `emigm train` ({CONFIG}, {METRICS}), a folder or .json file '
@@ -23,7 +26,7 @@ _EXPECTED = (
 )
 
 
-def gather(paths: Iterable) -> list[Run]:
+def gather(paths: Iterable[os.PathLike | str]) -> list[Run]:
     """Reads runs.
 
     Args:
@@ -153,12 +156,12 @@ def _grids(folder):
     paths = [p for p in _children(folder) if p.suffix == '.png' and p.stem.isdigit()]
     paths.sort(key=lambda path: int(path.stem))
     grids = [Grid(int(p.stem), p.name, p.read_bytes()) for p in spaced(paths)]
-    whole = [grid for grid in grids if _readable(grid.content)]
-    notes = [f'left out: {SAMPLES}/{g.name} is no whole PNG' for g in grids if g not in whole]
-    return whole, len(paths), notes
+    readable = [grid for grid in grids if _readable(grid.content)]
+    notes = [f'left out: {SAMPLES}/{g.name} is no whole PNG' for g in grids if g not in readable]
+    return readable, len(paths), notes
 
 
-def spaced(items: Sequence) -> list:
+def spaced(items: Sequence[_T]) -> list[_T]:
     """At most CHOSEN of a sequence, evenly spaced, the first and the last among them."""
     places = {round(place) for place in np.linspace(0, len(items) - 1, CHOSEN)}
     return [items[place] for place in sorted(places)] if items else []

@@ -4,13 +4,15 @@ import base64
 import importlib.resources
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from PIL import Image
 
 from emigm_jax.config import published
 from emigm_jax.errors import UserError
 from emigm_jax.report import panels, plots, tables, write
+from emigm_jax.report.panels import Panel
 from emigm_jax.report.runs import Run
 
 try:
@@ -23,7 +25,20 @@ LARGEST, EARLIER = 1600, 420  # pixels per side of the newest grid of samples, o
 _PNG_BYTES = 400_000  # a PNG beyond it is embedded as JPEG
 
 
-def build(runs: list[Run], date: str, progress: Callable = iter) -> tuple[str, dict[str, bytes]]:
+class Picture(NamedTuple):
+    """A picture on the page, and as a file beside it."""
+
+    file: str  # its name
+    content: bytes  # PNG
+    alt: str
+    caption: str
+    size: tuple[int, int]  # width and height on the page, pixels
+    source: str  # what the page embeds
+
+
+def build(
+    runs: list[Run], date: str, progress: Callable[[list[Panel]], Iterable[Panel]] = iter
+) -> tuple[str, dict[str, bytes]]:
     """A report.
 
     Args:
@@ -38,9 +53,9 @@ def build(runs: list[Run], date: str, progress: Callable = iter) -> tuple[str, d
     scores, training = panels.over_steps(runs) + panels.against_cost(runs), panels.training(runs)
     figures = [_figure(panel, names) for panel in progress(scores + training)]
     samples = [[_sample(i, run, grid) for grid in run.grids] for i, run in enumerate(runs)]
-    files = {picture['file']: picture['content'] for picture in sum(samples, figures)}
+    files = {picture.file: picture.content for picture in sum(samples, figures)}
     evaluations = [e for run in runs for e in run.evaluations + run.measurements]
-    sizes = {e.image_size for e in evaluations if 'fid' in e.scores} & published.OTHERS.keys()
+    sizes = {e.image_size for e in evaluations if 'fid' in e.scores}
     text = _template().render(
         title=f'Report of {names[0]}' if len(names) == 1 else f'Report of {len(names)} runs',
         date=date,
@@ -55,12 +70,13 @@ def build(runs: list[Run], date: str, progress: Callable = iter) -> tuple[str, d
         scores=tables.scores(runs),
         not_computed=tables.not_computed(runs),
         settings=tables.settings(runs),
-        published={size: tables.paper(size) for size in sorted(sizes)},
+        published={size: tables.paper(size) for size in sorted(published.OTHERS) if size in sizes},
     )
     return text, files
 
 
 def _template():
+    assert __package__
     source = importlib.resources.files(__package__).joinpath('page.html.jinja').read_text('utf-8')
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
@@ -73,14 +89,14 @@ def _template():
 
 
 def _figure(panel, names):
-    content = plots.png(panel, names)
+    content, (width, height) = plots.png(panel, names), plots.size(panel, names)
     shown = ', '.join(dict.fromkeys(names[c.run] for c in panel.curves if c.run is not None))
-    return dict(
+    return Picture(
         file=f'{panel.name}.png',
         content=content,
         alt=f'{panel.title}: {shown}',
         caption=panel.caption,
-        size=[round(96 * inches) for inches in plots.size(panel, names)],
+        size=(round(96 * width), round(96 * height)),
         source=f'data:image/png;base64,{base64.b64encode(content).decode()}',
     )
 
@@ -89,7 +105,7 @@ def _sample(index, run, grid):
     """A grid of samples, of which the newest one of a run is large."""
     content, kind, size = small(grid.content, LARGEST if grid is run.grids[-1] else EARLIER)
     slug = re.sub(r'[^A-Za-z0-9.-]', '_', run.name)[:24]
-    return dict(
+    return Picture(
         file=f'samples_{index + 1}_{slug}_{grid.step:08}.png',
         content=grid.content,
         alt=f'Samples of {run.name} at step {grid.step}',

@@ -4,7 +4,7 @@ A panel exists only where there is something to see. Where a part has none, a se
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,7 +32,7 @@ class Panel:
     x: str  # axis labels, with units
     y: str
     curves: list[Curve]
-    levels: tuple = ()  # values of y, drawn as lines across
+    levels: tuple[float, ...] = ()  # values of y, drawn as lines across
     log_x: bool = False
     log_y: bool = False
     whole: bool = False  # the y axis starts at 0
@@ -72,12 +72,12 @@ _COSTS = {
 def training(runs: list[Run]) -> list[Panel]:
     """Panels of the curves of training."""
     panels = []
-    for name, (title, label, log, whole) in TRAINING.items():
+    for name, (title, label, log, from_zero) in TRAINING.items():
         curves = [Curve(i, *run.column(name)) for i, run in enumerate(runs)]
         curves = [curve for curve in curves if len(curve.x)]
         log_y = log and _spans(curves, 10)
         if curves:
-            panels.append(Panel(name, title, STEPS, label, curves, log_y=log_y, whole=whole))
+            panels.append(Panel(name, title, STEPS, label, curves, log_y=log_y, whole=from_zero))
     return panels
 
 
@@ -141,8 +141,8 @@ def against_cost(runs: list[Run]) -> list[Panel]:
     panels = []
     for score in ('fid', 'frechet_distance'):
         for attribute in _COSTS:
-            known = lambda e, has=(score, attribute): has[0] in e.scores and getattr(e, has[1])
-            by_run = [list(filter(known, run.measurements)) for run in runs]
+            shown = lambda e, has=(score, attribute): has[0] in e.scores and getattr(e, has[1])
+            by_run = [list(filter(shown, run.measurements)) for run in runs]
             sizes = {e.image_size for own in by_run for e in own}
             for size in sorted(sizes, key=lambda size: size or 0):
                 of_size = [[e for e in own if e.image_size == size] for own in by_run]
@@ -160,9 +160,9 @@ def _against_cost(by_run, score, attribute, size):
         for group in groups.values():
             kind = 'joined' if len(group) > 1 else 'measured'
             curves += _curves(run, group, score, attribute, kind)
-    paper = published_curves(attribute, size) if fid else []
+    paper = published_curves(attribute, size) if fid and size is not None else []
     title, label, caption, origins = _COSTS[attribute]
-    if paper:
+    if paper and size is not None:
         caption += (
             f' Grey: as arXiv 2503.07197, {origins[size]}, gives them; crosses: other methods.'
         )
@@ -180,7 +180,7 @@ def _against_cost(by_run, score, attribute, size):
     )
 
 
-def published_rows(size: int | None) -> list[tuple]:
+def published_rows(size: int) -> list[tuple[Any, ...]]:
     """What the paper's tables have at an image size, our methods first; None where they have none.
 
     Returns:
@@ -196,7 +196,7 @@ def published_rows(size: int | None) -> list[tuple]:
     return ours + [(row.name, row.parameters, row.nfe, row.fid, *[None] * 4) for row in others]
 
 
-def published_curves(attribute: str, size: int | None) -> list[Curve]:
+def published_curves(attribute: str, size: int) -> list[Curve]:
     """The paper's FID against `attribute` ('nfe' or 'seconds') at an image size, by model."""
     rows = [(row.name, row.seconds, row.fid) for row in published.SPEEDS.get(size, ())]
     if attribute == 'nfe':
@@ -205,7 +205,10 @@ def published_curves(attribute: str, size: int | None) -> list[Curve]:
     for name, x, y in rows:
         models.setdefault(name, []).append((x, y))
     kind = lambda name: 'ours' if name.startswith(('eMIGM', 'MAR')) else 'other'
-    return [Curve(None, *np.array(xy).T, kind(name), name=name) for name, xy in models.items()]
+    return [
+        Curve(None, xy[:, 0], xy[:, 1], kind(name), name=name)
+        for name, xy in ((name, np.array(points)) for name, points in models.items())
+    ]
 
 
 _ABSENT = {

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from typing import Any
 
 from emigm_jax.config import published
 from emigm_jax.report.runs import SCORES, Evaluation
@@ -22,14 +23,14 @@ def number(value: object) -> float | None:
         return None
 
 
-def metrics(text: str) -> tuple[list[dict], list[Evaluation], list[str]]:
+def metrics(text: str) -> tuple[list[dict[str, float]], list[Evaluation], list[str]]:
     """The lines of metrics.jsonl.
 
     Args:
       text: of the file, perhaps of a run that goes on, or was killed while it wrote.
 
     Returns:
-      (lines of training as {'step': int, name: float} by step, evaluations by step, notes). Of
+      (lines of training as {'step': int, name: value} by step, evaluations by step, notes). Of
       several lines of one step the last one counts.
     """
     parsed = [_line(line) for line in text.split('\n') if line.strip()]
@@ -68,7 +69,7 @@ def _line(text):
     return {'step': step, **{name: x for name, x in numbers.items() if x is not None}}
 
 
-def evaluation(result: dict, name: str) -> Evaluation | None:
+def evaluation(result: dict[str, Any], name: str) -> Evaluation | None:
     """An evaluation of any origin, or None if the JSON object is of something else.
 
     Args:
@@ -82,6 +83,7 @@ def evaluation(result: dict, name: str) -> Evaluation | None:
     facts = {**result, **settings}
     text = lambda value: str(value or '')
     nfe, label = _nfe(facts)
+    images = _positive(result.get('images'))
     return Evaluation(
         scores=_scores(result),
         step=facts['step'] if type(facts.get('step')) is int else None,
@@ -89,7 +91,7 @@ def evaluation(result: dict, name: str) -> Evaluation | None:
         nfe=nfe,
         nfe_label=label,
         seconds=_positive(result.get('seconds_per_image')),
-        images=_positive(result.get('images'), int),
+        images=None if images is None else int(images),
         reference=text(reference.get('name')),
         weights=text(facts.get('weights')),
         sampling=_sampling(_dict(settings.get('sampling'))),
@@ -105,13 +107,13 @@ def _dict(value):
 
 
 def _scores(values):
-    known = {name: number(values.get(name)) for name in _KNOWN}
-    return {name: x for name, x in known.items() if x is not None and math.isfinite(x)}
+    scores = {name: number(values.get(name)) for name in _KNOWN}
+    return {name: x for name, x in scores.items() if x is not None and math.isfinite(x)}
 
 
-def _positive(value, kind=float):
+def _positive(value):
     value = number(value)
-    return kind(value) if value is not None and 0 < value < math.inf else None
+    return value if value is not None and 0 < value < math.inf else None
 
 
 def _nfe(facts):
@@ -144,7 +146,7 @@ def _sampling(sampling):
     return ', '.join(words + ([f'{solver.get("name")} {solver.get("steps")}'] if solver else []))
 
 
-def flat(tree: dict, prefix: str = '') -> dict:
+def flat(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
     """Nested settings as {dotted name: value}."""
     pairs = {}
     for name, value in tree.items():
@@ -153,10 +155,10 @@ def flat(tree: dict, prefix: str = '') -> dict:
     return pairs
 
 
-def image_size(settings: dict) -> int | None:
+def image_size(settings: dict[str, Any]) -> int | None:
     """Pixels per side of the pictures of a run with these flat settings; None if unknown."""
     source = settings.get('data.name')
     if source in ('folder', 'tfds'):
         return settings.get('data.image_size')
     encoded = source in ('latents', 'synthetic') and settings.get('model.grid') == 16
-    return _SIZES.get(settings.get('model.channels')) if encoded else None
+    return _SIZES.get(settings.get('model.channels', 0)) if encoded else None

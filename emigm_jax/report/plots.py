@@ -4,6 +4,7 @@ import functools
 import io
 import math
 import warnings
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +33,7 @@ KINDS = {
     'ours': dict(marker='o', markersize=5, linewidth=0.6, zorder=2.5),
     'other': dict(marker='x', markersize=4, linestyle='none', zorder=2.5),
 }
-_STYLE = {
+_STYLE: dict[Any, Any] = {  # the keys of matplotlib, a type of which not all versions have
     'font.size': 9.5,
     **dict.fromkeys(('axes.spines.top', 'axes.spines.right'), False),
     **dict.fromkeys(('text.color', 'axes.labelcolor', 'xtick.labelcolor', 'ytick.labelcolor'), INK),
@@ -77,9 +78,9 @@ def png(panel: Panel, names: list[str]) -> bytes:
 @matplotlib.rc_context(_STYLE)
 def figure(panel: Panel, names: list[str]) -> figures.Figure:
     """A panel as a matplotlib figure."""
-    drawing = figures.Figure(figsize=size(panel, names), layout='constrained')
+    drawing = figures.Figure(figsize=size(panel, names))
     backend_agg.FigureCanvasAgg(drawing)
-    drawing.get_layout_engine().set(w_pad=0.06, h_pad=0.06)
+    drawing.set_layout_engine('constrained', w_pad=0.06, h_pad=0.06)
     # The title is the figure's, which is wider than the axes.
     drawing.suptitle(panel.title, x=0.02, ha='left', fontsize=10.5, fontweight='bold')
     axes = drawing.add_subplot(xlabel=panel.x, ylabel=panel.y)
@@ -117,7 +118,7 @@ def shortened(name: str, length: int = NAME_LENGTH) -> str:
     return name if len(name) <= length else f'{name[: length - 1 - half]}…{name[-half:]}'
 
 
-def stroke(run: int | None) -> dict:
+def stroke(run: int | None) -> dict[str, Any]:
     """Colour and dashes of the run at a position, in every picture; None: published points."""
     if run is None:
         return dict(color=MUTED)

@@ -1,7 +1,7 @@
 """What a report knows of a run: settings, curves, scores, grids of samples. No files here."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,7 +32,7 @@ SCORES = {
 class Evaluation:
     """Scores of generated images: a line of training, or a result of `emigm evaluate`."""
 
-    scores: dict  # {name of SCORES, NAME_std or fid_standard_error: finite float}
+    scores: dict[str, float]  # {name of SCORES, NAME_std or fid_standard_error: finite float}
     step: int | None = None  # of training
     name: str = ''  # its folder or file; '' for a line of metrics.jsonl
     nfe: float | None = None  # transformer evaluations per image, as the paper counts if known
@@ -44,8 +44,10 @@ class Evaluation:
     sampling: str = ''  # settings in a few words
     content: str = ''  # fingerprint of the network's weights
     image_size: int | None = None  # pixels per side, if known
-    real: dict = dataclasses.field(default_factory=dict)  # scores of real images against real ones
-    missing: dict = dataclasses.field(default_factory=dict)  # {metric: why it was not computed}
+    # Scores of real images against real ones.
+    real: dict[str, float] = dataclasses.field(default_factory=dict)
+    # {metric: why it was not computed}
+    missing: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def pixels(self) -> bool:
@@ -68,13 +70,13 @@ class Run:
     name: str  # unique in a report
     path: str
     trained: bool = True  # False: evaluations only
-    settings: dict = dataclasses.field(default_factory=dict)  # {dotted name: value}
-    lines: tuple = ()  # of training, by step: {name: float, NaN and infinity included}
-    evaluations: tuple = ()  # in training, by step
-    measurements: tuple = ()  # of `emigm evaluate`
-    grids: tuple = ()  # by step, some of all
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)  # {dotted name: value}
+    lines: tuple[dict[str, float], ...] = ()  # of training, by step; NaN and infinity included
+    evaluations: tuple[Evaluation, ...] = ()  # in training, by step
+    measurements: tuple[Evaluation, ...] = ()  # of `emigm evaluate`
+    grids: tuple[Grid, ...] = ()  # by step, some of all
     grid_count: int = 0  # all
-    notes: tuple = ()  # what is missing or was left out, a sentence each
+    notes: tuple[str, ...] = ()  # what is missing or was left out, a sentence each
 
     def column(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """(steps, values) of a training metric, float64 (n,) each, without NaN and infinity."""
@@ -86,7 +88,8 @@ class Run:
     @property
     def step(self) -> int | None:
         """The last step that anything is known of."""
-        steps = [line['step'] for line in self.lines] + [e.step for e in self.evaluations]
+        steps = [int(line['step']) for line in self.lines]
+        steps += [e.step for e in self.evaluations if e.step is not None]
         return max(steps, default=None)
 
     @property

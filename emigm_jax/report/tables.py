@@ -13,10 +13,10 @@ NONE = '\N{EN DASH}'  # a cell without a value
 class Table(NamedTuple):
     """Text by rows."""
 
-    heads: tuple
-    rows: tuple  # of tuples as long as `heads`
-    runs: tuple = ()  # by row: the position of its run, or None
-    numbers: tuple = ()  # columns that are set flush right
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]  # each as long as `heads`
+    runs: tuple[int | None, ...] = ()  # by row: the position of its run
+    numbers: tuple[int, ...] = ()  # columns that are set flush right
 
 
 def overview(runs: list[Run]) -> Table:
@@ -116,13 +116,13 @@ def not_computed(runs: list[Run]) -> list[str]:
 
 def settings(runs: list[Run]) -> tuple[Table | None, Table | None]:
     """(Table of the settings that differ, Table of those that all runs share); None for no rows."""
-    known = [run for run in runs if run.settings]
+    described = [run for run in runs if run.settings]
     rows = {}
-    for name in dict.fromkeys(name for run in known for name in run.settings):
-        rows[name] = tuple(_value(run.settings.get(name)) for run in known)
+    for name in dict.fromkeys(name for run in described for name in run.settings):
+        rows[name] = tuple(_value(run.settings.get(name)) for run in described)
     shared = tuple((name, cells[0]) for name, cells in rows.items() if len(set(cells)) == 1)
     differing = tuple((name, *cells) for name, cells in rows.items() if len(set(cells)) > 1)
-    heads = ('setting', *(run.name for run in known))
+    heads = ('setting', *(run.name for run in described))
     return (
         Table(heads, differing) if differing else None,
         Table(('setting', 'value'), shared) if shared else None,

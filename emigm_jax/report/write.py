@@ -12,7 +12,7 @@ PAGE = 'report.html'
 FILES = 'emigm-report-files'  # meta entry of the page: the PNG files written beside it
 
 
-def check(folder) -> None:
+def check(folder: os.PathLike | str) -> None:
     """Raises UserError if `folder` cannot be one of a report; leaves nothing there."""
     place = absolute(folder)
     with files.reported(folder):
@@ -21,7 +21,7 @@ def check(folder) -> None:
         _earlier(place)
 
 
-def write(folder, page: str, pictures: dict[str, bytes]) -> None:
+def write(folder: os.PathLike | str, page: str, pictures: dict[str, bytes]) -> None:
     """Writes the page and the pictures beside it; those of an earlier report there go.
 
     Everything is written under other names first, so that a full disk leaves the earlier report
