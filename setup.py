@@ -17,6 +17,7 @@ setup(
     license='Apache-2.0',
     packages=find_packages(include=['emigm_jax', 'emigm_jax.*']),
     package_data={
+        'emigm_jax': ['py.typed'],
         'emigm_jax.data': ['imagenet_classes.txt'],
         'emigm_jax.report': ['page.html.jinja'],
     },

@@ -1,5 +1,7 @@
 """Arguments shared by several commands: config files, lists of numbers, sampling settings."""
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import dataclasses
@@ -8,11 +10,11 @@ from typing import TYPE_CHECKING, cast
 
 from emigm_jax.cli.main import Parser
 from emigm_jax.config.options import OPTIONS, SamplingOptions, changed
-from emigm_jax.config.settings import Config, SamplingConfig
 from emigm_jax.errors import UserError
 
 if TYPE_CHECKING:
     from emigm_jax.checkpoints.runs import Saved
+    from emigm_jax.config.settings import Config, SamplingConfig
 
 
 def add_config(parser: Parser) -> None:
@@ -103,7 +105,7 @@ def _pair(text):
     return low, high
 
 
-def sampling_config(arguments: argparse.Namespace, saved: 'Saved') -> SamplingConfig:
+def sampling_config(arguments: argparse.Namespace, saved: Saved) -> SamplingConfig:
     """The settings of a checkpoint with the given flags put in."""
     if arguments.batch_size < 1:
         raise UserError(f'--batch-size must be at least 1, not {arguments.batch_size}')
