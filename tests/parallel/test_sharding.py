@@ -13,6 +13,7 @@ from emigm_jax.aot import collectives, hlo
 from emigm_jax.config import settings as configs
 from emigm_jax.core import gaussian
 from emigm_jax.core.masking import MaskingConfig
+from emigm_jax.data.interface import Batch
 from emigm_jax.errors import UserError
 from emigm_jax.models import emigm
 from emigm_jax.models.emigm import ModelConfig, preset
@@ -140,10 +141,10 @@ def run(model, devices, steps=STEPS, accumulate=1, **mesh):
     mesh = sharding.make_mesh(sharding.MeshConfig(**mesh), jax.devices()[:devices])
     built = program.build(config, mesh, 2, steps)
     rng = np.random.default_rng(0)
-    host = {
-        'tokens': rng.standard_normal((BATCH, model.tokens, model.channels), np.float32),
-        'labels': rng.integers(model.classes, size=BATCH).astype(np.int32),
-    }
+    host = Batch(
+        rng.standard_normal((BATCH, model.tokens, model.channels), np.float32),
+        rng.integers(model.classes, size=BATCH).astype(np.int32),
+    )
     batch = sharding.place_rows(sharding.batch_sharding(mesh), np.arange(BATCH), BATCH, host)
     current, values = built.create(), []
     for number in range(steps):
