@@ -40,8 +40,8 @@ def _train(config, batch):
     tokens = rng.standard_normal(built.batch.tokens.shape, np.float32)
     labels = rng.integers(config.model.classes, size=batch).astype(np.int32)
     data = Batch(
-        jax.device_put(tokens, built.batch.tokens.sharding),
-        jax.device_put(labels, built.batch.labels.sharding),
+        labels=jax.device_put(labels, built.batch.labels.sharding),
+        tokens=jax.device_put(tokens, built.batch.tokens.sharding),
     )
     first, zero = built.create(), np.int32(0)
     return built.lower, (first, data, zero), lambda out: (out[0], data, zero), built.flops

@@ -21,7 +21,7 @@ from emigm_jax.tokenizers.pixels import Pixels
 
 
 def _as_they_are(rows):
-    return Batch(rows['tokens'], rows['labels'])
+    return Batch(labels=rows['labels'], tokens=rows['tokens'])
 
 
 @final
@@ -105,7 +105,7 @@ class Latents(Dataset):
     def to_batch(self, params: dict[str, Any], rows: dict[str, jax.Array], key: jax.Array) -> Batch:
         """See `Dataset`."""
         tokens = self._tokenizer.to_tokens(rows['raw'].astype(jnp.float32), key)
-        return Batch(tokens, rows['labels'])
+        return Batch(rows['labels'], tokens)
 
 
 @final
@@ -167,7 +167,7 @@ class Pictures(Dataset):
             return batches.in_chunks(functools.partial(tokenizer.encode, params), images, batch)
 
         raw = sharding.per_shard(encode)(params, rows['images'])
-        return Batch(tokenizer.to_tokens(raw.astype(jnp.float32), key), rows['labels'])
+        return Batch(rows['labels'], tokenizer.to_tokens(raw.astype(jnp.float32), key))
 
 
 @functools.cache  # once per file

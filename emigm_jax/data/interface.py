@@ -10,10 +10,13 @@ from emigm_jax.tokenizers.codec import Codec
 
 
 class Batch(NamedTuple):
-    """What a training step takes."""
+    """What a training step takes.
 
-    tokens: jax.Array  # (B, N, C) float32, in raster order
+    The order of the fields is that of the compiled step's arguments, on which its rounding depends.
+    """
+
     labels: jax.Array  # (B,) int32
+    tokens: jax.Array  # (B, N, C) float32, in raster order
 
 
 class Dataset(abc.ABC):

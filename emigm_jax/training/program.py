@@ -72,7 +72,7 @@ def build(config: Config, mesh: jax.sharding.Mesh, warmup: int, total: int) -> P
     )
     tokens = (batch, config.model.tokens, config.model.channels)
     inputs = jax.eval_shape(
-        lambda: Batch(jnp.zeros(tokens, jnp.float32), jnp.zeros(tokens[:1], jnp.int32))
+        lambda: Batch(jnp.zeros(tokens[:1], jnp.int32), jnp.zeros(tokens, jnp.float32))
     )
     return Program(
         mesh=mesh,

@@ -69,7 +69,7 @@ class TrainStep:
         # Rows (r, a, g): microbatch a takes r and g, so an image's group is j % G in all of them.
         dealt = lambda a: jnp.moveaxis(a.reshape(-1, accumulate, groups, *a.shape[1:]), 1, 0)
         micro = lambda a: dealt(a).reshape(accumulate, images // accumulate, *a.shape[1:])
-        parts = jax.tree.map(micro, (*batch, draws))
+        parts = jax.tree.map(micro, (batch.tokens, batch.labels, draws))
         if accumulate > 1:
             parts = jax.tree.map(
                 lambda a: sharding.constrain(a, None, 'batch', *[None] * (a.ndim - 2)), parts

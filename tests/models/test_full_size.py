@@ -49,8 +49,8 @@ def test_train_step_compiles_once_over_steps():
     rng = np.random.default_rng(0)
     for number in range(3):
         batch = Batch(
-            rng.standard_normal((4, 256, 16), np.float32),
-            rng.integers(1000, size=4).astype(np.int32),
+            labels=rng.integers(1000, size=4).astype(np.int32),
+            tokens=rng.standard_normal((4, 256, 16), np.float32),
         )
         current, values = run(current, batch)
         if number == 0:

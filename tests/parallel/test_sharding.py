@@ -142,8 +142,8 @@ def run(model, devices, steps=STEPS, accumulate=1, **mesh):
     built = program.build(config, mesh, 2, steps)
     rng = np.random.default_rng(0)
     host = Batch(
-        rng.standard_normal((BATCH, model.tokens, model.channels), np.float32),
-        rng.integers(model.classes, size=BATCH).astype(np.int32),
+        labels=rng.integers(model.classes, size=BATCH).astype(np.int32),
+        tokens=rng.standard_normal((BATCH, model.tokens, model.channels), np.float32),
     )
     batch = sharding.place_rows(sharding.batch_sharding(mesh), np.arange(BATCH), BATCH, host)
     current, values = built.create(), []

@@ -173,8 +173,8 @@ def stepper(loss_config, accumulate, optimizer=None, batch=16, model=MODEL):
     run = step.TrainStep(net, model, loss_config, optimizer, tx, 0, accumulate)
     keys = jax.random.split(jax.random.key(1))
     data = Batch(
-        jax.random.normal(keys[0], (batch, model.tokens, model.channels)),
-        jax.random.randint(keys[1], (batch,), 0, 5),
+        labels=jax.random.randint(keys[1], (batch,), 0, 5),
+        tokens=jax.random.normal(keys[0], (batch, model.tokens, model.channels)),
     )
     return jax.jit(run), first, data
 
@@ -204,7 +204,7 @@ def test_loss_is_a_mean_over_each_images_masked_tokens():
     net = emigm.network(MODEL)
     params = jax.jit(net.init)(jax.random.key(0))
     budgets = masking.budgets(config.masking, MODEL.tokens, groups)
-    tokens, labels = data
+    labels, tokens = data
     value = lambda p, d: loss.loss(net.bind(p), config.copies, budgets, tokens, labels, d)
     _, terms = jax.jit(value)(params, draws)
     _, noise = loss._diffusion_draws(draws.key, config.copies, MODEL.tokens, MODEL.channels)
