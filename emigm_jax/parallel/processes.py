@@ -188,6 +188,19 @@ _LOSS = (
     'oordination',
     'heartbeat',
 )
+# Of these, what no bucket says: a collective that fails inside another library's work, such as
+# saving, comes wrapped in a line about a place that cannot be written.
+_COLLECTIVE = ('Gloo', 'NCCL', 'oordination', 'heartbeat')
+
+
+def _in_a_collective(error: BaseException) -> bool:
+    """Whether what an error was made of is a collective that failed."""
+    cause = error.__cause__
+    while cause is not None:
+        if not isinstance(cause, UserError) and any(sign in str(cause) for sign in _COLLECTIVE):
+            return True
+        cause = cause.__cause__
+    return False
 
 
 @contextlib.contextmanager
@@ -200,7 +213,7 @@ def together() -> Iterator[None]:
             raise
         # Leaving in the usual way would wait for the others, which wait in a collective for us.
         text = ' '.join(str(error).split())
-        if isinstance(error, UserError):
+        if isinstance(error, UserError) and not _in_a_collective(error):
             _give_up(text)
         if isinstance(error, KeyboardInterrupt):
             _give_up('interrupted', 130)
