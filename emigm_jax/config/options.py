@@ -18,6 +18,7 @@ class SamplingOptions(TypedDict, total=False):
     steps: int
     schedule: str
     rule: str
+    order: str
     guidance: float
     guidance_schedule: str
     interval: tuple[float, float]
@@ -43,6 +44,7 @@ OPTIONS = {
     'steps': Option('reveal', ('steps',), int, 'transformer steps K'),
     'schedule': Option('reveal', ('schedule',), str, 'mask schedule gamma(t)'),
     'rule': Option('reveal', ('rule',), str, 'counts by chance (bernoulli) or by schedule (fixed)'),
+    'order': Option('reveal', ('order',), str, 'which positions come first'),
     'guidance': Option('reveal', ('guidance',), float, 'guidance scale; 1 switches it off'),
     'guidance_schedule': Option('reveal', ('guidance_schedule',), str, 'course of guidance'),
     'interval': Option(

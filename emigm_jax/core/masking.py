@@ -15,7 +15,7 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Array, Float, Int32, PRNGKeyArray
 
-from emigm_jax.core import schedules
+from emigm_jax.core import orders, schedules
 from emigm_jax.errors import check_choice, check_range
 
 _Either = TypeVar('_Either', Array, np.ndarray)
@@ -166,10 +166,5 @@ def draw(config: MaskingConfig, key: PRNGKeyArray, tokens: int, batch: int, grou
     if config.weight == 'mdm':
         weight = schedules.mdm_weight(config.schedule, p)
     return Masks(
-        t, tokens - masked, jax.vmap(lambda k: random_order(k, tokens))(keys[:, 2]), weight
+        t, tokens - masked, jax.vmap(lambda k: orders.random(k, tokens))(keys[:, 2]), weight
     )
-
-
-def random_order(key: PRNGKeyArray, tokens: int) -> Int32[Array, ' {tokens}']:
-    """A uniformly random permutation of `tokens` positions."""
-    return jnp.argsort(jax.random.bits(key, (tokens,))).astype(jnp.int32)

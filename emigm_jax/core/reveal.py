@@ -13,7 +13,7 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Array, Bool, Float32, Float64, Int
 
-from emigm_jax.core import schedules
+from emigm_jax.core import orders, schedules
 from emigm_jax.errors import check_choice, check_range
 
 END_TIME = 1e-5  # timesteps = linspace(1, 1e-5, K + 1), official models/emigm.py:348
@@ -39,6 +39,7 @@ class RevealConfig:
     steps: int = 16  # K, transformer steps
     schedule: str = 'exp'  # gamma(t), a key of schedules.SCHEDULES
     rule: str = 'bernoulli'  # bernoulli: Eq. 6 (MDM, eMIGM); fixed: floor(N gamma) (MaskGIT, MAR)
+    order: str = 'random'  # which positions come first, a key of orders.ORDERS
     counts: str = 'shared'  # one draw of counts for all images (exact shapes), or one per image
     plan_seed: int = 0  # of the counts
     guidance: float = 4.0  # cfg; 1 switches guidance off
@@ -50,6 +51,7 @@ class RevealConfig:
         check_range('sampling.reveal.steps', self.steps, 1)
         check_choice('sampling.reveal.schedule', self.schedule, schedules.SCHEDULES)
         check_choice('sampling.reveal.rule', self.rule, RULES)
+        check_choice('sampling.reveal.order', self.order, orders.ORDERS)
         check_choice('sampling.reveal.counts', self.counts, COUNTS)
         check_choice(
             'sampling.reveal.guidance_schedule', self.guidance_schedule, GUIDANCE_SCHEDULES

@@ -1,11 +1,17 @@
 """The per-token diffusion MLP (official SimpleMLPAdaLN): p(x^i | z^i) of paper Eq. 8."""
 
+from collections.abc import Callable
+from typing import NamedTuple, final
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Float32, Num
+from jaxtyping import Array, Float, Float32, Int, Int32, Key, Num, PRNGKeyArray
 
+from emigm_jax.core import gaussian, solvers
+from emigm_jax.models.config import ModelConfig
+from emigm_jax.models.interface import Drawing, Head, TokenLoss
 from emigm_jax.nn import functional
 from emigm_jax.nn.layers import layer_norm, linear, normal, time_features, zeros
 from emigm_jax.parallel import sharding
@@ -31,27 +37,39 @@ class ResBlock(nnx.Module):
         return sharding.unsharded_features(x + gate * h.astype(jnp.float32))
 
 
-class DiffusionHead(nnx.Module):
+class Draws(NamedTuple):
+    """All that is random in the loss of B images."""
+
+    time: Int32[Array, 'copies B N']
+    noise: Float32[Array, 'copies B N C']
+
+
+@final
+class DiffusionHead(Head):
     """Predicts (epsilon, v) of a noisy token, given diffusion time and condition."""
 
-    def __init__(
-        self,
-        channels: int,
-        condition_width: int,
-        width: int,
-        depth: int,
-        loop: functional.Loop,
-        rngs: nnx.Rngs,
-    ):
-        self.loop, dtype = loop, loop.dtype
-        self.input = linear(channels, width, rngs, dtype)
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.channels, self.loop = config.channels, config.loop
+        width, dtype = config.head_width, config.compute_dtype
+        self.input = linear(config.channels, width, rngs, dtype)
         self.time1 = linear(TIME_FEATURES, width, rngs, dtype, normal)
         self.time2 = linear(width, width, rngs, dtype, normal)
-        self.condition_embed = linear(condition_width, width, rngs, dtype)
-        self.blocks = functional.stack(lambda rngs: ResBlock(width, dtype, rngs), depth, rngs)
+        self.condition_embed = linear(config.width, width, rngs, dtype)
+        build = lambda rngs: ResBlock(width, dtype, rngs)
+        self.blocks = functional.stack(build, config.head_depth, rngs)
         self.final_norm = layer_norm(width, rngs, affine=False)
         self.final_modulation = linear(width, 2 * width, rngs, dtype, zeros)
-        self.output = linear(width, 2 * channels, rngs, dtype, zeros)
+        self.output = linear(width, 2 * config.channels, rngs, dtype, zeros)
+
+    @staticmethod
+    def token(config: ModelConfig) -> jax.ShapeDtypeStruct:
+        """A vector."""
+        return jax.ShapeDtypeStruct((config.channels,), jnp.float32)
+
+    @staticmethod
+    def embedding(config: ModelConfig, rngs: nnx.Rngs) -> nnx.Module:
+        """A linear layer."""
+        return linear(config.channels, config.width, rngs, config.compute_dtype)
 
     def condition(self, z: Float[Array, '*B D']) -> Float32[Array, '*B W']:
         """Embeds z once for all diffusion steps of a token."""
@@ -85,3 +103,53 @@ class DiffusionHead(nnx.Module):
         shift, scale = jnp.split(self.final_modulation(activated).astype(jnp.float32), 2, axis=-1)
         x = self.final_norm(x) * (1.0 + scale) + shift
         return self.output(x).astype(jnp.float32)
+
+    def draws(self, keys: Key[Array, ' B'], copies: int, tokens: int) -> Draws:
+        """Diffusion times and noises of every token and copy."""
+
+        def one(key):
+            time_key, noise_key = jax.random.split(key)
+            time = jax.random.randint(time_key, (copies, tokens), 0, gaussian.TIMESTEPS)
+            return Draws(time, jax.random.normal(noise_key, (copies, tokens, self.channels)))
+
+        return jax.vmap(one, out_axes=1)(keys)
+
+    def loss(
+        self, z: Float32[Array, 'B R D'], clean: Float[Array, 'B R C'], draws: Draws
+    ) -> TokenLoss:
+        """Error of the predicted noise plus the bound that trains the variance (paper Eq. 8)."""
+        time, noise = draws
+        x_t = gaussian.q_sample(clean, time, noise)
+        output = self(x_t, self._times(time), self.condition(z))
+        terms = gaussian.loss_terms(output, clean, x_t, time, noise)
+        return TokenLoss(terms.total, terms._asdict())
+
+    def _times(self, t):
+        """Embeddings of integer t; with more rows than times they are looked up in a table."""
+        if t.size <= gaussian.TIMESTEPS:
+            return self.time(t)
+        return self.time(jnp.arange(gaussian.TIMESTEPS))[t]
+
+    def noise(self, key: PRNGKeyArray) -> Float32[Array, ' C']:
+        """Normal."""
+        return jax.random.normal(key, (self.channels,), jnp.float32)
+
+    def sample(
+        self,
+        z: Float32[Array, 'guides B R D'],
+        guidance: Float32[Array, ' B'],
+        noise: Callable[[int | Int[Array, '']], Float32[Array, 'B R C']],
+        settings: Drawing,
+    ) -> Float32[Array, 'B R C']:
+        """Runs the solver from draw 0; draw 1 + r is the noise of its row r."""
+        condition, scale = self.condition(z), guidance[:, None, None]
+
+        def network(x, t):
+            both = jnp.broadcast_to(x, (condition.shape[0], *x.shape))
+            epsilon, v = jnp.split(self(both, self.time(t), condition), 2, axis=-1)
+            if len(condition) == 1:
+                return epsilon[0], v[0]
+            return epsilon[1] + scale * (epsilon[0] - epsilon[1]), v[0]
+
+        table = solvers.table(settings.solver)
+        return solvers.solve(table, network, noise(0), lambda row: noise(1 + row))

@@ -1,25 +1,36 @@
 """The whole network: masked autoencoder plus diffusion head, and the published sizes."""
 
 import functools
-from typing import Any
+from typing import Any, final
 
+import jax
 from flax import nnx
 
 from emigm_jax.errors import UserError
 from emigm_jax.models.config import ModelConfig
 from emigm_jax.models.diffusion_head import DiffusionHead
+from emigm_jax.models.interface import Head, Trunk
 from emigm_jax.models.mae import MaskedAutoencoder
 from emigm_jax.nn import functional
 
 
+@final
 class EMIGM(nnx.Module):
-    """`mae` gives conditions z of masked tokens, `head` models each token given its z."""
+    """`trunk` gives conditions z of masked tokens, `head` models each token given its z."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        self.mae = MaskedAutoencoder(config, rngs)
-        self.head = DiffusionHead(
-            config.channels, config.width, config.head_width, config.head_depth, config.loop, rngs
-        )
+        self.mae = MaskedAutoencoder(config, DiffusionHead.embedding, rngs)
+        self.head: Head = DiffusionHead(config, rngs)
+
+    @property
+    def trunk(self) -> Trunk:
+        """Whose parameters bear its name."""
+        return self.mae
+
+
+def token(config: ModelConfig) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of one token."""
+    return DiffusionHead.token(config)
 
 
 @functools.cache

@@ -5,14 +5,16 @@ static length V with the few slots beyond an image's own count hidden from atten
 are never in it. The decoder's last block computes only the rows that are read.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, final
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Float32, Int, Int32, PRNGKeyArray
+from jaxtyping import Array, Bool, Float32, Int, PRNGKeyArray
 
 from emigm_jax.models.config import ModelConfig
+from emigm_jax.models.interface import Group, Trunk
 from emigm_jax.nn import transformer
 from emigm_jax.nn.layers import embedding, layer_norm, linear
 from emigm_jax.parallel import sharding
@@ -26,20 +28,22 @@ class Positions(NamedTuple):
     output: Float32[Array, 'B N D']  # added to z ("diffusion position embedding")
 
 
-class Visible(NamedTuple):
-    """What the encoder is given of a group of B images: their visible prefixes, of length V."""
+@final
+class MaskedAutoencoder(Trunk):
+    """The trunk of MAR and eMIGM.
 
-    tokens: Float[Array, 'B V C']  # the first V tokens in generation order
-    position: Float32[Array, 'B V D']  # encoder position embeddings of these tokens
-    condition: Float32[Array, 'B D']  # class embeddings
-    # How many of the V tokens each image really sees. (Nobody counts in this tuple.)
-    count: Int32[Array, ' B']  # pyright: ignore[reportIncompatibleMethodOverride]
+    Args:
+      config: sizes.
+      token_embed: builds what turns tokens into (..., D).
+      rngs: of the initial values.
+    """
 
-
-class MaskedAutoencoder(nnx.Module):
-    """Maps visible tokens and a class to conditions z of masked tokens."""
-
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: ModelConfig,
+        token_embed: Callable[[ModelConfig, nnx.Rngs], nnx.Module],
+        rngs: nnx.Rngs,
+    ):
         self.config = config
         width, dtype = config.width, config.compute_dtype
         block = transformer.BlockConfig(
@@ -60,7 +64,7 @@ class MaskedAutoencoder(nnx.Module):
         self.encoder_position = embedding((length, width), rngs)
         self.decoder_position = embedding((length, width), rngs)
         self.output_position = embedding((config.tokens, width), rngs)
-        self.token_embed = linear(config.channels, width, rngs, dtype)
+        self.token_embed = token_embed(config, rngs)
         self.token_norm = layer_norm(width, rngs)
         self.encoder = transformer.Stack(config.encoder_depth, block, loop, rngs)
         self.encoder_norm = layer_norm(width, rngs)
@@ -94,55 +98,60 @@ class MaskedAutoencoder(nnx.Module):
             )
         )
 
-    def encode(
-        self, groups: Sequence[Visible], key: PRNGKeyArray | None = None
-    ) -> list[Float32[Array, '_B _L D']]:
-        """Encodes the visible prefixes of groups of images.
+    def __call__(
+        self, groups: Sequence[Group], key: PRNGKeyArray | None = None
+    ) -> list[Float32[Array, '_B _R D']]:
+        """Conditions z of the rows that each group reads."""
+        count = len(groups)
+        keys = [None] * (2 + count) if key is None else jax.random.split(key, 2 + count)
+        inputs = [
+            self.decoder_input(encoded, group)
+            for group, encoded in zip(groups, self.encode(groups, keys[0]), strict=True)
+        ]
+        # Image j of a batch is in group j % G: so it stays on its device.
+        h = jnp.stack(inputs, axis=1).reshape(-1, *inputs[0].shape[1:])
+        h = self.decode(h, keys[1]).reshape(-1, count, *h.shape[1:])
+        return [self.read_out(h[:, g], group, keys[2 + g]) for g, group in enumerate(groups)]
 
-        Args:
-          groups: their prefixes may have different lengths V.
-          key: dropout key or None.
+    def encode(
+        self, groups: Sequence[Group], key: PRNGKeyArray | None = None
+    ) -> list[Float32[Array, '_B _L D']]:
+        """Encodes what is visible.
 
         Returns:
-          Per group (B, buffer + V, D); rows beyond an image's count are meaningless.
+          Per group (B, buffer + V, D), V its budget; rows beyond an image's own count are
+          meaningless.
         """
         lengths = None
         if self.config.mae:
-            lengths = [self.config.buffer + group.count for group in groups]
+            lengths = [self.config.buffer + group.visible for group in groups]
         encoded = self.encoder([self._embedded(group) for group in groups], lengths, key)
         return [self.encoder_norm(x) for x in encoded]
 
     def _embedded(self, group):
-        """Encoder input (B, buffer + V, D) float32 of a `Visible`."""
+        """Encoder input (B, buffer + V, D) float32."""
         buffer = self.config.buffer
-        x = self.token_embed(group.tokens).astype(jnp.float32) + group.position
+        seen = slice(group.budget if self.config.mae else self.config.tokens)
+        x = self.token_embed(group.tokens[:, seen]).astype(jnp.float32)
+        x = x + group.positions.encoder[:, seen]
         head = group.condition[:, None] + self.encoder_position[...][:buffer]
         # The position is added before the LayerNorm, for buffer tokens as well.
         x = self.token_norm(sharding.constrain_batch(jnp.concatenate([head, x], axis=1)))
         if self.config.mae:
             return x
         # "Single encoder": masked positions enter as bare mask tokens, position and all gone.
-        seen = jnp.arange(x.shape[1]) < (buffer + group.count)[:, None]
+        seen = jnp.arange(x.shape[1]) < (buffer + group.visible)[:, None]
         return jnp.where(seen[..., None], x, self.mask_token[...])
 
     def decoder_input(
-        self,
-        encoded: Float32[Array, 'B E D'],
-        position: Float32[Array, 'B N D'],
-        visible: Int[Array, ' B'],
+        self, encoded: Float32[Array, 'B E D'], group: Group
     ) -> Float32[Array, 'B N+{self.config.buffer} D']:
-        """Decoder tokens before the first block.
-
-        Args:
-          encoded: from `encode`; E = buffer + V.
-          position: decoder position embeddings in generation order.
-          visible: how many tokens each image sees.
-        """
-        buffer, tokens = self.config.buffer, self.config.tokens
+        """Decoder tokens before the first block; E = buffer + V, from `encode`."""
+        buffer, tokens, position = self.config.buffer, self.config.tokens, group.positions.decoder
         x = self.decoder_embed(encoded).astype(jnp.float32)
         if self.config.mae:
             x = jnp.pad(x, ((0, 0), (0, buffer + tokens - x.shape[1]), (0, 0)))
-            seen = jnp.arange(buffer + tokens) < (buffer + visible)[:, None]
+            seen = jnp.arange(buffer + tokens) < (buffer + group.visible)[:, None]
             # The mask token itself is not passed through decoder_embed.
             x = jnp.where(seen[..., None], x, self.mask_token[...])
         shape = (position.shape[0], buffer, position.shape[-1])
@@ -156,22 +165,10 @@ class MaskedAutoencoder(nnx.Module):
         return self.decoder([x], key=key)[0]
 
     def read_out(
-        self,
-        x: Float32[Array, 'B L D'],
-        rows: Float32[Array, 'B R D'],
-        position: Float32[Array, 'B R D'],
-        key: PRNGKeyArray | None = None,
+        self, x: Float32[Array, 'B L D'], group: Group, key: PRNGKeyArray | None = None
     ) -> Float32[Array, 'B R D']:
-        """The last block and norm for some rows only.
-
-        Args:
-          x: from `decode`.
-          rows: the rows of x to read (buffer tokens not counted among positions).
-          position: output position embeddings of these rows.
-          key: dropout key or None.
-
-        Returns:
-          Conditions z.
-        """
-        z = self.decoder_norm(self.decoder_last(x, read=rows, key=key)) + position
+        """The last block and norm for the rows that are read of x, from `decode`: z."""
+        rows = group.read(x[:, self.config.buffer :])
+        output = group.read(group.positions.output)
+        z = self.decoder_norm(self.decoder_last(x, read=rows, key=key)) + output
         return sharding.constrain_batch(z)

@@ -22,6 +22,8 @@ from emigm_jax.io import files, paths
 
 FILE, EVENTS = 'metrics.jsonl', 'tensorboard'
 PERIOD = 60.0  # seconds between two writes to a bucket
+# Values of a step that every head has; the others are the parts of its loss.
+_ALWAYS = ('loss', 'mask_ratio', 'gradient_norm', 'learning_rate')
 
 
 class Metrics:
@@ -62,10 +64,11 @@ class Metrics:
         share = min(1.0, (waited - self._waited) / max(1e-9, now - self._clock))
         self._clock, self._last, self._waited = now, step, waited
         rate, left = images_per_step / per_step, per_step * (self._total - step)
+        parts = ', '.join(f'{k} {v:.4f}' for k, v in values.items() if k not in _ALWAYS)
         self._put(
             step,
             {**values, 'data_wait': share, 'images_per_second': rate, 'seconds_left': left},
-            f'loss {values["loss"]:.4f} (mse {values["mse"]:.4f}, vlb {values["vlb"]:.4f})  '
+            f'loss {values["loss"]:.4f} ({parts})  '
             f'grad {values["gradient_norm"]:.2f}  {rate:.1f} images/s  {_clock(left)} left',
         )
 

@@ -70,9 +70,11 @@ def build(config: Config, mesh: jax.sharding.Mesh, warmup: int, total: int) -> P
         out_shardings=(placed, replicated),
         donate_argnums=0,
     )
-    tokens = (batch, config.model.tokens, config.model.channels)
+    token, count = emigm.token(config.model), config.model.tokens
     inputs = jax.eval_shape(
-        lambda: Batch(jnp.zeros(tokens[:1], jnp.int32), jnp.zeros(tokens, jnp.float32))
+        lambda: Batch(
+            jnp.zeros((batch,), jnp.int32), jnp.zeros((batch, count, *token.shape), token.dtype)
+        )
     )
     return Program(
         mesh=mesh,

@@ -104,7 +104,8 @@ class TrainStep:
         if number is not None:
             finite &= state['step'] == number
         state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
-        return state, {**terms._asdict(), 'gradient_norm': norm, 'finite': finite}
+        metrics = {'loss': terms.loss, **terms.parts, 'mask_ratio': terms.mask_ratio}
+        return state, {**metrics, 'gradient_norm': norm, 'finite': finite}
 
 
 def _accumulated(gradient, params, parts, accumulate):

@@ -17,7 +17,8 @@ from emigm_jax.errors import UserError
 from emigm_jax.evaluation import inception, references, scores
 from emigm_jax.models import emigm
 from emigm_jax.parallel import batches
-from emigm_jax.sampling import sampler
+from emigm_jax.sampling import steps
+from emigm_jax.sampling.sampler import Sampler
 from emigm_jax.training import loop, metrics
 
 SMOKE = f'{pathlib.Path(__file__).parents[2]}/configs/digits.py:smoke'
@@ -45,7 +46,7 @@ def counted(monkeypatch, module, name):
 
 def test_digits_are_compared_in_pixels(monkeypatch):
     """One compilation for all calls, and the scores of the images that the sampler makes."""
-    traces = counted(monkeypatch, sampler, '_generate')
+    traces = counted(monkeypatch, steps.Steps, 'generate')
     config = smoke(every='2 steps', num_images=20, batch_size=16)
     data = datasets.dataset(config)
     evaluate = train.evaluator(config, data)
@@ -55,9 +56,7 @@ def test_digits_are_compared_in_pixels(monkeypatch):
     results = [evaluate(weights, step=i) for i, weights in enumerate((params, others, params))]
     assert len(traces) == 1
     assert results[0] == results[2] != results[1]
-    tokens = sampler.Sampler(config.model, config.sampling)(
-        params, np.arange(20) // 2, np.arange(20)
-    )
+    tokens = Sampler(config.model, config.sampling)(params, np.arange(20) // 2, np.arange(20))
     flat = lambda images: np.asarray(images).reshape(len(images), -1) / 255.0
     exact = scores.compare(
         flat(data.source.images),
@@ -70,7 +69,7 @@ def test_digits_are_compared_in_pixels(monkeypatch):
 
 @pytest.mark.slow
 def test_digits_while_training(tmp_path, monkeypatch, capsys):
-    traces = counted(monkeypatch, sampler, '_generate')
+    traces = counted(monkeypatch, steps.Steps, 'generate')
     config = smoke(every='2 steps', num_images=30, batch_size=16)
     assert config.evaluates
     loop.train(config, tmp_path / 'run', functools.partial(train.evaluator, config))

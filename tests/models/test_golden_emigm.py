@@ -8,8 +8,8 @@ import pytest
 from emigm_jax.config import settings
 from emigm_jax.core import gaussian, reveal, solvers
 from emigm_jax.models import emigm
-from emigm_jax.models.mae import Visible
-from emigm_jax.sampling import sampler
+from emigm_jax.models.interface import Group, Suffix
+from emigm_jax.sampling.sampler import Sampler
 from support import golden
 
 NETWORK, LOSS, SOLVER, SAMPLE = 1e-4, 1e-4, 1e-4, 1e-3
@@ -30,17 +30,16 @@ def ascending(mask):
 
 def conditions(net, tokens, order, visible, labels, null=None):
     """z of all tokens in natural order, and the encoder's output."""
-    mae, config = net.mae, net.mae.config
-    cap = int(visible.max())
-    ordered = jnp.take_along_axis(jnp.asarray(tokens), order[..., None], axis=1)
-    position = mae.positions(order)
-    prefix = cap if config.mae else config.tokens
-    given = Visible(
-        ordered[:, :prefix], position.encoder[:, :prefix], mae.condition(labels, null), visible
+    trunk, count = net.trunk, order.shape[1]
+    group = Group(
+        tokens=jnp.take_along_axis(jnp.asarray(tokens), order[..., None], axis=1),
+        positions=trunk.positions(order),
+        condition=trunk.condition(labels, null),
+        visible=visible,
+        budget=int(visible.max()),
+        read=Suffix(count),
     )
-    (encoded,) = mae.encode([given])
-    h = mae.decode(mae.decoder_input(encoded, position.decoder, visible))
-    z = mae.read_out(h, h[:, config.buffer :], position.output)
+    (encoded,), (z,) = trunk.encode([group]), trunk([group])
     return jnp.take_along_axis(z, jnp.argsort(order, axis=1)[..., None], axis=1), encoded
 
 
@@ -145,9 +144,7 @@ def test_end_to_end_sample(tiny, name):
     noise = np.zeros((3, 16, 1 + int(rows), 16), np.float32)
     noise[:, :, 0] = get('noise_in_order')
     order = jnp.asarray(get('order').astype(np.int32))
-    tokens = sampler.replay(
-        golden.TINY, config, params, data['labels'], order, plan, jnp.asarray(noise)
-    )
+    tokens = Sampler(golden.TINY, config).replay(params, data['labels'], order, plan, noise)
     golden.close(nchw(tokens), get('out_nchw'), SAMPLE)
 
 
@@ -173,14 +170,8 @@ def test_end_to_end_mar(name):
     np.testing.assert_array_equal(plan.counts[0], get('counts'))
     np.testing.assert_allclose(plan.guidance[0], get('guidance'), rtol=1e-6)
     order = jnp.asarray(get('order').astype(np.int32))
-    tokens = sampler.replay(
-        golden.MAR_TINY,
-        config,
-        params,
-        get('labels'),
-        order,
-        plan,
-        jnp.asarray(get('noise_in_order')),
+    tokens = Sampler(golden.MAR_TINY, config).replay(
+        params, get('labels'), order, plan, get('noise_in_order')
     )
     golden.close(nchw(tokens), get('out_nchw'), SAMPLE)
 

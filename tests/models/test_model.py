@@ -11,7 +11,7 @@ import pytest
 from emigm_jax.core import flops, masking
 from emigm_jax.errors import UserError
 from emigm_jax.models import emigm
-from emigm_jax.models.mae import Visible
+from emigm_jax.models.interface import Group, Slots, Suffix
 from emigm_jax.nn import attention, functional
 from emigm_jax.training import state
 
@@ -53,18 +53,16 @@ def params():
     return jax.tree.unflatten(tree, noisy)
 
 
-def conditions(config, params, tokens, visible, prefix, key=None):
-    """z of all positions, in generation order (the identity)."""
-    mae = emigm.network(config).bind(params).mae
+def conditions(config, params, tokens, visible, prefix, key=None, read=None):
+    """z of the positions that are read (all), in generation order (the identity)."""
+    trunk = emigm.network(config).bind(params).trunk
     batch = tokens.shape[0]
     order = jnp.tile(jnp.arange(config.tokens), (batch, 1))
-    position = mae.positions(order)
-    condition = mae.condition(jnp.zeros(batch, jnp.int32))
+    condition = trunk.condition(jnp.zeros(batch, jnp.int32))
     visible = jnp.full(batch, visible, jnp.int32)
-    given = Visible(tokens[:, :prefix], position.encoder[:, :prefix], condition, visible)
-    (encoded,) = mae.encode([given], key)
-    h = mae.decode(mae.decoder_input(encoded, position.decoder, visible))
-    return mae.read_out(h, h[:, config.buffer :], position.output)
+    read = read or Suffix(config.tokens)
+    (z,) = trunk([Group(tokens, trunk.positions(order), condition, visible, prefix, read)], key)
+    return z
 
 
 @pytest.mark.parametrize('mae', [True, False])
@@ -82,12 +80,16 @@ def test_masked_tokens_are_not_seen(mae, shared_null):
         np.testing.assert_allclose(z, conditions(config, params, tokens, 6, 6), atol=1e-5)
 
 
-def test_read_out_computes_the_rows_of_the_full_block(params):
-    mae = emigm.network(TINY).bind(params).mae
-    x = jax.random.normal(jax.random.key(3), (2, 20, 32))
-    full = mae.decoder_norm(mae.decoder_last(x))
-    rows = mae.read_out(x, x[:, 7:11], jnp.zeros((2, 4, 32)))
-    np.testing.assert_allclose(rows, full[:, 7:11], atol=1e-5)
+def test_only_the_rows_that_are_read_are_computed(params):
+    tokens = jax.random.normal(jax.random.key(3), (2, 16, 3))
+    every = conditions(TINY, params, tokens, 6, 8)
+    slots = jnp.array([[7, 9, 15], [0, 6, 8]])
+    for read, expected in (
+        (Suffix(5), every[:, 11:]),
+        (Slots(slots), jnp.take_along_axis(every, slots[..., None], axis=1)),
+    ):
+        z = conditions(TINY, params, tokens, 6, 8, read=read)
+        np.testing.assert_allclose(z, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize('change', [dict(remat='full'), dict(remat='dots'), dict(unroll=True)])

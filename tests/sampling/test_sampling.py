@@ -71,6 +71,7 @@ def test_settings_decide_the_image(params):
         one(CONFIG, seed=4),
         one(dataclasses.replace(CONFIG, solver=SolverConfig('ddpm', 3))),
         one(dataclasses.replace(CONFIG, reveal=RevealConfig(steps=5, guidance=1.0))),
+        one(dataclasses.replace(CONFIG, reveal=RevealConfig(steps=5, order='halton'))),
     ):
         assert float(jnp.abs(base - other).max()) > 1e-4
 
@@ -125,3 +126,12 @@ def test_nfe(steps, low, high, nfe):
     reveal = RevealConfig(steps=steps, guidance_from=low, guidance_to=high)
     model = emigm.preset(512, 'xs')
     assert Sampler(model, SamplingConfig(reveal=reveal)).nfe == nfe
+
+
+def test_the_order_decides_what_is_revealed_first(params):
+    reveal = RevealConfig(steps=5, order='raster')
+    sampler = Sampler(MODEL, dataclasses.replace(CONFIG, reveal=reveal))
+    progress = next(sampler.steps(params, LABELS[:2], SEEDS[:2]))
+    first = plan(reveal, MODEL.tokens, seeds=(0,)).counts[0, 0]
+    np.testing.assert_array_equal(progress.revealed, [np.arange(16) < first] * 2)
+    assert (np.abs(progress.tokens).sum(-1) > 0).tolist() == progress.revealed.tolist()

@@ -207,11 +207,11 @@ def test_loss_is_a_mean_over_each_images_masked_tokens():
     labels, tokens = data
     value = lambda p, d: loss.loss(net.bind(p), config.copies, budgets, tokens, labels, d)
     _, terms = jax.jit(value)(params, draws)
-    _, noise = loss._diffusion_draws(draws.key, config.copies, MODEL.tokens, MODEL.channels)
+    noise = net.bind(params).head.draws(draws.key, config.copies, MODEL.tokens).noise
     per_image = [
         np.square(np.asarray(noise)[:, i, int(draws.visible[i]) :]).mean() for i in range(batch)
     ]
-    np.testing.assert_allclose(terms.mse, np.mean(per_image), rtol=1e-5)
+    np.testing.assert_allclose(terms.parts['mse'], np.mean(per_image), rtol=1e-5)
 
 
 def test_label_drop_and_single_encoder_train():
