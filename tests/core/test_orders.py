@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+
 from emigm_jax.core import orders
 from support import golden
 
