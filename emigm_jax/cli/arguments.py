@@ -43,6 +43,32 @@ def print_config(config: Config | SamplingConfig) -> None:
     print(json.dumps(dataclasses.asdict(config), indent=2))
 
 
+def count(text: str) -> int:
+    """The type of flags that take a number of things, at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError('must be at least 1')
+    return value
+
+
+def add_pictures(parser: Parser, third: str, metavar: str, meaning: str) -> None:
+    """Flags that name pictures: a folder, a TFDS data set, or what the flag `third` says."""
+    group = parser.add_argument_group('pictures')
+    one = group.add_mutually_exclusive_group(required=True)
+    one.add_argument('--folder', help='folder of class folders of pictures')
+    one.add_argument('--tfds', metavar='NAME', help='TFDS data set in array_record form')
+    one.add_argument(third, metavar=metavar, help=meaning)
+    group.add_argument('--split', help='of the TFDS data set (train)')
+    group.add_argument('--data-dir', help='where TFDS data sets lie')
+
+
+def check_pictures(parser: Parser, arguments: argparse.Namespace) -> None:
+    """Refuses what goes with --tfds alone."""
+    for name in ('split', 'data_dir'):
+        if getattr(arguments, name) is not None and not arguments.tfds:
+            parser.error(f'--{name.replace("_", "-")} goes with --tfds')
+
+
 def add_processes(parser: Parser) -> None:
     """Flags by which several processes find one another."""
     group = parser.add_argument_group(

@@ -1,46 +1,35 @@
 """`emigm checkpoint`: list, look into, copy and export checkpoints, local or gs://."""
 
-from emigm_jax.cli.main import Parser
+from emigm_jax.cli.main import Parser, dispatch
 from emigm_jax.errors import UserError
+
+COMMANDS = {
+    'ls': (f'{__name__}:ls', 'the checkpoints of a workdir or folder: step, size, date, state'),
+    'inspect': (f'{__name__}:inspect', 'what one holds: sizes, config, EMA decays, its origin'),
+    'copy': (f'{__name__}:copy', 'to a new folder or bucket, every file compared'),
+    'export': (f'{__name__}:export', 'the EMA weights alone, which `emigm sample` takes'),
+}
 
 
 def run(argv: list[str]) -> int:
     """Runs the command."""
-    parser = Parser(
-        'checkpoint',
-        'ls       the checkpoints of a workdir or of a folder: step, size, date, finished or not\n'
-        'inspect  what one holds: sizes, parameters, config, EMA decays, where it comes from\n'
-        'copy     a checkpoint to a new folder, or the newest step of a workdir into a workdir,\n'
-        '         every file compared with its source; killed, the same command goes on\n'
-        'export   the EMA weights alone, as a checkpoint that `emigm sample` takes',
-        'emigm checkpoint ls gs://bucket/run\n'
-        '  emigm checkpoint inspect runs/digits --against configs/digits.py:best\n'
-        '  emigm checkpoint copy runs/digits gs://bucket/digits --step 900\n'
-        '  emigm checkpoint export gs://bucket/run emigm-b --weights 0.9999',
-    )
-    parser.add_argument('what', choices=tuple(_ACTIONS), metavar='|'.join(_ACTIONS))
+    return dispatch('emigm checkpoint', COMMANDS, argv)
+
+
+def _parser(name, summary, example, step=True):
+    parser = Parser(f'checkpoint {name}', summary, f'emigm checkpoint {name} {example}')
     parser.add_argument('source', help='workdir or checkpoint, local or gs://')
-    parser.add_argument('target', nargs='?', help='of copy and export; must not exist')
-    parser.add_argument('--step', type=int, help='of a workdir (default: the newest)')
-    parser.add_argument('--weights', metavar='DECAY', help='EMA to export (default: the first)')
-    parser.add_argument(
-        '--against',
-        metavar='FILE.py[:VARIANT]',
-        help='inspect: print how the config differs from this one',
-    )
+    if step:
+        parser.add_argument('--step', type=int, help='of a workdir (default: the newest)')
+    return parser
+
+
+def _add_json(parser):
     parser.add_argument(
         '--json',
         metavar='FILE',
         help="write the facts there, too ('-': print them as JSON in place of the table)",
     )
-    arguments = parser.parse_args(argv)
-    action, flags, needs_target = _ACTIONS[arguments.what]
-    for name in ('step', 'weights', 'against', 'json'):
-        if getattr(arguments, name) is not None and name not in flags:
-            raise UserError(f'--{name} does not apply to {arguments.what}')
-    if bool(arguments.target) != needs_target:
-        parser.error(f'{arguments.what} takes a source' + ' and a target' * needs_target)
-    return action(arguments)
 
 
 def _show(arguments, value, table):
@@ -57,7 +46,17 @@ def _show(arguments, value, table):
         files.write_text(arguments.json, json.dumps(value, indent=2) + '\n')
 
 
-def _ls(arguments):
+def ls(argv: list[str]) -> int:
+    """Runs `emigm checkpoint ls`."""
+    parser = _parser(
+        'ls',
+        'Lists the checkpoints of a workdir or of a folder: step, size, date, finished or not.',
+        'gs://bucket/run',
+        step=False,
+    )
+    _add_json(parser)
+    arguments = parser.parse_args(argv)
+
     import dataclasses
 
     from emigm_jax.checkpoints import inspect
@@ -74,7 +73,21 @@ def _ls(arguments):
     return 0
 
 
-def _inspect(arguments):
+def inspect(argv: list[str]) -> int:
+    """Runs `emigm checkpoint inspect`."""
+    parser = _parser(
+        'inspect',
+        'Says what a checkpoint holds: sizes, parameters, config, EMA decays, where it comes from.',
+        'runs/digits --against configs/digits.py:best',
+    )
+    parser.add_argument(
+        '--against',
+        metavar='FILE.py[:VARIANT]',
+        help='print how the config differs from this one',
+    )
+    _add_json(parser)
+    arguments = parser.parse_args(argv)
+
     from emigm_jax.checkpoints import inspect
 
     path = inspect.located(arguments.source, arguments.step)
@@ -134,7 +147,17 @@ def _differences(arguments, facts, shown):
     return {'differences': differences}
 
 
-def _copy(arguments):
+def copy(argv: list[str]) -> int:
+    """Runs `emigm checkpoint copy`."""
+    parser = _parser(
+        'copy',
+        'Copies a checkpoint to a new folder, or the newest step of a workdir into a workdir.\n'
+        'Every file is compared with its source; killed, the same command goes on.',
+        'runs/digits gs://bucket/digits --step 900',
+    )
+    parser.add_argument('target', help='must not exist, but for an unfinished copy')
+    arguments = parser.parse_args(argv)
+
     import tqdm
 
     from emigm_jax.checkpoints import copy, inspect, runs
@@ -151,7 +174,17 @@ def _copy(arguments):
     return 0
 
 
-def _export(arguments):
+def export(argv: list[str]) -> int:
+    """Runs `emigm checkpoint export`."""
+    parser = _parser(
+        'export',
+        'Writes the EMA weights alone, as a checkpoint that `emigm sample` takes.',
+        'gs://bucket/run emigm-b --weights 0.9999',
+    )
+    parser.add_argument('target', help='must not exist')
+    parser.add_argument('--weights', metavar='DECAY', help='EMA to export (default: the first)')
+    arguments = parser.parse_args(argv)
+
     from emigm_jax.checkpoints import inspect
 
     path = inspect.located(arguments.source, arguments.step)
@@ -165,12 +198,3 @@ def _size(count):
         if count < 1000 or unit == 'TB':
             return f'{count:.0f} {unit}' if unit == 'B' else f'{count:.1f} {unit}'
         count /= 1000
-
-
-# what: (function, flags that apply, whether there is a target)
-_ACTIONS = {
-    'ls': (_ls, ('json',), False),
-    'inspect': (_inspect, ('step', 'against', 'json'), False),
-    'copy': (_copy, ('step',), True),
-    'export': (_export, ('step', 'weights'), True),
-}

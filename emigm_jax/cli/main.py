@@ -6,6 +6,7 @@ import os
 import select
 import signal
 import sys
+from collections.abc import Mapping
 from typing import NoReturn
 
 import emigm_jax
@@ -17,7 +18,7 @@ COMMANDS = {
     'sample': ('emigm_jax.cli.sample', 'generate images from a checkpoint'),
     'evaluate': ('emigm_jax.cli.evaluate', 'score generated images against real ones'),
     'report': ('emigm_jax.cli.report', 'show runs and evaluations on one page'),
-    'prepare': ('emigm_jax.cli.prepare', 'make latent caches, measure their scale'),
+    'prepare': ('emigm_jax.cli.prepare', 'make latent caches and references, measure scales'),
     'convert': ('emigm_jax.cli.convert', 'convert official weights, or export ours'),
     'checkpoint': ('emigm_jax.cli.checkpoint', 'list, inspect, copy and export checkpoints'),
     'benchmark': ('emigm_jax.cli.benchmark', 'measure speed and memory'),
@@ -28,24 +29,11 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> int:
     """Runs `emigm COMMAND ...` and returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    summary = '\n'.join(f'  {name:<10} {text}' for name, (_, text) in COMMANDS.items())
-    if not argv or argv[0] in ('-h', '--help'):
-        print(
-            f'usage: emigm COMMAND ...\n\ncommands:\n{summary}\n\n'
-            'emigm COMMAND --help says more, with an example.'
-        )
-        return 0 if argv else 2
-    if argv[0] == '--version':
-        print(f'emigm_jax {emigm_jax.__version__}')
-        return 0
-    name, *rest = argv
     try:
-        if name not in COMMANDS:
-            raise UserError(
-                f'no command {name!r}{near(name, COMMANDS)}; there are {", ".join(COMMANDS)}'
-            )
-        command = importlib.import_module(COMMANDS[name][0])
-        code = command.run(rest) or 0
+        if argv == ['--version']:
+            print(f'emigm_jax {emigm_jax.__version__}')
+            return 0
+        code = dispatch('emigm', COMMANDS, argv)
         sys.stdout.flush()  # a reader who has gone is met here, not at exit
         return code
     except UserError as error:
@@ -59,6 +47,35 @@ def main(argv: list[str] | None = None) -> int:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         return 128 + signal.SIGPIPE
+
+
+def dispatch(program: str, commands: Mapping[str, tuple[str, str]], argv: list[str]) -> int:
+    """Runs the one of the `commands` that `argv` names and returns its exit code.
+
+    Args:
+      program: what was typed so far.
+      commands: {name: (MODULE, or MODULE:FUNCTION where that is not `run`; summary)}.
+      argv: what was typed after it.
+
+    Raises:
+      UserError: no such command, or one from it.
+    """
+    if not argv or argv[0] in ('-h', '--help'):
+        width = max(map(len, commands))
+        summary = '\n'.join(f'  {name:<{width}}  {text}' for name, (_, text) in commands.items())
+        print(
+            f'usage: {program} COMMAND ...\n\ncommands:\n{summary}\n\n'
+            f'{program} COMMAND --help says more, with an example.'
+        )
+        return 0 if argv else 2
+    name, *rest = argv
+    if name not in commands:
+        raise UserError(
+            f'no command {f"{program} {name}".removeprefix("emigm ")!r}{near(name, commands)}; '
+            f'there are {", ".join(commands)}'
+        )
+    module, _, function = commands[name][0].partition(':')
+    return getattr(importlib.import_module(module), function or 'run')(rest) or 0
 
 
 def _unread():

@@ -1,26 +1,33 @@
 """`emigm prepare reference`: Inception statistics of real pictures."""
 
-import argparse
-
+from emigm_jax.cli import arguments as shared
 from emigm_jax.cli.main import Parser
 
 
-def run(parser: Parser, arguments: argparse.Namespace) -> int:
+def run(argv: list[str]) -> int:
     """Runs the command."""
-    chosen = [name for name in ('folder', 'tfds', 'npz') if getattr(arguments, name)]
-    if len(chosen) != 1:
-        parser.error('reference needs one of --folder, --tfds and --npz')
-    for name, with_ in (('split', 'tfds'), ('data_dir', 'tfds')):
-        if getattr(arguments, name) is not None and chosen != [with_]:
-            parser.error(f'--{name.replace("_", "-")} goes with --{with_}')
-    if not arguments.inception:
-        parser.error('reference needs --inception')
+    parser = Parser(
+        'prepare reference',
+        'Writes Inception statistics of real pictures, for `emigm evaluate --reference`.',
+        'emigm prepare reference real.npz --folder imagenet/val --image-size 256 --inception '
+        'fid-inception',
+    )
+    parser.add_argument('target', help='the reference (.npz), local or gs://')
+    shared.add_pictures(parser, '--npz', 'FILE', 'pictures in arr_0')
+    parser.add_argument('--inception', required=True, help='its checkpoint, from `emigm convert`')
+    parser.add_argument(
+        '--image-size', type=shared.count, help='pixels per side of centre crops (as they are)'
+    )
+    parser.add_argument('--batch-size', type=shared.count, help='images at a time per device')
+    parser.add_argument(
+        '--keep-features',
+        action='store_true',
+        help='for precision, recall and KID (8 kB per picture)',
+    )
+    arguments = parser.parse_args(argv)
+    shared.check_pictures(parser, arguments)
     if not arguments.target.endswith('.npz'):
         parser.error(f'{arguments.target}: a reference ends in .npz')
-    for name in ('image_size', 'batch_size'):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            parser.error(f'--{name.replace("_", "-")} must be at least 1')
     if arguments.npz and arguments.image_size:
         parser.error('--image-size goes with --folder and --tfds')
 

@@ -254,9 +254,9 @@ def test_export_of_what_was_exported(run, state, bucket, tmp_path, capsys):
         (('ls', '{empty}'), 'holds no checkpoints'),
         (('ls', '{empty}/none'), 'no such checkpoint or workdir'),
         (('ls', 'gs://nobody-has-this/x'), 'there is no bucket gs://nobody-has-this'),
-        (('ls', '{run}', '--step', '5'), '--step does not apply to ls'),
-        (('ls', '{run}', '{new}'), 'ls takes a source (see'),
-        (('copy', '{run}'), 'copy takes a source and a target'),
+        (('ls', '{run}', '--step', '5'), 'checkpoint ls: unrecognized arguments: --step 5 (see'),
+        (('ls', '{run}', '{new}'), 'unrecognized arguments'),
+        (('copy', '{run}'), 'arguments are required: target'),
         (('copy', '{run}', '{new}', '--step', '7'), 'no finished step 7, but 5, 10'),
         (('copy', '{run}/checkpoints/5', '{new}', '--step', '5'), '--step goes with a workdir'),
         (('copy', '{empty}', '{new}'), 'holds no checkpoint'),
@@ -266,7 +266,10 @@ def test_export_of_what_was_exported(run, state, bucket, tmp_path, capsys):
         (('export', '{run}', '{new}', '--weights', '0.7'), "no weights '0.7', but 0.9, 0.5"),
         (('export', '{run}', '{new}', '--weights', 'params'), 'only EMA weights'),
         (('export', '{run}', '{empty}'), 'exists already'),
-        (('lss', '{run}'), "'ls', 'inspect', 'copy', 'export'"),
+        (
+            ('lss', '{run}'),
+            "'checkpoint lss' (did you mean 'ls'?); there are ls, inspect",
+        ),
     ],
 )
 def test_refusals(command, says, run, bucket, tmp_path, capsys):

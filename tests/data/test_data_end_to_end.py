@@ -297,8 +297,13 @@ def test_dc_ae_files_were_scaled(tmp_path):
 @pytest.mark.parametrize(
     ('command', 'says'),
     [
-        (('latents', 'x'), 'one of --folder, --tfds and --from-npz'),
-        (('latents', 'x', '--folder', 'y'), 'needs --tokenizer'),
+        (
+            ('latents', 'x', '--tokenizer', 'KL16'),
+            'one of the arguments --folder --tfds --from-npz is required',
+        ),
+        (('latents', 'x', '--folder', 'y'), 'are required: --tokenizer'),
+        (('latents',), 'are required: target, --tokenizer'),
+        (('latent', 'x'), "'prepare latent' (did you mean 'latents'?)"),
         (('latents', 'x', '--folder', 'nowhere', '--tokenizer', 'KL16'), 'nowhere'),
         (('latents', 'x', '--folder', 'y', '--split', 'train', '--tokenizer', 'KL16'), '--tfds'),
         (('latents', 'x', '--from-npz', 'nowhere', '--tokenizer', 'KL16'), 'no such folder'),
@@ -312,18 +317,18 @@ def test_dc_ae_files_were_scaled(tmp_path):
         ),
         (
             ('latents', 'x', '--folder', 'FOLDER', '--tokenizer', 'KL16', '--shard-rows', '0'),
-            '--shard-rows must be at least 1',
+            '--shard-rows: must be at least 1',
         ),
         (
             ('latents', 'x', '--folder', 'FOLDER', '--tokenizer', 'KL16', '--image-size', '0'),
-            '--image-size must be at least 1',
+            '--image-size: must be at least 1',
         ),
         (
             ('latents', 'x', '--folder', 'FOLDER', '--tokenizer', 'KL16', '--image-size', '32'),
             'more than the share 0.001',
         ),
         (('stats', 'nowhere'), 'no finished latent cache'),
-        (('stats', 'nowhere', '--dtype', 'float16'), 'does not apply'),
+        (('stats', 'nowhere', '--dtype', 'float16'), 'unrecognized arguments: --dtype float16'),
     ],
 )
 def test_refusals(command, says, folder, kl16, tmp_path, capsys, monkeypatch):

@@ -405,10 +405,10 @@ def test_refusals(network, reference, pictures, tmp_path, capsys, monkeypatch):
         message = capsys.readouterr().err.strip().splitlines()[-1]
         assert message.startswith('emigm: ')
         assert says in message
-    with pytest.raises(UserError, match='one of --folder, --tfds and --npz'):
+    with pytest.raises(UserError, match='--tfds: not allowed with argument --folder'):
         prepare.run(['reference', 'x.npz', '--folder', 'a', '--tfds', 'b'])
     with pytest.raises(UserError, match='--split goes with --tfds'):
-        prepare.run(['reference', 'x.npz', '--folder', 'a', '--split', 'b'])
+        prepare.run(['reference', 'x.npz', '--folder', 'a', '--split', 'b', '--inception', 'c'])
     assert (
         main.main(
             [

@@ -1,0 +1,145 @@
+"""`emigm prepare latents`: pictures encoded into a cache that training reads."""
+
+import argparse
+import re
+
+from emigm_jax.cli import arguments as shared
+from emigm_jax.cli.main import Parser
+from emigm_jax.errors import UserError
+
+
+def run(argv: list[str]) -> int:
+    """Runs the command."""
+    parser = Parser(
+        'prepare latents',
+        'Encodes pictures into a cache that training reads. Run it again to go on after an '
+        'interruption.',
+        'emigm prepare latents gs://bucket/in256 --folder imagenet/train --tokenizer kl16\n'
+        '  emigm prepare latents in256 --tfds imagenet2012 --data-dir tfds --tokenizer kl16\n'
+        '  emigm prepare latents in256 --from-npz official_cache --tokenizer kl16',
+    )
+    parser.add_argument('target', help='the cache, local or gs://')
+    shared.add_pictures(parser, '--from-npz', 'FOLDER', 'an official per-image npz cache')
+    parser.add_argument('--tokenizer', required=True, help='its checkpoint, from `emigm convert`')
+    parser.add_argument(
+        '--image-size', type=shared.count, help='pixels per side (KL-16 256, DC-AE 512)'
+    )
+    parser.add_argument(
+        '--dtype',
+        choices=('float16', 'float32'),
+        default='float16',
+        help='of the cache (float16)',
+    )
+    parser.add_argument(
+        '--compute-dtype',
+        choices=('float32', 'bfloat16'),
+        help="of the tokenizer's convolutions (as its checkpoint says)",
+    )
+    parser.add_argument(
+        '--batch-size', type=shared.count, default=16, help='pictures at a time per device (16)'
+    )
+    parser.add_argument(
+        '--shard-rows', type=shared.count, default=4096, help='pictures per shard (4096)'
+    )
+    parser.add_argument(
+        '--max-unreadable', type=share, default=0.001, help='share that may be damaged (0.001)'
+    )
+    parser.add_argument(
+        '--worker',
+        metavar='I/N',
+        help='make only every N-th shard, from the I-th, '
+        'counted from 0 (default: as the processes below)',
+    )
+    parser.add_argument('--dry-run', action='store_true', help='print what would be made and stop')
+    shared.add_processes(parser)
+    arguments = parser.parse_args(argv)
+    shared.check_pictures(parser, arguments)
+    if arguments.worker is not None:
+        if arguments.coordinator is not None:
+            parser.error('--worker is for machines that do not know of each other')
+        return _latents(arguments)
+    with shared.join(arguments):
+        return _latents(arguments)
+
+
+def share(text):
+    share = float(text)
+    if not 0.0 <= share <= 1.0:
+        raise argparse.ArgumentTypeError('must be a share, from 0 to 1')
+    return share
+
+
+def _worker(text):
+    if text is None:
+        import jax
+
+        return jax.process_index(), jax.process_count()
+    match = re.fullmatch(r'(\d+)/(\d+)', text)
+    if not match or int(match[1]) >= int(match[2]):
+        raise UserError(f"--worker must look like '0/4' (the first of four), not {text!r}")
+    return int(match[1]), int(match[2])
+
+
+def _latents(arguments):
+    import json
+    import math
+
+    import numpy as np
+    import tqdm
+
+    from emigm_jax.data import latents, prepare
+    from emigm_jax.io import access
+    from emigm_jax.tokenizers import codec
+
+    worker = _worker(arguments.worker)
+    if not arguments.dry_run:
+        access.probe(arguments.target)
+    loaded = codec.load(arguments.tokenizer, arguments.compute_dtype, arguments.batch_size)
+    rows = _rows(arguments, loaded)
+    contents = rows.contents(arguments.dtype, arguments.shard_rows)
+    numbers = math.prod(loaded.tokenizer.raw_shape(contents.image_size))
+    gigabytes = len(rows) * latents.VIEWS * numbers * np.dtype(arguments.dtype).itemsize / 1e9
+    print(
+        f'{len(rows):,} pictures in {len(rows.class_names):,} classes -> {arguments.target}, '
+        f'about {gigabytes:.3g} GB',
+        flush=True,
+    )
+    if arguments.dry_run:
+        print(json.dumps(contents.to_json(), indent=2))
+        return 0
+    mine = len(rows) if worker[1] == 1 else None
+    with tqdm.tqdm(total=mine, unit=' pictures', disable=None) as bar:
+        manifest = prepare.prepare(
+            arguments.target, rows, contents, worker, arguments.max_unreadable, bar.update
+        )
+    if manifest is None:
+        print(f'worker {worker[0]}/{worker[1]}: done; other workers have shards left to make')
+        return 0
+    print(
+        f'{manifest.count:,} rows in {len(manifest.shards)} shards, '
+        f'{manifest.skipped} unreadable pictures (skipped.jsonl) -> {arguments.target}'
+    )
+    return 0
+
+
+def _rows(arguments, codec):
+    """The `prepare.Rows` that the flags name."""
+    from emigm_jax.config.settings import DataConfig
+    from emigm_jax.data import datasets
+    from emigm_jax.data import rows as kinds
+
+    if arguments.from_npz:
+        for name in ('image_size', 'compute_dtype'):
+            if getattr(arguments, name) is not None:
+                raise UserError(f'--{name.replace("_", "-")} goes with --folder and --tfds')
+        return kinds.OfficialFiles(arguments.from_npz, codec)
+    if arguments.folder:
+        config = DataConfig('folder', arguments.folder)
+    else:
+        config = DataConfig(
+            'tfds',
+            arguments.data_dir or '',
+            dataset=arguments.tfds,
+            split=arguments.split or 'train',
+        )
+    return kinds.Encoded(datasets.source(config), codec, arguments.image_size)
