@@ -32,7 +32,8 @@ class Digits(Dataset):
         self.source = sources.digits()
         self.codec, self.params = codec(config), {}
         assert self.codec is not None  # digits always have pixels
-        raw = self.codec.encode(self.source.images)
+        # Operation by operation: compiled as one they would round otherwise.
+        raw = self.codec.tokenizer.encode({}, jnp.asarray(self.source.images))
         self.grid, self.channels = raw.shape[1], self.codec.spec.channels
         self.classes = len(self.source.class_names)
         self.examples = len(self.source.labels)

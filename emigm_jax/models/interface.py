@@ -7,7 +7,7 @@ Training and sampling know nothing else of a network. A new trunk or head is one
 import abc
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, final
+from typing import Any, NamedTuple, Protocol, final, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -100,6 +100,7 @@ class TokenLoss(NamedTuple):
     parts: Mapping[str, Float32[Array, 'copies B R']]  # what is reported beside it
 
 
+@runtime_checkable
 class Drawing(Protocol):
     """What heads read of the sampling settings."""
 

@@ -145,7 +145,7 @@ class MaskedAutoencoder(Trunk):
 
     def decoder_input(
         self, encoded: Float32[Array, 'B E D'], group: Group
-    ) -> Float32[Array, 'B N+{self.config.buffer} D']:
+    ) -> Float32[Array, 'B {self.config.buffer+self.config.tokens} D']:
         """Decoder tokens before the first block; E = buffer + V, from `encode`."""
         buffer, tokens, position = self.config.buffer, self.config.tokens, group.positions.decoder
         x = self.decoder_embed(encoded).astype(jnp.float32)
