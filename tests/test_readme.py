@@ -10,6 +10,7 @@ from test_rooms import ROOMS
 
 from emigm_jax.cli import main
 from emigm_jax.config import nested
+from emigm_jax.data import class_names
 
 TOP = ('configs', 'emigm_jax', 'launch', 'notebooks', 'tests')
 ROOT = pathlib.Path(__file__).parents[1]
@@ -55,6 +56,11 @@ def test_links_lead_somewhere(page):
 def test_the_two_commands():
     lines = blocks(ROOT / 'README.md')
     assert FIRST in lines and TESTS in lines
+
+
+def test_classes_have_the_names_that_are_shown():
+    (shown,) = re.findall(r"classes=\[\d+, '([a-z ]+)'\]", (ROOT / 'README.md').read_text())
+    assert class_names.label(shown, class_names.IMAGENET) == 387
 
 
 def commands(page):
