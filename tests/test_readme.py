@@ -138,4 +138,4 @@ def test_the_config_that_is_shown_resolves():
     (source,) = re.findall(r'^```python\n(.*?)^```', text, re.M | re.S)
     names = {}
     exec(source, names)
-    assert nested.resolve(names['get_config']()).model.tokens == 64
+    assert nested.resolve(names['get_config']()).model.width == 256
