@@ -7,7 +7,7 @@ Variants (configs/digits.py:NAME), on 2 CPU cores:
   default  about 4 minutes
   best     about 25 to 40 minutes; the README's picture
   smoke    seconds; shows that everything runs, not that it learns
-The README lists the scores they reach.
+configs/README.md lists the scores they reach.
 """
 
 from emigm_jax.config import nested

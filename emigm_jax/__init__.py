@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from emigm_jax.conversion.convert import convert as convert
     from emigm_jax.conversion.convert import export as export
     from emigm_jax.evaluation.evaluate import fid as fid
+    from emigm_jax.evaluation.evaluator import Work as Work
     from emigm_jax.evaluation.result import Result as Result
 
 __version__ = '0.2.0'
@@ -33,6 +34,7 @@ _PUBLIC = {
     'Model': 'emigm_jax.api.model',
     'Step': 'emigm_jax.api.model',
     'Result': 'emigm_jax.evaluation.result',
+    'Work': 'emigm_jax.evaluation.evaluator',
     'convert': 'emigm_jax.conversion.convert',
     'evaluate': 'emigm_jax.api.evaluate',
     'export': 'emigm_jax.conversion.convert',

@@ -7,6 +7,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -292,19 +293,18 @@ def test_slurm_failures_count_more_than_75(desk, code, highest):
 
 def test_dockerfile_agrees_with_the_package():
     text = (LAUNCH / 'Dockerfile').read_text()
-    setup = (ROOT / 'setup.py').read_text()
+    project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
     copied = {name for line in re.findall(r'^COPY (.+) \S+$', text, re.M) for name in line.split()}
     assert all((ROOT / name).exists() for name in copied)
     sent = (LAUNCH / 'Dockerfile.dockerignore').read_text()
     assert {name.removeprefix('!') for name in sent.split() if name.startswith('!')} == copied
     for extra in ('tpu', 'cuda', 'gcs'):
-        assert f"'{extra}':" in setup
+        assert extra in project['optional-dependencies']
         assert extra in text
     assert re.search(r'^ENTRYPOINT \["emigm"\]$', text, re.M)
-    assert "'emigm = " in setup
-    # setup.py reads files beside it: they must be there.
-    read = set(re.findall(r"HERE / '([^']+)'", setup))
-    assert {name.split('/')[0] for name in read} <= copied
+    assert 'emigm' in project['scripts']
+    # Building the package reads files beside it: they must be there.
+    assert {'setup.py', 'pyproject.toml', project['readme'], *project['license-files']} <= copied
 
 
 # README.md
