@@ -1,6 +1,8 @@
 """What the READMEs name is there: files, functions, commands, flags, settings, links."""
 
 import ast
+import contextlib
+import importlib
 import pathlib
 import re
 import shlex
@@ -71,13 +73,21 @@ def commands(page):
                 yield shlex.split(part)[1:]
 
 
+def flags_of(command, following, capsys):
+    """The flags that --help lists, of a subcommand (or of several, a|b) where there are some."""
+    module = importlib.import_module(main.COMMANDS[command][0])
+    names = following[0].split('|') if hasattr(module, 'COMMANDS') and following else ()
+    assert not names or set(names) <= {*module.COMMANDS, '--help'}
+    for argv in [[command, name, '--help'] for name in names] or [[command, '--help']]:
+        with contextlib.suppress(SystemExit):
+            main.main(argv)
+    return set(re.findall(r'(?<!\w)--[a-z][a-z-]*', capsys.readouterr().out))
+
+
 @pytest.mark.parametrize('page', PAGES, ids=name)
 def test_commands_flags_and_settings_exist(page, capsys):
     for command, *words in commands(page):
-        assert command in main.COMMANDS
-        with pytest.raises(SystemExit):
-            main.main([command, '--help'])
-        known = set(re.findall(r'(?<!\w)--[a-z][a-z-]*', capsys.readouterr().out))
+        known = flags_of(command, words[:1], capsys)
         flags = {word.partition('=')[0] for word in words if word.startswith('--')}
         assert {flag for flag in flags if '.' not in flag} <= known, (command, flags - known)
     settings = nested.flatten(nested.as_dict(nested.resolve(nested.defaults())))
