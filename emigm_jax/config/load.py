@@ -11,7 +11,7 @@ from ml_collections import config_flags
 
 from emigm_jax.config import nested
 from emigm_jax.config.settings import Config
-from emigm_jax.errors import UserError, near
+from emigm_jax.errors import UserError
 
 
 def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
@@ -47,7 +47,8 @@ def _check_names(config, overrides):
         name = flag.partition('=')[0].removeprefix('--config.')
         if name not in settings:
             raise UserError(
-                f'--config.{name}: no such setting{near(name, settings)}; --dry-run prints them all'
+                f'--config.{name}: no such setting{nested.near_setting(name, settings)}; '
+                '`emigm settings` lists them all'
             )
 
 
@@ -72,7 +73,7 @@ def config_of(
     names = nested.flatten(values).keys()
     for name, value in settings.items():
         if name not in names:
-            raise UserError(f'no setting {name!r}{near(name, names)}')
+            raise UserError(f'no setting {name!r}{nested.near_setting(name, names)}')
         *groups, field = name.split('.')
         place = values
         for group in groups:
