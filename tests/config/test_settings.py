@@ -21,6 +21,7 @@ from emigm_jax.core.solvers import SolverConfig
 from emigm_jax.errors import UserError
 from emigm_jax.models.config import ModelConfig
 from emigm_jax.parallel.sharding import MeshConfig
+from support.runs import SMOKE
 
 
 def test_every_setting_says_what_it_means():
@@ -147,7 +148,7 @@ def test_a_table_of_a_config_shows_where_it_differs():
 def test_the_command(capsys):
     assert main.main(['settings', 'gradient', 'norm']) == 0
     assert 'optimizer.clip' in capsys.readouterr().out
-    command = ['settings', 'model.width', '--config', 'configs/digits.py:smoke']
+    command = ['settings', 'model.width', '--config', SMOKE]
     assert main.main([*command, '--config.model.width=64']) == 0
     assert ['model.width', '64', '448'] in [
         line.split()[:3] for line in capsys.readouterr().out.splitlines()
@@ -160,7 +161,7 @@ def test_the_command(capsys):
         (['widht'], "did you mean 'model.width'"),
         (['--config.model.width=3'], 'goes with --config'),
         (['--widht'], "unknown argument '--widht'"),
-        (['--config', 'configs/digits.py', '--config.model.widht=3'], "mean 'model.width'"),
+        (['--config', SMOKE, '--config.model.widht=3'], "mean 'model.width'"),
     ],
 )
 def test_the_command_refuses(flags, says, capsys):
