@@ -15,7 +15,9 @@ setup(
     long_description=(HERE / 'README.md').read_text(),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
-    packages=find_packages(include=['emigm_jax', 'emigm_jax.*']),
+    # What `--config NAME` finds lies beside the package in a checkout, inside of it when installed.
+    packages=[*find_packages(include=['emigm_jax', 'emigm_jax.*']), 'emigm_jax.configs'],
+    package_dir={'emigm_jax.configs': 'configs'},
     package_data={
         'emigm_jax': ['py.typed'],
         'emigm_jax.data': ['imagenet_classes.txt'],

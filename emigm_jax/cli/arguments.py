@@ -21,17 +21,20 @@ GROUPS = ('data', 'model', 'loss', 'optimizer', 'training', 'sampling', 'evaluat
 
 
 def add_config(parser: Parser, required: bool = True) -> None:
-    """--config FILE.py[:VARIANT], and --config.NAME=VALUE for single settings."""
+    """--config CONFIG[:VARIANT], and --config.NAME=VALUE for single settings."""
+    from emigm_jax.config import shipped
+
     group = parser.add_argument_group(
         'settings',
-        f'in the groups {", ".join(GROUPS)};\n'
-        '`emigm settings` lists them all, `emigm settings model.` those of a group',
+        f'--config.NAME=VALUE changes a single one, of the groups {", ".join(GROUPS[:4])},\n'
+        f'{", ".join(GROUPS[4:])}. `emigm settings` lists them all, and\n'
+        '`emigm settings model.` those of a group.',
     )
     group.add_argument(
         '--config',
         required=required,
-        metavar='FILE.py[:VARIANT]',
-        help='settings; --config.NAME=VALUE changes a single one',
+        metavar='CONFIG[:VARIANT]',
+        help=f'{", ".join(shipped.names())}, or a file of your own',
     )
 
 

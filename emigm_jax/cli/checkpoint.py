@@ -25,8 +25,8 @@ def run(argv: list[str]) -> int:
     parser.add_argument('--weights', metavar='DECAY', help='EMA to export (default: the first)')
     parser.add_argument(
         '--against',
-        metavar='FILE.py[:VARIANT]',
-        help='inspect: print how the config differs from this one',
+        metavar='CONFIG[:VARIANT]',
+        help='inspect: print how the config differs from this one, a file or a shipped one',
     )
     parser.add_argument(
         '--json',

@@ -47,6 +47,16 @@ def resolve(config: ml_collections.ConfigDict | Mapping[str, Any]) -> Config:
     return build(Config, config)
 
 
+def filled(values: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested `values`, and those of `others` where there are none."""
+    groups = {
+        name: filled(value, others[name])
+        for name, value in values.items()
+        if isinstance(value, Mapping) and isinstance(others.get(name), Mapping)
+    }
+    return {**others, **values, **groups}
+
+
 def build(cls: type[_Settings], values: Mapping[str, Any], prefix: str = '') -> _Settings:
     """Nested dict -> frozen settings of class `cls`; raises as `resolve`."""
     fields = {f.name: f for f in dataclasses.fields(cls)}
