@@ -1,6 +1,5 @@
 """Training with one call."""
 
-import functools
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -38,8 +37,7 @@ def train(
       >>> em.train('digits:smoke', 'runs/smoke', **{'training.total': '6 steps'})
     """
     resolved = config_of(config, settings)
-    measured = functools.partial(evaluator, resolved) if resolved.evaluates else None
-    loop.train(resolved, workdir, measured)
+    loop.train(resolved, workdir, evaluator if resolved.evaluates else None)
 
 
 def evaluator(config: Config, data: Dataset) -> Callable[[dict, int], dict[str, float]]:

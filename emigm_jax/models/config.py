@@ -9,6 +9,7 @@ from emigm_jax.core.setting import setting, validate
 from emigm_jax.errors import UserError
 from emigm_jax.nn import functional
 
+OF_DATA = ('grid', 'channels', 'classes')  # sizes that follow from the data
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
@@ -16,9 +17,14 @@ DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 class ModelConfig:
     """Architecture (paper Tables 6 and 7; models/emigm.py:75-118). Tokens lie on a square grid."""
 
-    grid: int = setting(16, 'tokens per side; N = grid^2', low=2)  # masking needs two tokens
-    channels: int = setting(16, 'C, numbers per token', low=1)
-    classes: int = setting(1000, 'classes, without the null class', low=1)
+    # Masking needs two tokens.
+    grid: int = setting(
+        0, 'tokens per side, N = grid^2; 0: as the data have it', low=2, beside=(0,)
+    )
+    channels: int = setting(0, 'C, numbers per token; 0: as the data have it', low=1, beside=(0,))
+    classes: int = setting(
+        0, 'classes, without the null class; 0: as the data have it', low=1, beside=(0,)
+    )
     width: int = setting(448, 'D, of encoder and decoder', low=1)
     heads: int = setting(8, 'attention heads; must divide width', low=1)
     encoder_depth: int = setting(10, 'blocks of the encoder', low=1)
@@ -60,6 +66,15 @@ class ModelConfig:
             raise UserError(
                 f'model.heads = {self.heads} does not divide model.width = {self.width}'
             )
+
+    def check_sizes(self) -> None:
+        """Raises UserError if a size is left to data that nobody has asked."""
+        for name in OF_DATA:
+            if not getattr(self, name):
+                raise UserError(
+                    f'model.{name} is not set, and there are no data at hand that tell it: say '
+                    f'--config.model.{name}=...'
+                )
 
     @property
     def tokens(self) -> int:
