@@ -1,5 +1,9 @@
-"""For tools that ask for this file; all there is to say is in pyproject.toml."""
+"""What pyproject.toml has no words for: configs lie beside the package, but inside of a wheel."""
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
-setup()
+setup(
+    # What `--config NAME` finds lies beside the package in a checkout, inside of it when installed.
+    packages=[*find_packages(include=['emigm_jax', 'emigm_jax.*']), 'emigm_jax.configs'],
+    package_dir={'emigm_jax.configs': 'configs'},
+)

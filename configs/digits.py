@@ -12,8 +12,6 @@ configs/README.md lists the scores they reach.
 
 from emigm_jax.config import nested
 
-IMAGE_SIZE, CLASSES = 8, 10
-
 # name: (width, encoder and decoder depth, head width, head depth, steps, warmup, lr, ema decays)
 VARIANTS = {
     'default': (128, 2, 192, 3, 900, 60, 2e-3, (0.99,)),
@@ -35,9 +33,6 @@ def get_config(variant='default'):
     config.data.scale = 1.33  # 1 / standard deviation of the pixels in [-1, 1]
 
     model = config.model
-    model.grid = IMAGE_SIZE // config.data.patch
-    model.channels = config.data.patch**2
-    model.classes = CLASSES
     model.width, model.heads = width, 4
     model.encoder_depth = model.decoder_depth = depth
     model.buffer = 4

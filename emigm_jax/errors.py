@@ -24,7 +24,7 @@ def check_range(
     name: str, value: float, low: float | None = None, high: float | None = None
 ) -> None:
     """Raises UserError unless low <= value <= high (None: unbounded)."""
-    if low is not None and value < low:
+    if low is not None and not value >= low:  # nor NaN
         raise UserError(f'{name} must be at least {low}, not {value}')
     if high is not None and not value <= high:
         raise UserError(f'{name} must be at most {high}, not {value}')

@@ -1,6 +1,5 @@
 """Training with one call."""
 
-import functools
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,7 +22,8 @@ def train(
     """Trains a config in a workdir, or goes on from the newest checkpoint there.
 
     Args:
-      config: 'configs/digits.py:smoke', or settings in any other form.
+      config: a shipped config by name ('digits:smoke'), a file ('my.py:smoke'), or settings in any
+        other form.
       workdir: of checkpoints, metrics and samples; local or gs://.
       **settings: single settings to change, with their dotted names:
         `**{'training.total': '100 steps'}`.
@@ -34,11 +34,10 @@ def train(
       loop.Preempted: SIGTERM or a maintenance notice came; the state is saved.
 
     Example:
-      >>> em.train('configs/digits.py:smoke', 'runs/smoke', **{'training.total': '6 steps'})
+      >>> em.train('digits:smoke', 'runs/smoke', **{'training.total': '6 steps'})
     """
     resolved = config_of(config, settings)
-    measured = functools.partial(evaluator, resolved) if resolved.evaluates else None
-    loop.train(resolved, workdir, measured)
+    loop.train(resolved, workdir, evaluator if resolved.evaluates else None)
 
 
 def evaluator(config: Config, data: Dataset) -> Callable[[dict, int], dict[str, float]]:

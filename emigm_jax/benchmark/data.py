@@ -11,7 +11,7 @@ import numpy as np
 
 from emigm_jax.benchmark import steps
 from emigm_jax.config.settings import Config
-from emigm_jax.data import datasets, pipeline
+from emigm_jax.data import datasets, pipeline, sizes
 from emigm_jax.parallel import sharding
 
 WARM_UP = 4  # batches: threads start, files are opened, the page cache is met
@@ -20,6 +20,7 @@ WARM_UP = 4  # batches: threads start, files are opened, the page cache is met
 def measure(config: Config, batch: int, repeats: int, train_steps: int) -> dict[str, Any]:
     """Figures of `repeats` batches of `batch` rows, and of `train_steps` real steps if not 0."""
     data, mesh = datasets.dataset(config), sharding.make_mesh(config.mesh)
+    config = sizes.fitted(config, data)
     stop = WARM_UP + repeats
     host = _rate(pipeline.host_rows(data, batch, config.seed, 0, stop))
     device = _rate(

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from emigm_jax.config.settings import Config
+from emigm_jax.data import sizes
 from emigm_jax.data.interface import Batch
 from emigm_jax.models import emigm
 from emigm_jax.parallel import sharding
@@ -20,7 +21,12 @@ from emigm_jax.training.program import Program
 
 
 def measure(what: str, config: Config, batch: int, repeats: int) -> dict[str, Any]:
-    """Figures of `what` ('train' or 'sample') with random weights and data: {name: value}."""
+    """Figures of `what` ('train' or 'sample') with random weights and data: {name: value}.
+
+    Raises:
+      UserError: a size of the model is left to data that are not opened here.
+    """
+    config = sizes.without_data(config)
     build = {'train': _train, 'sample': _sample}[what]
     result = _measure(*build(config, batch), repeats)
     return _figures(result, config, batch)

@@ -14,6 +14,7 @@ from emigm_jax.checkpoints import copy, runs, store
 from emigm_jax.config import nested, recipes
 from emigm_jax.errors import UserError
 from emigm_jax.io import access, files, paths
+from emigm_jax.models.config import OF_DATA
 from emigm_jax.models.emigm import preset_name
 
 # Names of what is being written: by Orbax, by `copying`.
@@ -155,8 +156,13 @@ def _recipe(model):
 
 
 def compared(config: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Settings of two nested dicts that differ: (in config, in other) by name."""
+    """Settings of two nested dicts that differ: (in config, in other) by name.
+
+    A size that `other` leaves to the data is no difference.
+    """
     config, other = nested.flatten(config), nested.flatten(other)
+    left_out = {f'model.{name}' for name in OF_DATA if not other.get(f'model.{name}')}
+    config, other = ({n: c[n] for n in c if n not in left_out} for c in (config, other))
     plain = lambda v: list(v) if isinstance(v, tuple) else v
     names = [name for name in {**config, **other} if config.get(name) != other.get(name)]
     return {n: (plain(config.get(n)), plain(other.get(n))) for n in names}

@@ -5,6 +5,7 @@ folder anywhere, with EMA weights only.
 """
 
 import dataclasses
+import functools
 import os
 from collections.abc import Mapping
 from typing import Any, Self
@@ -13,7 +14,7 @@ from etils import epath
 from orbax.checkpoint.experimental.v1 import training as ocp_training
 
 from emigm_jax.checkpoints import store
-from emigm_jax.config import nested, recipes, settings
+from emigm_jax.config import liftings, nested, recipes, settings
 from emigm_jax.config.settings import SamplingConfig
 from emigm_jax.errors import UserError
 from emigm_jax.io import access, paths
@@ -38,6 +39,7 @@ class Writer:
     ):
         self._description = {
             'config': nested.as_dict(config),
+            liftings.KEY: liftings.VERSION,
             'data': data,
             'versions': store.versions(),
         }
@@ -176,6 +178,7 @@ def export(
     """
     description = {
         'config': nested.as_dict(config),
+        liftings.KEY: liftings.VERSION,
         'presets': {name: nested.as_dict(value) for name, value in presets.items()},
         'source': source,
     }
@@ -217,19 +220,26 @@ def saved(stored: store.Checkpoint) -> Saved:
     """What a checkpoint says about its model.
 
     Raises:
-      UserError: it holds no model.
+      UserError: it holds no model, or one of newer code.
     """
     description = stored.description
     if 'config' not in description:
         raise UserError(f'{stored.path}: holds no model')
-    presets = {
-        name: nested.build(SamplingConfig, values)
-        for name, values in description.get('presets', {}).items()
-    }
+    version = description.get(liftings.KEY, 0)
+    lifted = functools.partial(liftings.lifted, version=version)
+    try:
+        config = nested.resolve(lifted(description['config']))
+        # Presets are configs of which the sampling alone was kept.
+        presets = {
+            name: nested.build(SamplingConfig, lifted({'sampling': values})['sampling'])
+            for name, values in description.get('presets', {}).items()
+        }
+    except UserError as error:
+        raise UserError(f'{stored.path}: {error}') from error
     return Saved(
         stored,
         int(stored.path.name) if stored.path.name.isdigit() else 0,
-        nested.resolve(description['config']),
+        config,
         presets,
         description.get('source', {}),
         description.get('data', ''),

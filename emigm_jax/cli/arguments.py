@@ -17,25 +17,57 @@ if TYPE_CHECKING:
     from emigm_jax.config.settings import Config, SamplingConfig
 
 
-def add_config(parser: Parser) -> None:
-    """--config FILE.py[:VARIANT], and --config.NAME=VALUE for single settings."""
-    parser.add_argument(
+GROUPS = ('data', 'model', 'loss', 'optimizer', 'training', 'sampling', 'evaluation', 'mesh')
+
+
+def add_config(parser: Parser, required: bool = True) -> None:
+    """--config CONFIG[:VARIANT], and --config.NAME=VALUE for single settings."""
+    from emigm_jax.config import shipped
+
+    group = parser.add_argument_group(
+        'settings',
+        f'--config.NAME=VALUE changes a single one, of the groups {", ".join(GROUPS[:4])},\n'
+        f'{", ".join(GROUPS[4:])}. `emigm settings` lists them all, and\n'
+        '`emigm settings model.` those of a group.',
+    )
+    group.add_argument(
         '--config',
-        required=True,
-        metavar='FILE.py[:VARIANT]',
-        help='settings; single ones can be changed with --config.NAME=VALUE',
+        required=required,
+        metavar='CONFIG[:VARIANT]',
+        help=f'{", ".join(shipped.names())}, or a file of your own',
     )
 
 
 def parse_with_config(parser: Parser, argv: list[str]) -> tuple[argparse.Namespace, Config]:
     """Parses `argv` and its --config flags: (arguments, resolved settings)."""
+    arguments, rest = _parse(parser, argv)
+    return arguments, _loaded(arguments.config, rest)
+
+
+def parse_with_any_config(
+    parser: Parser, argv: list[str]
+) -> tuple[argparse.Namespace, Config | None]:
+    """As `parse_with_config`, of a command that needs none."""
+    arguments, rest = _parse(parser, argv)
+    if arguments.config is not None:
+        return arguments, _loaded(arguments.config, rest)
+    if rest:
+        parser.error(f'{rest[0]} goes with --config')
+    return arguments, None
+
+
+def _parse(parser, argv):
     arguments, rest = parser.parse_known_args(argv)
     for flag in rest:
         if not flag.startswith('--config.'):
             parser.error(f'unknown argument {flag!r}')
+    return arguments, rest
+
+
+def _loaded(name, overrides):
     from emigm_jax.config.load import load_config
 
-    return arguments, load_config(arguments.config, rest)
+    return load_config(name, overrides)
 
 
 def print_config(config: Config | SamplingConfig) -> None:

@@ -82,8 +82,8 @@ def inspect(argv: list[str]) -> int:
     )
     parser.add_argument(
         '--against',
-        metavar='FILE.py[:VARIANT]',
-        help='print how the config differs from this one',
+        metavar='CONFIG[:VARIANT]',
+        help='print how the config differs from this one, a file or a shipped one',
     )
     _add_json(parser)
     arguments = parser.parse_args(argv)

@@ -43,7 +43,9 @@ def run(argv: list[str]) -> int:
 
     _platform()
     from emigm_jax.aot import chips
+    from emigm_jax.data import sizes
 
+    config = sizes.without_data(config)
     topology = chips.topology(arguments.topology, config.mesh.slices)
     batch = 8 * topology.chips if arguments.batch_size is None else arguments.batch_size
     if arguments.what == 'sample' and (batch < 1 or batch % topology.chips):

@@ -15,6 +15,7 @@ from emigm_jax.errors import UserError, near
 # name: (module, summary). Modules are imported only when their command runs.
 COMMANDS = {
     'train': ('emigm_jax.cli.train', 'train a model, or go on training it'),
+    'settings': ('emigm_jax.cli.settings', 'list what can be set, and what it means'),
     'sample': ('emigm_jax.cli.sample', 'generate images from a checkpoint'),
     'evaluate': ('emigm_jax.cli.evaluate', 'score generated images against real ones'),
     'report': ('emigm_jax.cli.report', 'show runs and evaluations on one page'),

@@ -15,11 +15,17 @@ def run(argv: list[str]) -> int:
     )
     shared.add_config(parser)
     parser.add_argument('--workdir', help='folder of checkpoints, metrics and samples')
-    parser.add_argument('--dry-run', action='store_true', help='print the resolved config and stop')
+    parser.add_argument(
+        '--dry-run',
+        action='store_true',
+        help='print the resolved config and stop; sizes that only the data tell stay 0',
+    )
     shared.add_processes(parser)
     arguments, config = shared.parse_with_config(parser, argv)
     if arguments.dry_run:
-        shared.print_config(config)
+        from emigm_jax.data import sizes
+
+        shared.print_config(sizes.told(config))
         return 0
     if not arguments.workdir:
         parser.error('--workdir is required')

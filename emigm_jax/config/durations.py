@@ -2,6 +2,7 @@
 
 import re
 
+from emigm_jax.core.setting import setting
 from emigm_jax.errors import UserError
 
 
@@ -13,3 +14,8 @@ def parse_duration(name: str, text: str) -> tuple[float, str]:
             f"{name} must look like '500 steps', '80 epochs' or '1e6 examples', not {text!r}"
         )
     return float(match[1]), match[2]
+
+
+def duration(default: str, meaning: str) -> str:
+    """A setting that is a duration."""
+    return setting(default, meaning, form='duration', check=parse_duration)

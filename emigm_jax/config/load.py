@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import traceback
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -9,45 +11,72 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from emigm_jax.config import nested
+from emigm_jax.config import nested, shipped
 from emigm_jax.config.settings import Config
-from emigm_jax.errors import UserError, near
+from emigm_jax.errors import UserError
 
 
 def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
-    """Loads FILE.py[:VARIANT] with `--config.NAME=VALUE` overrides and resolves it.
+    """Loads a config with `--config.NAME=VALUE` overrides and resolves it.
+
+    Args:
+      name: FILE.py[:VARIANT], or NAME[:VARIANT] of one that comes with the package.
+      overrides: flags.
 
     Raises:
-      UserError: no such file, variant or setting, or a value that makes no sense.
+      UserError: no such file, name, variant or setting, or a value that makes no sense.
     """
-    file = name.split(':', 1)[0]
-    if not pathlib.Path(file).is_file():
-        raise UserError(f'--config {file}: no such file')
-    values = flags.FlagValues()
-    argv = ['emigm', f'--config={name}', *overrides]
-    config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=argv)
+    config = _run(name)
+    values, argv = flags.FlagValues(), ['emigm', *overrides]
     try:
+        config_flags.DEFINE_config_dict('config', config, flag_values=values, sys_argv=argv)
         rest = values(argv)
         if rest[1:]:
             raise UserError(f'--config: unknown argument {rest[1]!r}; write --config.NAME=VALUE')
         return nested.resolve(cast('ml_collections.ConfigDict', values['config'].value))
-    except UserError:
-        raise
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, SyntaxError) as error:
-        if overrides:
-            _check_names(load_config(name), overrides)
-        reason = ' '.join(str(error).split())
-        raise UserError(f'--config {name}: {reason}') from error
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        _check_names(nested.flatten(nested.as_dict(Config())), overrides)
+        raise UserError(f'--config {name}: {_line(error)}') from error
 
 
-def _check_names(config, overrides):
-    """Raises UserError where an override names a setting that a `Config` does not have."""
-    settings = nested.flatten(nested.as_dict(config))
+def _run(name: str) -> ml_collections.ConfigDict:
+    """What `get_config` of a file returns, as a config that can be changed."""
+    file, _, variant = shipped.located(name).partition(':')
+    module = types.ModuleType('emigm_jax_config')
+    module.__file__ = file
+    try:
+        exec(compile(pathlib.Path(file).read_bytes(), file, 'exec'), module.__dict__)
+        if not callable(getattr(module, 'get_config', None)):
+            raise UserError('has no function get_config')
+        config = module.get_config(variant) if variant else module.get_config()
+    except (UserError, ValueError) as error:
+        raise UserError(f'--config {name}: {_line(error)}') from error
+    except Exception as error:  # of code that is the user's own
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
+        where = f' (line {lines[-1]})' if lines else ''
+        kind = type(error).__name__
+        raise UserError(f'--config {name}: {kind}: {_line(error)}{where}') from error
+    if isinstance(config, Config):
+        return nested.mutable(config)
+    if isinstance(config, ml_collections.ConfigDict):
+        config = config.to_dict()
+    if not isinstance(config, dict):
+        raise UserError(f'--config {name}: get_config returns no config, but {config!r}')
+    return ml_collections.ConfigDict(nested.filled(config, nested.as_dict(Config())))
+
+
+def _line(error):
+    return ' '.join(str(error).split())
+
+
+def _check_names(known, overrides):
+    """Raises UserError where an override names none of the settings `known`."""
     for flag in overrides:
         name = flag.partition('=')[0].removeprefix('--config.')
-        if name not in settings:
+        if name not in known:
             raise UserError(
-                f'--config.{name}: no such setting{near(name, settings)}; --dry-run prints them all'
+                f'--config.{name}: no such setting{nested.near_setting(name, known)}; '
+                '`emigm settings` lists them all'
             )
 
 
@@ -58,7 +87,7 @@ def config_of(
     """A `Config` from whatever stands for one, with single settings changed.
 
     Args:
-      source: settings, an ml_collections config, a nested dict, or 'FILE.py[:VARIANT]'.
+      source: settings, an ml_collections config, a nested dict, or text as in `load_config`.
       settings: {'training.total': '100 steps', ...}.
 
     Raises:
@@ -72,7 +101,7 @@ def config_of(
     names = nested.flatten(values).keys()
     for name, value in settings.items():
         if name not in names:
-            raise UserError(f'no setting {name!r}{near(name, names)}')
+            raise UserError(f'no setting {name!r}{nested.near_setting(name, names)}')
         *groups, field = name.split('.')
         place = values
         for group in groups:

@@ -5,7 +5,8 @@ dataclasses, and every wrong name or value into one line. `as_dict` is what chec
 """
 
 import dataclasses
-from collections.abc import Mapping
+import difflib
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import ml_collections
@@ -44,6 +45,16 @@ def resolve(config: ml_collections.ConfigDict | Mapping[str, Any]) -> Config:
     if isinstance(config, ml_collections.ConfigDict):
         config = config.to_dict()
     return build(Config, config)
+
+
+def filled(values: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested `values`, and those of `others` where there are none."""
+    groups = {
+        name: filled(value, others[name])
+        for name, value in values.items()
+        if isinstance(value, Mapping) and isinstance(others.get(name), Mapping)
+    }
+    return {**others, **values, **groups}
 
 
 def build(cls: type[_Settings], values: Mapping[str, Any], prefix: str = '') -> _Settings:
@@ -103,6 +114,16 @@ def differences(saved: Config, requested: Config) -> list[str]:
         for name, value in new.items()
         if value != old[name] and not name.startswith(_FREE)
     ]
+
+
+def near_setting(name: str, names: Collection[str]) -> str:
+    """' (did you mean ...?)' of dotted names: one resembles `name`, or its last part does."""
+    last = lambda name: name.rpartition('.')[2]
+    whole = {**{last(each): each for each in names}, **{each: each for each in names}}
+    for wanted in (name, last(name)):
+        if matches := difflib.get_close_matches(wanted, whole, n=1):
+            return f' (did you mean {whole[matches[0]]!r}?)'
+    return ''
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,45 +5,60 @@
 
 import dataclasses
 
-from emigm_jax.config.durations import parse_duration
+from emigm_jax.config.durations import duration, parse_duration
 from emigm_jax.core.masking import MaskingConfig
 from emigm_jax.core.reveal import RevealConfig
+from emigm_jax.core.setting import setting, validate
 from emigm_jax.core.solvers import SolverConfig
-from emigm_jax.errors import UserError, check_choice, check_range
+from emigm_jax.errors import UserError
 from emigm_jax.models.emigm import ModelConfig
 from emigm_jax.parallel.sharding import MeshConfig
 
 DATASETS = ('digits', 'synthetic', 'latents', 'folder', 'tfds')
 NORMALIZATIONS = ('image', 'batch')
 LR_SCHEDULES = ('constant', 'cosine')  # after warmup
+_DECAY = 0.99999999  # the largest
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """The training data and its tokens."""
 
-    name: str = 'digits'  # digits: scikit-learn's 8x8 digits; synthetic: normal latents;
-    # latents: a cache of `emigm prepare latents`; folder, tfds: pictures, encoded in the step
-    path: str = ''  # latents: the cache; folder: of class folders; tfds: its data_dir
-    tokenizer: str = ''  # checkpoint; latents: only to show samples; folder, tfds: '' is pixels
-    image_size: int = 256  # folder, tfds: pixels per side after the centre crop
-    flip: bool = True  # latents, folder, tfds: every other picture is mirrored, by chance
-    dataset: str = 'imagenet2012'  # tfds: name of the data set
-    split: str = 'train'  # tfds
-    local_copy: str = ''  # latents: copied to this folder of each host before training
-    verify: bool = False  # latents: compare the cache with its checksums before training
-    patch: int = 2  # pixels: pixels per side of a token
-    scale: float = 1.0  # pixels: those in [-1, 1] are multiplied by this
-    examples: int = 1_281_167  # synthetic: how many there are (ImageNet's train split)
+    name: str = setting(
+        'digits',
+        "digits: scikit-learn's 8x8 digits; synthetic: normal latents, to run without data; "
+        'latents: a cache of `emigm prepare latents`; folder, tfds: pictures, encoded in the step',
+        choices=DATASETS,
+    )
+    path: str = setting(
+        '', 'where the data lie; latents: the cache; folder: of class folders; tfds: its data_dir'
+    )
+    tokenizer: str = setting(
+        '',
+        "checkpoint of the tokenizer; latents: only to show samples; folder, tfds: '' is pixels",
+    )
+    image_size: int = setting(256, 'folder, tfds: pixels per side after the centre crop', low=1)
+    flip: bool = setting(True, 'latents, folder, tfds: every other picture is mirrored, by chance')
+    dataset: str = setting('imagenet2012', 'tfds: name of the data set')
+    split: str = setting('train', 'tfds: split of the data set')
+    local_copy: str = setting(
+        '', 'latents: the cache is copied to this folder of each host before training'
+    )
+    verify: bool = setting(
+        False, 'latents: the cache is compared with its checksums before training'
+    )
+    patch: int = setting(2, 'pixels as tokens: pixels per side of a token', low=1)
+    scale: float = setting(
+        1.0, 'pixels as tokens: those in [-1, 1] are multiplied by this', low=1e-6
+    )
+    examples: int = setting(
+        1_281_167, "synthetic: how many examples there are (ImageNet's train split)", low=1
+    )
 
     def __post_init__(self):
-        check_choice('data.name', self.name, DATASETS)
+        validate(self, 'data')
         if self.name in ('latents', 'folder') and not self.path:
             raise UserError(f'data.name = {self.name!r} needs data.path')
-        check_range('data.image_size', self.image_size, 1)
-        check_range('data.patch', self.patch, 1)
-        check_range('data.scale', self.scale, 1e-6)
-        check_range('data.examples', self.examples, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,80 +66,81 @@ class LossConfig:
     """The training objective."""
 
     masking: MaskingConfig = MaskingConfig()
-    copies: int = 4  # diffusion times drawn per token ("diffusion_batch_mul")
-    # image: mean over each image's masked tokens, then over images, which is what the official code
-    # computes in expectation (its images of one GPU share a count). batch: one mean over all.
-    normalize: str = 'image'
-    label_drop: float = 0.1  # probability that an image is trained with the null class
+    copies: int = setting(4, 'diffusion times drawn per token ("diffusion_batch_mul")', low=1)
+    normalize: str = setting(
+        'image',
+        "image: mean over each image's masked tokens, then over images, which is what the official "
+        'code computes in expectation (its images of one GPU share a count); batch: one mean over '
+        'all',
+        choices=NORMALIZATIONS,
+    )
+    label_drop: float = setting(
+        0.1, 'probability that an image is trained with the null class', low=0.0, high=1.0
+    )
 
     def __post_init__(self):
-        check_choice('loss.normalize', self.normalize, NORMALIZATIONS)
-        check_range('loss.copies', self.copies, 1)
-        check_range('loss.label_drop', self.label_drop, 0.0, 1.0)
+        validate(self, 'loss')
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW and EMA with the official values (paper Tables 6, 7; main_emigm.py:91-113, 268-283)."""
 
-    base_learning_rate: float = 1e-4  # per 256 images: lr = base * batch / 256
-    lr_schedule: str = 'constant'  # after warmup: constant, or cosine down to min_learning_rate
-    min_learning_rate: float = 0.0
-    beta1: float = 0.9
-    beta2: float = 0.95
-    epsilon: float = 1e-8
-    weight_decay: float = 0.02  # transformer matrices and embeddings; no biases, norms, head
-    clip: float = 3.0  # global gradient norm
-    ema_decays: tuple[float, ...] = (0.9999,)  # no warmup, starts at the initial weights
+    base_learning_rate: float = setting(
+        1e-4, 'per 256 images: the learning rate is base * batch / 256', low=0.0
+    )
+    lr_schedule: str = setting(
+        'constant',
+        'after warmup: constant, or cosine down to min_learning_rate',
+        choices=LR_SCHEDULES,
+    )
+    min_learning_rate: float = setting(0.0, 'where cosine ends', low=0.0)
+    beta1: float = setting(0.9, 'decay of the first moment', low=0.0, high=_DECAY)
+    beta2: float = setting(0.95, 'decay of the second moment', low=0.0, high=_DECAY)
+    epsilon: float = setting(1e-8, 'added to the root of the second moment', low=0.0)
+    weight_decay: float = setting(
+        0.02, 'of transformer matrices and embeddings; not of biases, norms and the head', low=0.0
+    )
+    clip: float = setting(3.0, 'limit of the global gradient norm', low=1e-12)
+    ema_decays: tuple[float, ...] = setting(
+        (0.9999,),
+        'averages of the weights that are kept, the first of which is shown; no warmup',
+        low=0.0,
+        high=_DECAY,
+    )
 
     def __post_init__(self):
-        check_choice('optimizer.lr_schedule', self.lr_schedule, LR_SCHEDULES)
+        validate(self, 'optimizer')
         if not self.ema_decays:
             raise UserError('optimizer.ema_decays must name at least one decay (0 keeps a copy)')
-        for decay in self.ema_decays:
-            check_range('optimizer.ema_decays', decay, 0.0, 0.99999999)
-        check_range('optimizer.base_learning_rate', self.base_learning_rate, 0.0)
-        check_range('optimizer.min_learning_rate', self.min_learning_rate, 0.0)
-        check_range('optimizer.weight_decay', self.weight_decay, 0.0)
-        check_range('optimizer.clip', self.clip, 1e-12)
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
     """How long and how often. Durations are strings: '500 steps', '800 epochs', '1e6 examples'."""
 
-    batch_size: int = 2048
-    accumulate: int = 1  # microbatches per step
-    total: str = '800 epochs'
-    warmup: str = '100 epochs'  # linear learning-rate warmup
-    log_every: str = '100 steps'  # metrics
-    sample_every: str = '50 epochs'  # grid of samples as PNG; 0 steps: never
-    checkpoint_every: str = '5 epochs'
-    keep: int = 2  # checkpoints kept, newest first
-    keep_every: str = '0 steps'  # kept for good; 0 steps: none but the newest and the best
-    sample_images: int = 40  # in a grid
+    batch_size: int = setting(2048, 'images per step, on all devices together', low=1)
+    accumulate: int = setting(1, 'microbatches per step; must divide batch_size', low=1)
+    total: str = duration('800 epochs', 'length of the run')
+    warmup: str = duration('100 epochs', 'the learning rate grows linearly from 0 so long')
+    log_every: str = duration('100 steps', 'metrics')
+    sample_every: str = duration('50 epochs', 'grid of samples as PNG; 0 steps: never')
+    checkpoint_every: str = duration('5 epochs', 'checkpoints')
+    keep: int = setting(2, 'newest checkpoints that are kept', low=1)
+    keep_every: str = duration(
+        '0 steps', 'checkpoints kept for good; 0 steps: none but the newest and the best'
+    )
+    sample_images: int = setting(40, 'images in a grid', low=1)
 
     def __post_init__(self):
-        check_range('training.batch_size', self.batch_size, 1)
-        check_range('training.accumulate', self.accumulate, 1)
-        check_range('training.keep', self.keep, 1)
-        check_range('training.sample_images', self.sample_images, 1)
-        for name in (
-            'total',
-            'warmup',
-            'log_every',
-            'sample_every',
-            'checkpoint_every',
-            'keep_every',
-        ):
-            parse_duration(f'training.{name}', getattr(self, name))
+        validate(self, 'training')
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
     """Everything that decides which image a seed and a class give."""
 
-    seed: int = 0  # the run's base seed; image i uses fold_in(seed, i)
+    seed: int = setting(0, 'base seed; image i uses fold_in(seed, i)')
     reveal: RevealConfig = RevealConfig()
     solver: SolverConfig = SolverConfig()
 
@@ -133,17 +149,17 @@ class SamplingConfig:
 class EvaluationConfig:
     """Measuring the first EMA weights while training, with the run's sampling settings."""
 
-    every: str = '0 steps'  # 0 steps: never
-    num_images: int = 5000  # class by class, image i from seed i
-    reference: str = ''  # statistics of real images; digits: '' compares pixels
-    inception: str = ''  # checkpoint of FID's network, from `emigm convert`
-    metrics: str = 'fid,inception_score'  # of those of `emigm evaluate`; not heeded in pixels
-    batch_size: int = 64  # images at a time, on all processes together
+    every: str = duration('0 steps', 'how often; 0 steps: never')
+    num_images: int = setting(5000, 'how many: class by class, image i from seed i', low=4)
+    reference: str = setting('', "statistics of real images; digits: '' compares pixels")
+    inception: str = setting('', "checkpoint of FID's network, from `emigm convert`")
+    metrics: str = setting(
+        'fid,inception_score', 'of those of `emigm evaluate`; not heeded in pixels'
+    )
+    batch_size: int = setting(64, 'images at a time, on all processes together', low=1)
 
     def __post_init__(self):
-        parse_duration('evaluation.every', self.every)
-        check_range('evaluation.num_images', self.num_images, 4)
-        check_range('evaluation.batch_size', self.batch_size, 1)
+        validate(self, 'evaluation')
         if bool(self.reference) != bool(self.inception):
             raise UserError('evaluation.reference and evaluation.inception go together')
 
@@ -152,7 +168,7 @@ class EvaluationConfig:
 class Config:
     """Everything that decides a run."""
 
-    seed: int = 0  # of initial weights and of all randomness of training
+    seed: int = setting(0, 'of initial weights and of all randomness of training', low=0)
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
@@ -163,7 +179,7 @@ class Config:
     mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self):
-        check_range('seed', self.seed, 0)
+        validate(self)
         if self.evaluates and not self.evaluation.reference and self.data.name != 'digits':
             raise UserError(
                 'evaluation.every needs evaluation.reference and evaluation.inception '

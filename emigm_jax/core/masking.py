@@ -16,7 +16,7 @@ import scipy.stats
 from jaxtyping import Array, Float, Int32, PRNGKeyArray
 
 from emigm_jax.core import orders, schedules
-from emigm_jax.errors import check_choice, check_range
+from emigm_jax.core.setting import setting, validate
 
 _Either = TypeVar('_Either', Array, np.ndarray)
 
@@ -52,24 +52,37 @@ WEIGHTS = ('constant', 'mdm')
 class MaskingConfig:
     """How training images are masked: the first two of the paper's three choices (Table 1)."""
 
-    schedule: str = 'exp'  # gamma(t), a key of schedules.SCHEDULES
-    distribution: str = 'bernoulli'  # bernoulli: each token alone (MDM); fixed: ceil(N gamma)
-    weight: str = 'constant'  # w(t): constant, or mdm = gamma'/gamma
-    times: str = 'clamp'  # distribution of t, a key of TIMES
-    t_min: float = 0.2  # time truncation (Eq. 7)
-    sharing: str = 'stratified'  # of t over the batch; shared: one t and count per `share` images
-    share: int = 32  # images that share t when sharing='shared' (official: one GPU's batch)
-    groups: int = 4  # encoder lengths compiled per step when sharing='stratified'
+    schedule: str = setting(
+        'exp', 'gamma(t), the chance of being masked at time t', choices=schedules.SCHEDULES
+    )
+    distribution: str = setting(
+        'bernoulli',
+        'bernoulli: each token is masked alone (MDM, eMIGM); fixed: ceil(N gamma) are (MaskGIT, '
+        'MAR)',
+        choices=DISTRIBUTIONS,
+    )
+    weight: str = setting(
+        'constant', "weight of the loss, w(t): 1, or that of MDM, gamma'/gamma", choices=WEIGHTS
+    )
+    times: str = setting(
+        'clamp',
+        'distribution of t: clamp, uniform with all below t_min moved to it (official code); '
+        'range, uniform above t_min (Eq. 7); truncated_normal, as in MAR',
+        choices=TIMES,
+    )
+    t_min: float = setting(0.2, 'time truncation (Eq. 7)', low=0.0, high=0.999)
+    sharing: str = setting(
+        'stratified',
+        't over the batch: stratified, independent, or shared: one t and count per `share` images',
+        choices=SHARING,
+    )
+    share: int = setting(
+        32, "images that share t when shared (the official code: one GPU's batch)", low=1
+    )
+    groups: int = setting(4, 'encoder lengths compiled per step when stratified', low=1)
 
     def __post_init__(self):
-        check_choice('loss.masking.schedule', self.schedule, schedules.SCHEDULES)
-        check_choice('loss.masking.distribution', self.distribution, DISTRIBUTIONS)
-        check_choice('loss.masking.weight', self.weight, WEIGHTS)
-        check_choice('loss.masking.times', self.times, TIMES)
-        check_choice('loss.masking.sharing', self.sharing, SHARING)
-        check_range('loss.masking.t_min', self.t_min, 0.0, 0.999)
-        check_range('loss.masking.share', self.share, 1)
-        check_range('loss.masking.groups', self.groups, 1)
+        validate(self, 'loss.masking')
 
 
 class Budget(NamedTuple):

@@ -14,7 +14,8 @@ import scipy.stats
 from jaxtyping import Array, Bool, Float32, Float64, Int
 
 from emigm_jax.core import orders, schedules
-from emigm_jax.errors import check_choice, check_range
+from emigm_jax.core.setting import setting, validate
+from emigm_jax.errors import check_range
 
 END_TIME = 1e-5  # timesteps = linspace(1, 1e-5, K + 1), official models/emigm.py:348
 TAIL = 1e-6  # probability that a per-image count exceeds its static budget and is limited to it
@@ -36,28 +37,40 @@ COUNTS = ('shared', 'per_image')
 class RevealConfig:
     """How generation reveals tokens and when it is guided."""
 
-    steps: int = 16  # K, transformer steps
-    schedule: str = 'exp'  # gamma(t), a key of schedules.SCHEDULES
-    rule: str = 'bernoulli'  # bernoulli: Eq. 6 (MDM, eMIGM); fixed: floor(N gamma) (MaskGIT, MAR)
-    order: str = 'random'  # which positions come first, a key of orders.ORDERS
-    counts: str = 'shared'  # one draw of counts for all images (exact shapes), or one per image
-    plan_seed: int = 0  # of the counts
-    guidance: float = 4.0  # cfg; 1 switches guidance off
-    guidance_schedule: str = 'constant'  # a key of GUIDANCE_SCHEDULES
-    guidance_from: float = 0.1  # guided while guidance_from < s <= guidance_to,
-    guidance_to: float = 0.3  # s the time at the end of a step
+    steps: int = setting(16, 'K, transformer steps', low=1)
+    schedule: str = setting(
+        'exp', 'gamma(t), the chance of being masked at time t', choices=schedules.SCHEDULES
+    )
+    rule: str = setting(
+        'bernoulli',
+        'how many tokens a step reveals: bernoulli, by chance (Eq. 6; MDM, eMIGM); fixed, all but '
+        'floor(N gamma) (MaskGIT, MAR)',
+        choices=RULES,
+    )
+    order: str = setting(
+        'random',
+        'which positions come first: by chance, evenly spread, or row by row',
+        choices=orders.ORDERS,
+    )
+    counts: str = setting(
+        'shared',
+        'one draw of counts for all images (exact shapes), or one per image',
+        choices=COUNTS,
+    )
+    plan_seed: int = setting(0, 'seed of the counts', low=0)
+    guidance: float = setting(4.0, 'classifier-free guidance; 1 switches it off', low=0.0)
+    guidance_schedule: str = setting(
+        'constant',
+        'how guidance grows from 1 with the fraction that is revealed',
+        choices=GUIDANCE_SCHEDULES,
+    )
+    guidance_from: float = setting(
+        0.1, 'guided while guidance_from < s <= guidance_to, s the time at the end of a step'
+    )
+    guidance_to: float = setting(0.3, 'see guidance_from, which it must not be below')
 
     def __post_init__(self):
-        check_range('sampling.reveal.steps', self.steps, 1)
-        check_choice('sampling.reveal.schedule', self.schedule, schedules.SCHEDULES)
-        check_choice('sampling.reveal.rule', self.rule, RULES)
-        check_choice('sampling.reveal.order', self.order, orders.ORDERS)
-        check_choice('sampling.reveal.counts', self.counts, COUNTS)
-        check_choice(
-            'sampling.reveal.guidance_schedule', self.guidance_schedule, GUIDANCE_SCHEDULES
-        )
-        check_range('sampling.reveal.plan_seed', self.plan_seed, 0)
-        check_range('sampling.reveal.guidance', self.guidance, 0.0)
+        validate(self, 'sampling.reveal')
         check_range('sampling.reveal.guidance_to', self.guidance_to, self.guidance_from)
 
 

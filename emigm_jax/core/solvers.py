@@ -21,7 +21,8 @@ import numpy as np
 from jaxtyping import Array, Float, Float64
 
 from emigm_jax.core import gaussian
-from emigm_jax.errors import UserError, check_choice, check_range
+from emigm_jax.core.setting import setting, validate
+from emigm_jax.errors import UserError
 
 # Steps with half log-SNR below this are not in the grid: 996 of 1000 remain for the cosine betas
 # (official models/dpm_solver.py; the released samplers depend on it).
@@ -33,16 +34,17 @@ SOLVERS = ('dpm', 'ddim', 'ddpm')
 class SolverConfig:
     """The per-token diffusion sampler."""
 
-    name: str = 'dpm'  # dpm (DPM-Solver++), ddim, ddpm
-    steps: int = 8  # network calls per token
-    order: int = 3  # of DPM-Solver++, 1 to 3
-    temperature: float = 1.0  # scales the noise of ddpm; the other solvers have none
+    name: str = setting(
+        'dpm', 'DPM-Solver++ (singlestep), DDIM, or ancestral sampling (DDPM)', choices=SOLVERS
+    )
+    steps: int = setting(8, 'network calls per token', low=1, high=gaussian.TIMESTEPS)
+    order: int = setting(3, 'order of dpm', low=1, high=3)
+    temperature: float = setting(
+        1.0, 'scales the noise of ddpm; the other solvers draw none on the way', low=0.0
+    )
 
     def __post_init__(self):
-        check_choice('sampling.solver.name', self.name, SOLVERS)
-        check_range('sampling.solver.steps', self.steps, 1, gaussian.TIMESTEPS)
-        check_range('sampling.solver.order', self.order, 1, 3)
-        check_range('sampling.solver.temperature', self.temperature, 0.0)
+        validate(self, 'sampling.solver')
         if self.temperature != 1.0 and self.name != 'ddpm':
             raise UserError(
                 f'sampling.solver.temperature = {self.temperature} has no effect with '

@@ -12,7 +12,7 @@ from emigm_jax.data import latents, sources
 from emigm_jax.data.interface import Batch, Dataset
 from emigm_jax.errors import UserError
 from emigm_jax.io import files
-from emigm_jax.models.emigm import ModelConfig
+from emigm_jax.models.config import OF_DATA, ModelConfig
 from emigm_jax.parallel import batches, sharding
 from emigm_jax.tokenizers import codec as codecs
 from emigm_jax.tokenizers import learned
@@ -213,15 +213,15 @@ DATASETS = {
 
 
 def dataset(config: Config) -> Dataset:
-    """The data set of a `Config`, checked against the model's sizes.
+    """The data set of a `Config`, checked against the sizes that its model sets.
 
     Raises:
       UserError: it is not there, is damaged, or does not fit the model.
     """
     data = DATASETS[config.data.name](config)
-    for name in ('grid', 'channels', 'classes'):
+    for name in OF_DATA:
         have, want = getattr(config.model, name), getattr(data, name)
-        if have != want:
+        if have not in (0, want):
             raise UserError(
                 f'model.{name} = {have} does not fit the data ({_described(config.data)}): it must '
                 f'be {want}'

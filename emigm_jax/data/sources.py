@@ -57,10 +57,14 @@ class Images(NamedTuple):
     levels: int  # distinct grey levels of the data
 
 
+DIGITS = (8, 10)  # pixels per side, classes
+
+
 def digits() -> Images:
     """scikit-learn's 1,797 real 8 x 8 handwritten digits with 17 grey levels (UCI optdigits)."""
     from sklearn import datasets  # slow to import
 
     data: Any = datasets.load_digits()
     images = np.round(data.images / 16.0 * 255.0).astype(np.uint8)[..., None]
-    return Images(images, data.target.astype(np.int32), tuple(map(str, range(10))), levels=17)
+    names = tuple(map(str, range(DIGITS[1])))
+    return Images(images, data.target.astype(np.int32), names, levels=17)

@@ -5,62 +5,76 @@ import dataclasses
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from emigm_jax.errors import UserError, check_choice, check_range
+from emigm_jax.core.setting import setting, validate
+from emigm_jax.errors import UserError
 from emigm_jax.nn import functional
 
+OF_DATA = ('grid', 'channels', 'classes')  # sizes that follow from the data
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
-
-# Smallest sensible sizes. Masking needs two tokens, the last decoder block stands apart from its
-# stack, and without a buffer a fully masked image would leave the encoder no token.
-_LEAST = dict(
-    grid=2,
-    channels=1,
-    classes=1,
-    width=1,
-    heads=1,
-    encoder_depth=1,
-    decoder_depth=2,
-    buffer=1,
-    head_width=1,
-    head_depth=1,
-    mlp_ratio=0.01,
-)
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Architecture (paper Tables 6 and 7; models/emigm.py:75-118). Tokens lie on a square grid."""
 
-    grid: int = 16  # tokens per side; N = grid^2
-    channels: int = 16  # C, of one token
-    classes: int = 1000
-    width: int = 448  # D, of encoder and decoder
-    heads: int = 8
-    encoder_depth: int = 10
-    decoder_depth: int = 10
-    mlp_ratio: float = 4.0
-    buffer: int = 64  # copies of the class embedding before the tokens
-    head_width: int = 1024  # W, of the diffusion MLP
-    head_depth: int = 3
-    mae: bool = True  # False: the "single encoder" that also sees mask tokens
-    shared_null: bool = True  # "CFG with mask": the mask token is the null class, too
-    attention_dropout: float = 0.1
-    projection_dropout: float = 0.1
-    remat: str = 'none'  # what the backward pass recomputes, a key of functional.REMAT
-    unroll: bool = False  # layers as a Python loop, not a scan: faster for small models on CPUs
-    dtype: str = 'float32'  # of matrix products; parameters and residual sums stay float32
+    # Masking needs two tokens.
+    grid: int = setting(
+        0, 'tokens per side, N = grid^2; 0: as the data have it', low=2, beside=(0,)
+    )
+    channels: int = setting(0, 'C, numbers per token; 0: as the data have it', low=1, beside=(0,))
+    classes: int = setting(
+        0, 'classes, without the null class; 0: as the data have it', low=1, beside=(0,)
+    )
+    width: int = setting(448, 'D, of encoder and decoder', low=1)
+    heads: int = setting(8, 'attention heads; must divide width', low=1)
+    encoder_depth: int = setting(10, 'blocks of the encoder', low=1)
+    # The last decoder block stands apart from its stack.
+    decoder_depth: int = setting(10, 'blocks of the decoder', low=2)
+    mlp_ratio: float = setting(4.0, "hidden units of a block's MLP over width", low=0.01)
+    # Without a buffer a fully masked image would leave the encoder no token.
+    buffer: int = setting(64, 'copies of the class embedding before the tokens', low=1)
+    head_width: int = setting(1024, 'W, of the diffusion MLP', low=1)
+    head_depth: int = setting(3, 'blocks of the diffusion MLP', low=1)
+    mae: bool = setting(
+        True, 'the encoder sees visible tokens only; False: "single encoder", sees mask tokens, too'
+    )
+    shared_null: bool = setting(
+        True, '"CFG with mask": the mask token is the null class, too; False: as in MAR'
+    )
+    attention_dropout: float = setting(0.1, 'of attention weights', low=0.0, high=0.99)
+    projection_dropout: float = setting(
+        0.1, 'of the outputs of attention and MLP', low=0.0, high=0.99
+    )
+    remat: str = setting(
+        'none',
+        'what the backward pass recomputes to save memory: nothing, everything, or all but matrix '
+        'products',
+        choices=functional.REMAT,
+    )
+    unroll: bool = setting(
+        False, 'layers as a Python loop, not a scan: faster for small models on CPUs'
+    )
+    dtype: str = setting(
+        'float32',
+        'of matrix products; parameters and residual sums stay float32',
+        choices=DTYPES,
+    )
 
     def __post_init__(self):
-        for name, low in _LEAST.items():
-            check_range(f'model.{name}', getattr(self, name), low)
-        for name in ('attention_dropout', 'projection_dropout'):
-            check_range(f'model.{name}', getattr(self, name), 0.0, 0.99)
-        check_choice('model.remat', self.remat, functional.REMAT)
-        check_choice('model.dtype', self.dtype, DTYPES)
+        validate(self, 'model')
         if self.width % self.heads:
             raise UserError(
                 f'model.heads = {self.heads} does not divide model.width = {self.width}'
             )
+
+    def check_sizes(self) -> None:
+        """Raises UserError if a size is left to data that nobody has asked."""
+        for name in OF_DATA:
+            if not getattr(self, name):
+                raise UserError(
+                    f'model.{name} is not set, and there are no data at hand that tell it: say '
+                    f'--config.model.{name}=...'
+                )
 
     @property
     def tokens(self) -> int:

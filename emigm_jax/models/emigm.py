@@ -35,7 +35,12 @@ def token(config: ModelConfig) -> jax.ShapeDtypeStruct:
 
 @functools.cache
 def network(config: ModelConfig) -> functional.Functional:
-    """The network as pure functions."""
+    """The network as pure functions.
+
+    Raises:
+      UserError: a size is left to the data.
+    """
+    config.check_sizes()
     return functional.functional(lambda rngs: EMIGM(config, rngs))
 
 
@@ -78,6 +83,7 @@ def preset(image_size: int, size: str, **changes: Any) -> ModelConfig:
     sizes = dict(
         grid=16,
         channels=_CHANNELS[image_size],
+        classes=1000,
         width=transformer['width'],
         heads=transformer['heads'],
         encoder_depth=transformer['depth'],

@@ -25,7 +25,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
-from emigm_jax.errors import UserError, check_range
+from emigm_jax.core.setting import setting, validate
+from emigm_jax.errors import UserError
 
 _Axis = str | tuple[str, ...] | None  # of a mesh, that a dimension is sharded over
 _T = TypeVar('_T')
@@ -41,17 +42,19 @@ GATHERED = 'gathered'  # checkpoint name of gathered parameters, which no backwa
 class MeshConfig:
     """How devices are arranged. One of data and fsdp may be -1: all devices that are left."""
 
-    slices: int = 1  # TPU slices; data parallelism over the data-centre network
-    data: int = -1  # copies of the state in a slice
-    fsdp: int = 1  # shards of parameters, optimizer and EMA
-    tensor: int = 1  # shards of heads, hidden units and the diffusion head's rows
+    slices: int = setting(
+        1, 'TPU slices joined by the data-centre network, the outermost copies', low=1
+    )
+    data: int = setting(-1, 'copies of the state in a slice; -1: what is left', low=1, beside=(-1,))
+    fsdp: int = setting(
+        1, 'shards of parameters, optimizer and EMA; -1: what is left', low=1, beside=(-1,)
+    )
+    tensor: int = setting(
+        1, "shards of attention heads, hidden units and the diffusion head's rows", low=1
+    )
 
     def __post_init__(self):
-        for name in ('slices', 'tensor'):
-            check_range(f'mesh.{name}', getattr(self, name), 1)
-        for name in ('data', 'fsdp'):
-            if getattr(self, name) != -1:
-                check_range(f'mesh.{name}', getattr(self, name), 1)
+        validate(self, 'mesh')
         if self.data == self.fsdp == -1:
             raise UserError('mesh.data and mesh.fsdp cannot both be -1 (what is left)')
 

@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from emigm_jax.checkpoints import runs, store
 from emigm_jax.config import nested
 from emigm_jax.config.settings import Config, SamplingConfig
-from emigm_jax.data import datasets, pipeline
+from emigm_jax.data import datasets, pipeline, sizes
 from emigm_jax.data.interface import Dataset
 from emigm_jax.errors import Damaged, UserError
 from emigm_jax.io import access, files, paths, png
@@ -43,7 +43,7 @@ class Preempted(Exception):
 def train(
     config: Config,
     workdir: os.PathLike | str,
-    evaluator: Callable[[Dataset], Evaluate] | None = None,
+    evaluator: Callable[[Config, Dataset], Evaluate] | None = None,
 ) -> State:
     """Trains `config` in `workdir` from where its newest checkpoint left off.
 
@@ -52,7 +52,8 @@ def train(
     Args:
       config: everything that decides the run.
       workdir: local or gs://.
-      evaluator: makes what measures the EMA parameters on the way; None: no evaluation.
+      evaluator: makes what measures the EMA parameters on the way, of a config with all sizes;
+        None: no evaluation.
 
     Returns:
       The final state.
@@ -67,6 +68,7 @@ def train(
     say = functools.partial(print, flush=True) if first else lambda *_: None
     mesh = sharding.make_mesh(config.mesh)
     data = datasets.dataset(config)
+    config = sizes.fitted(config, data)
     batch_size = config.training.batch_size
     steps = functools.partial(config.steps, examples=data.examples)
     total = steps('total')
@@ -74,7 +76,7 @@ def train(
 
     built = program.build(config, mesh, steps('warmup'), total)
     current = resumed(config, data, folder, total, built, say)
-    evaluate = evaluator and evaluator(data)
+    evaluate = evaluator and evaluator(config, data)
     if first:
         prepare(folder, config, built.net)
     axes = ' x '.join(f'{size} {axis}' for axis, size in mesh.shape.items() if size > 1)

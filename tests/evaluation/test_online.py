@@ -12,7 +12,7 @@ from emigm_jax.api import train
 from emigm_jax.cli import main
 from emigm_jax.config import nested
 from emigm_jax.config.load import load_config
-from emigm_jax.data import datasets
+from emigm_jax.data import datasets, sizes
 from emigm_jax.errors import UserError
 from emigm_jax.evaluation import inception, references, scores
 from emigm_jax.models import emigm
@@ -49,6 +49,7 @@ def test_digits_are_compared_in_pixels(monkeypatch):
     traces = counted(monkeypatch, steps.Steps, 'generate')
     config = smoke(every='2 steps', num_images=20, batch_size=16)
     data = datasets.dataset(config)
+    config = sizes.fitted(config, data)
     evaluate = train.evaluator(config, data)
     shapes, rng = emigm.network(config.model).shapes(), np.random.default_rng(0)
     drawn = lambda s: np.float32(0.1) * rng.standard_normal(s.shape, np.float32)
@@ -72,7 +73,7 @@ def test_digits_while_training(tmp_path, monkeypatch, capsys):
     traces = counted(monkeypatch, steps.Steps, 'generate')
     config = smoke(every='2 steps', num_images=30, batch_size=16)
     assert config.evaluates
-    loop.train(config, tmp_path / 'run', functools.partial(train.evaluator, config))
+    loop.train(config, tmp_path / 'run', train.evaluator)
     assert len(traces) == 2  # of the evaluator, and of the grid at the end
     assert 'step 2/4  accuracy' in capsys.readouterr().out
     lines = [line for line in metrics.read(tmp_path / 'run') if 'frechet_distance' in line]
@@ -159,7 +160,7 @@ def test_inception_while_training(tmp_path, monkeypatch, capsys):
         inception=tmp_path / 'fid',
         metrics='fid,sfid,inception_score',
     )
-    loop.train(config, tmp_path / 'run', functools.partial(train.evaluator, config))
+    loop.train(config, tmp_path / 'run', train.evaluator)
     assert len(traces) == 1
     assert 'sfid: not computed, the reference has no mu_s' in capsys.readouterr().out
     lines = [line for line in metrics.read(tmp_path / 'run') if 'fid' in line]

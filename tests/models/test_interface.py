@@ -40,9 +40,9 @@ def shown(heading):
 def config(monkeypatch):
     monkeypatch.setattr(emigm, 'MaskedAutoencoder', shown('A trunk')['Average'])
     monkeypatch.setattr(emigm, 'DiffusionHead', shown('A head')['Normal'])
-    monkeypatch.setitem(orders.ORDERS, 'columns', shown('An order')['ORDERS']['columns'])
+    monkeypatch.setitem(orders.ORDERS, 'raster', shown('An order')['ORDERS']['columns'])
     emigm.network.cache_clear()
-    settings = ('sampling.reveal.order=columns', 'optimizer.base_learning_rate=0.16')
+    settings = ('sampling.reveal.order=raster', 'optimizer.base_learning_rate=0.16')
     yield load_config('configs/digits.py:smoke', [f'--config.{setting}' for setting in settings])
     emigm.network.cache_clear()
 

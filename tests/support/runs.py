@@ -8,6 +8,7 @@ import pytest
 
 from emigm_jax.checkpoints import runs
 from emigm_jax.config.load import load_config
+from emigm_jax.data import sizes
 from emigm_jax.parallel import sharding
 from emigm_jax.training import program
 
@@ -17,9 +18,8 @@ SMOKE = f'{pathlib.Path(__file__).parents[2]}/configs/digits.py:smoke'
 @pytest.fixture(scope='module')
 def state():
     """A train state with random numbers, and its config."""
-    config = load_config(
-        SMOKE, ['--config.optimizer.ema_decays=(0.9, 0.5)', '--config.training.keep=5']
-    )
+    changes = ['--config.optimizer.ema_decays=(0.9, 0.5)', '--config.training.keep=5']
+    config = sizes.told(load_config(SMOKE, changes))
     shapes = program.build(config, sharding.make_mesh(config.mesh), 1, 10).state
     rng = np.random.default_rng(0)
     made = jax.tree.map(lambda s: np.asarray(rng.normal(0, 0.1, s.shape)).astype(s.dtype), shapes)

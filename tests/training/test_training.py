@@ -16,7 +16,7 @@ from emigm_jax.checkpoints import runs, store
 from emigm_jax.config import nested, settings
 from emigm_jax.config.load import load_config
 from emigm_jax.core import masking
-from emigm_jax.data import datasets, pipeline
+from emigm_jax.data import datasets, pipeline, sizes
 from emigm_jax.data.interface import Batch
 from emigm_jax.errors import Damaged, UserError
 from emigm_jax.models import emigm
@@ -71,7 +71,7 @@ def test_a_checkpoint_is_self_describing(tmp_path):
     config = smoke(total='4 steps', sample_every='4 steps')
     final = loop.train(config, tmp_path)
     saved = runs.require(tmp_path)
-    assert (saved.step, saved.config) == (4, config)
+    assert (saved.step, saved.config) == (4, sizes.told(config))
     ema, name = saved.load_params()
     assert name == '0.5'
     assert_same(ema, final['ema']['0.5'])

@@ -1,0 +1,55 @@
+"""Saved configs of older code, lifted to what this code reads.
+
+Every saved config has a version beside it. Who changes a setting so that an older config would be
+refused, or would mean something else (a new name or place, another default), adds a row. A new
+setting needs none if its default is what the code did before.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from emigm_jax.errors import UserError
+
+KEY = 'config_version'  # of a checkpoint's description, which holds the config, too
+
+
+def _imagenet_sizes(config: dict[str, Any]) -> dict[str, Any]:
+    """Sizes that a config left out were those of KL-16 on ImageNet at 256 pixels."""
+    sizes = {'grid': 16, 'channels': 16, 'classes': 1000}
+    return {**config, 'model': {**sizes, **config.get('model', {})}}
+
+
+# version: what lifts a nested config of that version to the next one. Configs from before there
+# were versions are of version 0.
+LIFTINGS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    0: _imagenet_sizes,
+}
+VERSION = len(LIFTINGS)  # of the configs that this code reads and writes
+
+
+def lifted(
+    config: Mapping[str, Any],
+    version: object,
+    liftings: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = LIFTINGS,
+) -> dict[str, Any]:
+    """A saved nested config as this code would have written it.
+
+    Args:
+      config: as it was saved.
+      version: that was saved beside it.
+      liftings: as `LIFTINGS`.
+
+    Raises:
+      UserError: the version is none, or is of code that is newer than this one.
+    """
+    if type(version) is not int or version < 0:
+        raise UserError(f'its config is of version {version!r}, which is no version')
+    if version > len(liftings):
+        raise UserError(
+            f'was written by a newer emigm_jax (its config is of version {version}, this one reads '
+            f'up to {len(liftings)}): update emigm_jax'
+        )
+    values = dict(config)
+    for step in range(version, len(liftings)):
+        values = liftings[step](values)
+    return values
