@@ -9,6 +9,7 @@ import pytest
 
 from emigm_jax.config.load import load_config
 from emigm_jax.core import orders
+from emigm_jax.data import datasets, sizes
 from emigm_jax.data.interface import Batch
 from emigm_jax.models import emigm
 from emigm_jax.parallel import sharding
@@ -43,7 +44,8 @@ def config(monkeypatch):
     monkeypatch.setitem(orders.ORDERS, 'raster', shown('An order')['ORDERS']['columns'])
     emigm.network.cache_clear()
     settings = ('sampling.reveal.order=raster', 'optimizer.base_learning_rate=0.16')
-    yield load_config('configs/digits.py:smoke', [f'--config.{setting}' for setting in settings])
+    loaded = load_config('configs/digits.py:smoke', [f'--config.{name}' for name in settings])
+    yield sizes.fitted(loaded, datasets.dataset(loaded))
     emigm.network.cache_clear()
 
 
