@@ -25,7 +25,7 @@ def run(argv: list[str]) -> int:
     if arguments.dry_run:
         from emigm_jax.data import sizes
 
-        shared.print_config(sizes.told(config))
+        shared.print_config(sizes.known(config))
         return 0
     if not arguments.workdir:
         parser.error('--workdir is required')

@@ -99,8 +99,8 @@ def matching(pattern: str) -> list[Row]:
 def _matches(row, pattern):
     if set(pattern) & set('*?['):
         return fnmatch.fnmatchcase(row.name, pattern)
-    told = f'{row.name} {row.meaning} {row.allowed}'.lower()
-    return all(word in told for word in pattern.split())
+    text = f'{row.name} {row.meaning} {row.allowed}'.lower()
+    return all(word in text for word in pattern.split())
 
 
 def table(shown: Sequence[Row], width: int, config: Config | None = None) -> list[str]:
@@ -118,7 +118,7 @@ def table(shown: Sequence[Row], width: int, config: Config | None = None) -> lis
         heads.insert(1, 'value')
         values = nested.flatten(nested.as_dict(config))
         cells = [[row.name, *_beside(values, row)] for row in shown]
-    told = [f'{row.meaning} [{_unbroken(row.allowed)}]' for row in shown]
+    texts = [f'{row.meaning} [{_unbroken(row.allowed)}]' for row in shown]
     widths = [max(map(len, column)) for column in zip(heads[:-1], *cells, strict=True)]
     left = sum(widths) + 2 * len(widths)
     fill = textwrap.TextWrapper(
@@ -126,7 +126,7 @@ def table(shown: Sequence[Row], width: int, config: Config | None = None) -> lis
     )
     lines = _aligned(heads[:-1], widths, heads[-1:])
     titles, group = groups(), None
-    for row, cell, text in zip(shown, cells, told, strict=True):
+    for row, cell, text in zip(shown, cells, texts, strict=True):
         if row.group != group:
             group = row.group
             title = f'{group}: {titles[group]}' if group else titles[group]
@@ -149,10 +149,10 @@ def _shown(value):
     return text if len(text) <= _CUT else f'{text[: _CUT - 3]}...'
 
 
-def _aligned(cells, widths, told):
+def _aligned(cells, widths, texts):
     """Lines of one row: cells in their columns, the last column over several lines."""
     head = ''.join(f'{cell:<{width}}  ' for cell, width in zip(cells, widths, strict=True))
-    return [f'{start}{text}'.rstrip() for start, text in zip(_starts(head), told, strict=False)]
+    return [f'{start}{text}'.rstrip() for start, text in zip(_starts(head), texts, strict=False)]
 
 
 def _starts(head):

@@ -23,23 +23,23 @@ def fitted(config: Config, data: Dataset) -> Config:
     return dataclasses.replace(config, model=model)
 
 
-def told(config: Config) -> Config:
-    """A config with the sizes that can be told without opening its data; the rest stays left out.
+def known(config: Config) -> Config:
+    """A config with the sizes that are known without opening its data; the rest stays left out.
 
     Raises:
       UserError: the settings of the data contradict each other.
     """
-    known = _TOLD[config.data.name](config.data)
-    return dataclasses.replace(config, model=_filled(config.model, known))
+    sizes = _KNOWN[config.data.name](config.data)
+    return dataclasses.replace(config, model=_filled(config.model, sizes))
 
 
 def without_data(config: Config) -> Config:
-    """`told`, for programs that are built for their speed or memory and need no data.
+    """`known`, for programs that are built for their speed or memory and need no data.
 
     Raises:
-      UserError: a size is left out that only the data tell.
+      UserError: a size is left out that only the data have.
     """
-    config = told(config)
+    config = known(config)
     config.model.check_sizes()
     return config
 
@@ -78,7 +78,7 @@ def _of_pictures(data: DataConfig) -> dict[str, int]:
 
 
 # data.name: the sizes that are known from its settings, or nearly so.
-_TOLD: dict[str, Callable[[DataConfig], dict[str, int]]] = {
+_KNOWN: dict[str, Callable[[DataConfig], dict[str, int]]] = {
     'digits': _of_digits,
     'synthetic': lambda data: {},
     'latents': _of_cache,

@@ -26,7 +26,7 @@ def emigm(*command):
     assert main.main(['checkpoint', *map(str, command)]) == 0
 
 
-def told(capsys, *command):
+def shown(capsys, *command):
     capsys.readouterr()
     emigm(*command, '--json', '-')
     return json.loads(capsys.readouterr().out)
@@ -44,7 +44,7 @@ def contents(path):
 
 def test_ls(run, state, bucket, tmp_path, capsys):
     (run / 'checkpoints/15.orbax-checkpoint-tmp').mkdir()
-    found = told(capsys, 'ls', run)
+    found = shown(capsys, 'ls', run)
     (run / 'checkpoints/15.orbax-checkpoint-tmp').rmdir()
     assert [(e['name'], e['step'], e['finished']) for e in found] == [
         ('5', 5, True),
@@ -69,12 +69,12 @@ def test_ls(run, state, bucket, tmp_path, capsys):
     ]
     # A folder of models, and a model itself.
     store.save(f'{bucket}/models/small', {'params': {'a': np.ones(3)}}, {})
-    assert [e['name'] for e in told(capsys, 'ls', f'{bucket}/models')] == ['small']
-    assert [e['step'] for e in told(capsys, 'ls', f'{bucket}/models/small')] == [None]
+    assert [e['name'] for e in shown(capsys, 'ls', f'{bucket}/models')] == ['small']
+    assert [e['step'] for e in shown(capsys, 'ls', f'{bucket}/models/small')] == [None]
 
 
 def test_inspect(run, capsys):
-    facts = told(capsys, 'inspect', run)
+    facts = shown(capsys, 'inspect', run)
     assert (facts['kind'], facts['step'], facts['data']) == ('run', 10, 'digits')
     assert facts['parameters'] == PARAMETERS
     assert facts['arrays']['ema/0.5'] == {
@@ -84,7 +84,7 @@ def test_inspect(run, capsys):
     }
     assert sorted(facts['ema_decays']) == ['0.5', '0.9']
     assert facts['config']['model']['width'] == 32
-    assert told(capsys, 'inspect', run, '--step', '5')['step'] == 5
+    assert shown(capsys, 'inspect', run, '--step', '5')['step'] == 5
 
     emigm('inspect', run, '--against', SMOKE)
     out = capsys.readouterr().out
@@ -92,13 +92,13 @@ def test_inspect(run, capsys):
     assert 'digits.py:smoke, but for\n' in out
     assert '  optimizer.ema_decays = [0.9, 0.5] (there [0.5])\n' in out
     assert '"width"' not in out
-    facts = told(capsys, 'inspect', run, '--against', SMOKE)
+    facts = shown(capsys, 'inspect', run, '--against', SMOKE)
     assert set(facts['differences']) == {'optimizer.ema_decays', 'training.keep'}
 
 
 def test_inspect_what_is_no_model(tmp_path, capsys):
     store.save(tmp_path / 'k', {'params': {'a': np.ones((2, 3))}}, {'tokenizer': {'name': 'x'}})
-    facts = told(capsys, 'inspect', tmp_path / 'k')
+    facts = shown(capsys, 'inspect', tmp_path / 'k')
     assert (facts['kind'], facts['parameters'], facts['config']) == ('tokenizer', 6, None)
     assert facts['versions']['orbax'] == store.versions()['orbax']
 
@@ -236,7 +236,7 @@ def test_export_of_what_was_exported(run, state, bucket, tmp_path, capsys):
     saved = runs.require(tmp_path / 'other')
     same(saved.load_params()[0], state[1]['ema']['0.5'])
     assert saved.source['step'] == 5
-    facts = told(capsys, 'inspect', tmp_path / 'other')
+    facts = shown(capsys, 'inspect', tmp_path / 'other')
     assert (facts['kind'], facts['ema_decays'], facts['parameters']) == (
         'model',
         ['0.5'],

@@ -71,7 +71,7 @@ def test_a_checkpoint_is_self_describing(tmp_path):
     config = smoke(total='4 steps', sample_every='4 steps')
     final = loop.train(config, tmp_path)
     saved = runs.require(tmp_path)
-    assert (saved.step, saved.config) == (4, sizes.told(config))
+    assert (saved.step, saved.config) == (4, sizes.known(config))
     ema, name = saved.load_params()
     assert name == '0.5'
     assert_same(ema, final['ema']['0.5'])
