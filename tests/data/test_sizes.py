@@ -31,17 +31,17 @@ def test_what_is_told_of_digits_is_what_they_have(patch):
     config = config_of('digits:smoke', {'data.patch': patch})
     assert of(config) == (0, 0, 0)
     data = datasets.dataset(config)
-    assert sizes.told(config) == sizes.fitted(config, data) == sizes.without_data(config)
-    assert of(sizes.told(config)) == (8 // patch, patch**2, 10)
+    assert sizes.known(config) == sizes.fitted(config, data) == sizes.without_data(config)
+    assert of(sizes.known(config)) == (8 // patch, patch**2, 10)
 
 
 def test_a_size_that_is_set_stays():
     config = config_of('digits:smoke', {'model.classes': 7})
-    assert of(sizes.told(config)) == (2, 16, 7)
+    assert of(sizes.known(config)) == (2, 16, 7)
     with pytest.raises(UserError, match=r'model.classes = 7 does not fit .* it must be 10'):
         datasets.dataset(config)
     config = config_of('imagenet256:size=xs', {})
-    assert sizes.told(config) == config
+    assert sizes.known(config) == config
     assert of(config) == (16, 16, 1000)
 
 
@@ -60,10 +60,10 @@ def test_a_cache_tells_its_sizes(tmp_path):
     caches.make(tmp_path / 'cache')
     settings = {**LEFT_OUT, 'data.name': 'latents', 'data.path': str(tmp_path / 'cache')}
     config = config_of('imagenet256:size=xs,tiny', settings)
-    assert sizes.told(config) == sizes.fitted(config, datasets.dataset(config))
-    assert of(sizes.told(config)) == (4, 3, 3)
+    assert sizes.known(config) == sizes.fitted(config, datasets.dataset(config))
+    assert of(sizes.known(config)) == (4, 3, 3)
     missing = config_of(config, {'data.path': str(tmp_path / 'none')})
-    assert of(sizes.told(missing)) == (0, 0, 0)
+    assert of(sizes.known(missing)) == (0, 0, 0)
     with pytest.raises(UserError, match=r'model.grid is not set'):
         sizes.without_data(missing)
 
@@ -72,13 +72,13 @@ def test_pictures_tell_their_sizes_but_for_the_classes(tmp_path):
     folder = write_folder(tmp_path / 'pictures', 30, np.random.default_rng(0))
     data = DataConfig('folder', str(folder.path), image_size=16, patch=4)
     config = dataclasses.replace(Config(), data=data)
-    assert of(sizes.told(config)) == (4, 48, 0)
+    assert of(sizes.known(config)) == (4, 48, 0)
     assert of(sizes.fitted(config, datasets.dataset(config))) == (4, 48, len(folder.classes))
     with pytest.raises(UserError, match=r'model.classes is not set, .* --config.model.classes='):
         sizes.without_data(config)
     # How many numbers a token has is known to the tokenizer's checkpoint alone.
     encoded = dataclasses.replace(data, tokenizer='kl16')
-    assert of(sizes.told(dataclasses.replace(config, data=encoded))) == (0, 0, 0)
+    assert of(sizes.known(dataclasses.replace(config, data=encoded))) == (0, 0, 0)
 
 
 # Small enough to compile in seconds.
