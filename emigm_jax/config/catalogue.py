@@ -61,7 +61,7 @@ def _allowed(default: Any, known: Setting) -> str:
     if known.choices:
         return ' | '.join(known.choices)
     if known.form:
-        return known.form
+        return known.form.word
     if isinstance(default, bool):
         return 'True | False'
     several = isinstance(default, tuple)

@@ -2,7 +2,7 @@
 
 import re
 
-from emigm_jax.core.setting import setting
+from emigm_jax.core.setting import Form, setting
 from emigm_jax.errors import UserError
 
 
@@ -18,4 +18,4 @@ def parse_duration(name: str, text: str) -> tuple[float, str]:
 
 def duration(default: str, meaning: str) -> str:
     """A setting that is a duration."""
-    return setting(default, meaning, form='duration', check=parse_duration)
+    return setting(default, meaning, form=Form('duration', parse_duration))

@@ -16,6 +16,13 @@ _T = TypeVar('_T')
 _KEY = 'setting'  # of a field's metadata
 
 
+class Form(NamedTuple):
+    """What a text must look like."""
+
+    word: str  # for it
+    check: Callable[[str, str], object]  # (name of the setting, text); raises UserError
+
+
 class Setting(NamedTuple):
     """What a field of a settings class declares beside its name, type and default."""
 
@@ -24,15 +31,14 @@ class Setting(NamedTuple):
     high: float | None = None
     choices: tuple[str, ...] = ()
     beside: tuple[Any, ...] = ()  # values out of the range that mean something of their own
-    form: str = ''  # what a text must look like, in a word
-    check: Callable[[str, str], object] | None = None  # (name, text); raises UserError
+    form: Form | None = None
 
     def validate(self, name: str, value: Any) -> None:
         """Raises UserError unless `value` makes sense for the setting of this dotted name."""
         if self.choices:
             check_choice(name, value, self.choices)
-        if self.check is not None:
-            self.check(name, value)
+        if self.form is not None:
+            self.form.check(name, value)
         for each in value if isinstance(value, tuple) else (value,):
             if each not in self.beside:
                 check_range(name, each, self.low, self.high)
@@ -45,11 +51,10 @@ def setting(
     high: float | None = None,
     choices: Collection[str] = (),
     beside: tuple[Any, ...] = (),
-    form: str = '',
-    check: Callable[[str, str], object] | None = None,
+    form: Form | None = None,
 ) -> _T:
     """A field of a frozen dataclass of settings; see `Setting` for the arguments."""
-    declared = Setting(meaning, low, high, tuple(choices), beside, form, check)
+    declared = Setting(meaning, low, high, tuple(choices), beside, form)
     # Type checkers see the default, as in any dataclass.
     field: Any = dataclasses.field(default=default, metadata={_KEY: declared})
     return field

@@ -111,17 +111,24 @@ def storage_of(identity: object) -> Storage:
     raise ValueError('a storage has an unknown kind of view')
 
 
-def _tensor(storage, offset, shape, strides, _grad=False, _hooks=None, metadata=None, dtype=None):
-    if metadata:
-        raise ValueError('a tensor is a conjugated or negated view; save a clone of it')
-    expect(storage, Storage)
-    shape, strides = expect(shape, tuple), expect(strides, tuple)
-    return Tensor(storage, dtype or storage.dtype, offset, shape, strides)
+def _tensor(storage, offset, shape, strides, *rest):
+    """`rest` is [requires_grad, [hooks, [metadata]]]."""
+    return _view(expect(storage, Storage).dtype, (storage, offset, shape, strides), rest[2:])
 
 
-def _tensor_v3(storage, offset, shape, strides, grad, hooks, dtype, metadata=None):
+def _tensor_v3(storage, offset, shape, strides, *rest):
+    """`rest` is requires_grad, hooks, dtype, [metadata]."""
+    _grad, _hooks, dtype, *metadata = rest
     dtype = DTYPES[expect(dtype, str).removeprefix('torch.')]
-    return _tensor(storage, offset, shape, strides, grad, hooks, metadata, dtype)
+    return _view(dtype, (storage, offset, shape, strides), metadata)
+
+
+def _view(dtype, place, metadata):
+    storage, offset, shape, strides = place
+    if any(metadata):
+        raise ValueError('a tensor is a conjugated or negated view; save a clone of it')
+    shape, strides = expect(shape, tuple), expect(strides, tuple)
+    return Tensor(expect(storage, Storage), dtype, offset, shape, strides)
 
 
 def _parameter(data, _grad=False, _hooks=None, _state=None):
