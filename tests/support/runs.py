@@ -19,7 +19,7 @@ SMOKE = f'{pathlib.Path(__file__).parents[2]}/configs/digits.py:smoke'
 def state():
     """A train state with random numbers, and its config."""
     changes = ['--config.optimizer.ema_decays=(0.9, 0.5)', '--config.training.keep=5']
-    config = sizes.told(load_config(SMOKE, changes))
+    config = sizes.known(load_config(SMOKE, changes))
     shapes = program.build(config, sharding.make_mesh(config.mesh), 1, 10).state
     rng = np.random.default_rng(0)
     made = jax.tree.map(lambda s: np.asarray(rng.normal(0, 0.1, s.shape)).astype(s.dtype), shapes)
