@@ -168,7 +168,10 @@ def _compiled(lowered, state, model_flops, mesh):
     module = hlo.parse(compiled.as_text())
     slices = mesh.shape.get('slice', 1)
     return Compiled(
-        state={name: (held(tree), held(tree, whole=True)) for name, tree in state.items()},
+        state={
+            name: (tree_bytes(tree), tree_bytes(tree, sharded=False))
+            for name, tree in state.items()
+        },
         arguments=float(arguments),
         # Not temp_size_in_bytes: programs whose temporaries are 1.25 times the HBM by that count
         # are accepted. The peak has the arguments in it, as has what a refusal names.
@@ -192,10 +195,10 @@ def needed(message: str) -> float:
     return float(size[1]) * units[size[2]]
 
 
-def held(tree: Any, whole: bool = False) -> float:
+def tree_bytes(tree: Any, sharded: bool = True) -> float:
     """Bytes of a tree of placed shapes on one device, or in all."""
     sizes = [
-        math.prod(a.shape if whole else a.sharding.shard_shape(a.shape))
+        math.prod(a.sharding.shard_shape(a.shape) if sharded else a.shape)
         * np.dtype(a.dtype).itemsize
         for a in jax.tree.leaves(tree)
     ]

@@ -60,7 +60,7 @@ def evaluate(
       >>> sorted(result.scores)
       ['accuracy', 'frechet_distance', 'precision', 'recall']
     """
-    if bool(reference) != bool(inception):
+    if (reference is None) != (inception is None):
         raise UserError('reference and inception go together')
     work = work or Work(bar=functools.partial(tqdm.tqdm, unit=' images', disable=None))
     if not isinstance(what, Model):

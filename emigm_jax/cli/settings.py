@@ -28,7 +28,7 @@ def run(argv: list[str]) -> int:
 
     from emigm_jax.config import catalogue
 
-    found = catalogue.matching(' '.join(arguments.pattern))
+    shown = catalogue.matching(' '.join(arguments.pattern))
     width = shutil.get_terminal_size((_WIDTH, 0)).columns
-    print('\n'.join(catalogue.table(found, width, config)))
+    print('\n'.join(catalogue.table(shown, width, config)))
     return 0

@@ -89,11 +89,11 @@ def matching(pattern: str) -> list[Row]:
       UserError: there are none.
     """
     everything = rows()
-    found = [row for row in everything if _matches(row, pattern.lower())]
-    if not found:
+    matches = [row for row in everything if _matches(row, pattern.lower())]
+    if not matches:
         nearest = near_setting(pattern, [row.name for row in everything])
         raise UserError(f'no setting matches {pattern!r}{nearest}; `emigm settings` lists them all')
-    return found
+    return matches
 
 
 def _matches(row, pattern):

@@ -119,10 +119,10 @@ def differences(saved: Config, requested: Config) -> list[str]:
 def near_setting(name: str, names: Collection[str]) -> str:
     """' (did you mean ...?)' of dotted names: one resembles `name`, or its last part does."""
     last = lambda name: name.rpartition('.')[2]
-    whole = {**{last(each): each for each in names}, **{each: each for each in names}}
+    known = {**{last(each): each for each in names}, **{each: each for each in names}}
     for wanted in (name, last(name)):
-        if matches := difflib.get_close_matches(wanted, whole, n=1):
-            return f' (did you mean {whole[matches[0]]!r}?)'
+        if matches := difflib.get_close_matches(wanted, known, n=1):
+            return f' (did you mean {known[matches[0]]!r}?)'
     return ''
 
 

@@ -19,6 +19,7 @@ from emigm_jax.parallel import processes
 _T = TypeVar('_T')
 
 _LINE = 4096  # bytes of a message on its way to the other processes
+_FAILED = b'\1'  # before the message of an error, which may be empty
 
 first = processes.is_first  # whether this process writes the files and speaks to the user
 
@@ -89,15 +90,17 @@ def agreed(function: Callable[[], _T]) -> _T:
     try:
         result = function()
     except UserError as error:
-        line = str(error).encode()[:_LINE]
+        line = _FAILED + str(error).encode()[: _LINE - 1]
     for row in gather(_padded(line)):
         message = row.tobytes().rstrip(b'\0')
         if message:
-            raise UserError(message.decode(errors='replace'))
+            raise UserError(message.removeprefix(_FAILED).decode(errors='replace'))
     return cast(_T, result)
 
 
 def _padded(text):
+    if len(text) > _LINE:
+        raise ValueError(f'a message of {len(text)} bytes; processes exchange {_LINE} at most')
     return np.frombuffer(text.ljust(_LINE, b'\0'), np.uint8)[None]
 
 

@@ -35,7 +35,7 @@ class Panel:
     levels: tuple[float, ...] = ()  # values of y, drawn as lines across
     log_x: bool = False
     log_y: bool = False
-    whole: bool = False  # the y axis starts at 0
+    from_zero: bool = False  # the y axis starts at 0
     caption: str = ''
 
 
@@ -77,7 +77,9 @@ def training(runs: list[Run]) -> list[Panel]:
         curves = [curve for curve in curves if len(curve.x)]
         log_y = log and _spans(curves, 10)
         if curves:
-            panels.append(Panel(name, title, STEPS, label, curves, log_y=log_y, whole=from_zero))
+            panels.append(
+                Panel(name, title, STEPS, label, curves, log_y=log_y, from_zero=from_zero)
+            )
     return panels
 
 

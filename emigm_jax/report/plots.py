@@ -156,7 +156,7 @@ def _scale(axes, panel):
         axis.set_major_locator(ticker.LogLocator(subs=ticks))
         axis.set_minor_locator(ticker.NullLocator())
         axis.set_major_formatter(ticker.FuncFormatter(tick))
-    if panel.whole and min(y) >= 0:
+    if panel.from_zero and min(y) >= 0:
         axes.set_ylim(0, max(y) * 1.06 or 1)
     if panel.x == STEPS:
         axes.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))

@@ -179,7 +179,10 @@ def test_processes_fail_together(monkeypatch):
     assert agreement.agreed(lambda: 3) == 3
     agreement.check_same('the images', [1, 2])
     assert agreement.from_first({'fid': 7.25}) == {'fid': 7.25}
-    other = b'torn.png: cannot be read'
+    other = agreement._FAILED  # an error without a word is one, too
+    with pytest.raises(UserError, match=r'^$'):
+        agreement.agreed(lambda: 3)
+    other += b'torn.png: cannot be read'
     with pytest.raises(UserError, match=r'^torn\.png: cannot be read$'):
         agreement.agreed(lambda: 3)
     monkeypatch.setattr(
