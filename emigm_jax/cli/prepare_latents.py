@@ -62,11 +62,12 @@ def run(argv: list[str]) -> int:
         return _latents(arguments)
 
 
-def share(text):
-    share = float(text)
-    if not 0.0 <= share <= 1.0:
+def share(text: str) -> float:
+    """The type of flags that take a share; argparse names it in its errors."""
+    value = float(text)
+    if not 0.0 <= value <= 1.0:
         raise argparse.ArgumentTypeError('must be a share, from 0 to 1')
-    return share
+    return value
 
 
 def _worker(text):
