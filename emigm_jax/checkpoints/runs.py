@@ -62,6 +62,7 @@ class Writer:
                 # Orbax annotates its own policies otherwise than the protocol that it asks for.
                 preservation_policy=policies.AnyPreservationPolicy(kept),  # pyright: ignore[reportArgumentType]
                 cleanup_tmp_directories=True,  # what a killed process left behind
+                context=store.writing(),
             )
         self._saved, self._pending = None, None
 

@@ -54,6 +54,18 @@ def taken(path: os.PathLike | str) -> str:
     return f'{path}: exists already; choose another target or delete it'
 
 
+# A replicated array may be cut so that each of its devices writes a part, by a program that is
+# compiled for its shape. This is only worth it for parts of so many bytes.
+_WORTH_CUTTING = 2**20
+
+
+def writing() -> ocp.Context:
+    """How Orbax writes checkpoints here."""
+    context = ocp.Context()
+    context.array.saving.min_slice_bytes_for_replica_parallel = _WORTH_CUTTING
+    return context
+
+
 def save(path: os.PathLike | str, tree: dict[str, Any], description: Mapping[str, Any]) -> None:
     """Writes a new checkpoint.
 
@@ -67,7 +79,7 @@ def save(path: os.PathLike | str, tree: dict[str, Any], description: Mapping[str
     """
     check_free(path)
     path = absolute(path)
-    context = ocp.Context()
+    context = writing()
     # Nobody changes the arrays while they are written, so no second copy of them is needed.
     context.memory.deepcopy_host_arrays = False
     context.memory.write_concurrent_bytes = 2**30

@@ -1,7 +1,6 @@
 """Official weights in, checkpoints out, images from them, and back to official names."""
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from emigm_jax.io.formats import torch_files
 from emigm_jax.models import emigm
 from emigm_jax.tokenizers import codec, learned
 from support import checkpoint_files, golden
+from support.processes import with_devices
 from support.small_tokenizers import small
 
 HEADS = ('--heads', '4')  # of the recorded tiny models; no shape tells them
@@ -299,9 +299,8 @@ sys.exit(main(sys.argv[2:]))
 
 
 def sample(devices, *flags):
-    environment = {**os.environ, 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
     command = [sys.executable, '-c', SAMPLE, str(devices), 'sample', *map(str, flags)]
-    subprocess.run(command, check=True, env=environment)
+    subprocess.run(command, check=True, env=with_devices(devices))
 
 
 def test_pth_to_pictures(tiny, tmp_path, capsys):

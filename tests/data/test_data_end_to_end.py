@@ -1,7 +1,6 @@
 """From a folder of real picture files, or a TFDS data set, to a cache, a model and pictures."""
 
 import json
-import os
 import random
 import re
 import socket
@@ -24,6 +23,7 @@ from emigm_jax.training import metrics
 from support.caches import contents
 from support.configs import CONFIG, SHORT
 from support.pictures import write_folder, write_tfds
+from support.processes import with_devices
 from support.small_tokenizers import small
 
 
@@ -116,7 +116,7 @@ def test_pictures_to_cache_to_model_to_pictures(folder, kl16, tmp_path, capsys):
 def started(*flags):
     """`emigm prepare latents` in a process of its own, with one device."""
     command = [sys.executable, '-m', 'emigm_jax.cli.main', 'prepare', 'latents', *map(str, flags)]
-    return subprocess.Popen(command, env={**os.environ, 'XLA_FLAGS': ''})
+    return subprocess.Popen(command, env=with_devices(1))
 
 
 @pytest.mark.slow

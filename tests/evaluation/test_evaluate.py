@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -19,9 +18,11 @@ from emigm_jax.data.pictures import center_crop
 from emigm_jax.errors import UserError
 from emigm_jax.evaluation import inception, measure, metrics, references, scores
 from emigm_jax.io import npz
+from support import narrow_inception
 from support.pictures import scene, write_tfds
+from support.processes import with_devices
 
-pytestmark = pytest.mark.full  # Inception at full size, and many decompositions
+pytestmark = pytest.mark.slow  # many programs and processes
 
 SMOKE = f'--config={pathlib.Path(__file__).parents[2]}/configs/digits.py:smoke'
 COUNT, SIDE = 22, 40
@@ -29,18 +30,12 @@ COUNT, SIDE = 22, 40
 
 @pytest.fixture(scope='module')
 def network(tmp_path_factory):
-    """A converted Inception of random weights."""
-    rng = np.random.default_rng(7)
-
-    def weight(shape):
-        if len(shape.shape) == 1:  # of batch norm, and the last bias
-            return (1.0 + 0.1 * rng.standard_normal(shape.shape)).astype(np.float32)
-        scale = np.sqrt(2.0 / np.prod(shape.shape[:-1]))
-        return (scale * rng.standard_normal(shape.shape)).astype(np.float32)
-
+    """A converted Inception of few channels and random weights."""
     path = tmp_path_factory.mktemp('inception') / 'fid'
-    inception.save(path, jax.tree.map(weight, inception.network().shapes()))
-    return path
+    with pytest.MonkeyPatch.context() as patch:
+        narrow_inception.install(patch.setattr)
+        inception.save(path, narrow_inception.random_weights())
+        yield path
 
 
 @pytest.fixture(scope='module')
@@ -161,6 +156,8 @@ DRIVER = """
 import os, signal, sys
 from emigm_jax.cli import main, prepare
 from emigm_jax.evaluation import measure
+from support import narrow_inception
+narrow_inception.install()
 saved, made = measure._saved, []
 def counted(*arguments):
     totals = saved(*arguments)
@@ -177,11 +174,10 @@ sys.exit(main.main(sys.argv[2:]))
 
 def start(*command, parts=0, devices=8):
     """A command in a process of its own."""
-    flags = os.environ['XLA_FLAGS'].replace('device_count=8', f'device_count={devices}')
     return subprocess.Popen(
         list(map(str, [sys.executable, '-c', DRIVER, parts, *command])),
         text=True,
-        env={**os.environ, 'XLA_FLAGS': flags},
+        env={**with_devices(devices), 'PYTHONPATH': os.pathsep.join(sys.path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
@@ -250,8 +246,12 @@ def test_a_killed_evaluation_ends_with_the_same_numbers(command, whole, tmp_path
     assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / 'killed/result.json').exists()
     # What a kill between two writes leaves: features that the totals do not know of.
-    npz.write(tmp_path / 'killed/features/00000016.npz', {'arr_0': np.zeros((3, 2048))})
-    npz.write(tmp_path / 'killed/features/00000020.npz', {'arr_0': np.zeros((3, 2048))})
+    npz.write(
+        tmp_path / 'killed/features/00000016.npz', {'arr_0': np.zeros((3, narrow_inception.WIDTH))}
+    )
+    npz.write(
+        tmp_path / 'killed/features/00000020.npz', {'arr_0': np.zeros((3, narrow_inception.WIDTH))}
+    )
     run(*command)
     resumed = result(tmp_path / 'killed')
     assert {name: resumed[name] for name in SCORES} == {name: whole[name] for name in SCORES}

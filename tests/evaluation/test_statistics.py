@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import os
 import re
 import socket
 import subprocess
@@ -15,6 +14,7 @@ import threadpoolctl
 
 from emigm_jax.errors import UserError
 from emigm_jax.evaluation import inception_score, scores, statistics
+from support.processes import with_devices
 
 BATCH = 64
 
@@ -297,12 +297,11 @@ def test_two_processes_with_two_devices_each():
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         port = str(probe.getsockname()[1])
-    flags = {'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
     program = PROCESS.replace('{fill_up}', inspect.getsource(fill_up))
     processes = [
         subprocess.Popen(
             [sys.executable, '-c', program, port, str(i)],
-            env={**os.environ, **flags},
+            env=with_devices(2),
             stdout=subprocess.PIPE,
             text=True,
         )

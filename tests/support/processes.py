@@ -13,14 +13,19 @@ def free_port():
         return s.getsockname()[1]
 
 
+def with_devices(count):
+    """The environment of a process with so many fake devices; it compiles as this one does."""
+    flags = [f for f in os.environ['XLA_FLAGS'].split() if 'device_count' not in f]
+    flags.append(f'--xla_force_host_platform_device_count={count}')
+    return {**os.environ, 'XLA_FLAGS': ' '.join(flags)}
+
+
 class Run:
     """`count` processes of one run; their output goes to files next to `folder`."""
 
     def __init__(self, folder, arguments, count=1, devices=8):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        flags = [f for f in os.environ['XLA_FLAGS'].split() if 'device_count' not in f]
-        flags.append(f'--xla_force_host_platform_device_count={devices}')
-        environment = {**os.environ, 'XLA_FLAGS': ' '.join(flags)}
+        environment = with_devices(devices)
         port, command = free_port(), [sys.executable, '-m', 'emigm_jax.cli.main', *arguments]
         self.logs = [folder.with_name(f'{folder.name}.{i}.log') for i in range(count)]
         self.processes = []
