@@ -50,27 +50,24 @@ def build(
       (HTML text, {file name: PNG} of the pictures to be written beside it).
     """
     names = [run.name for run in runs]
-    scores, training = panels.over_steps(runs) + panels.against_cost(runs), panels.training(runs)
+    over_steps, training = panels.over_steps(runs), panels.training(runs)
+    scores = over_steps + panels.against_cost(runs)
     figures = [_figure(panel, names) for panel in progress(scores + training)]
     samples = [[_sample(i, run, grid) for grid in run.grids] for i, run in enumerate(runs)]
     files = {picture.file: picture.content for picture in sum(samples, figures)}
-    evaluations = [e for run in runs for e in run.evaluations + run.measurements]
-    sizes = {e.image_size for e in evaluations if 'fid' in e.scores}
+    sizes = {e.image_size for run in runs for e in run.scored if 'fid' in e.scores}
     text = _template().render(
         title=f'Report of {names[0]}' if len(names) == 1 else f'Report of {len(names)} runs',
         date=date,
         meta=(write.FILES, ' '.join(sorted(files))),
         colours=plots.COLOURS,
         runs=runs,
-        absent=panels.absent(runs),
+        over_steps=over_steps,
         score_figures=figures[: len(scores)],
         training_figures=figures[len(scores) :],
         samples=samples,
-        overview=tables.overview(runs),
-        scores=tables.scores(runs),
-        not_computed=tables.not_computed(runs),
-        settings=tables.settings(runs),
-        published={size: tables.paper(size) for size in sorted(published.OTHERS) if size in sizes},
+        tables=tables,
+        published=[size for size in sorted(published.OTHERS) if size in sizes],
     )
     return text, files
 

@@ -51,17 +51,9 @@ _SMOOTHED = 200  # points beyond which a line is drawn smoothed, over its own fa
 # Values in a decade that have a tick on a logarithmic axis, by the decades it spans at most
 _TICKS = {0.8: (1, 1.5, 2, 3, 4, 5, 7), 2.5: (1, 2, 5), 4: (1, 3), math.inf: (1,)}
 _ROOM = 3.5  # points between a name and what it must not cover
-# (dx, dy) in points of a name from its point, horizontal and vertical alignment, best first
-_PLACES = (
-    ((6, 0), 'left', 'center'),
-    ((-6, 0), 'right', 'center'),
-    ((0, 5), 'center', 'bottom'),
-    ((0, -5), 'center', 'top'),
-    ((5, 4), 'left', 'bottom'),
-    ((5, -4), 'left', 'top'),
-    ((-5, 4), 'right', 'bottom'),
-    ((-5, -4), 'right', 'top'),
-)
+# Where a name is put, in points from its point, best first
+_PLACES = (6, 0), (-6, 0), (0, 5), (0, -5), (5, 4), (5, -4), (-5, 4), (-5, -4)
+_ALIGNED = {1: ('left', 'bottom'), 0: ('center', 'center'), -1: ('right', 'top')}  # by its sign
 
 
 def png(panel: Panel, names: list[str]) -> bytes:
@@ -138,26 +130,21 @@ def _legend(drawing, panel, names):
 
 
 def _scale(axes, panel):
-    """Scales, limits and ticks, before anything is drawn.
-
-    Limits of logarithmic axes leave room around all values, and there are as many ticks as fit.
-    """
-    x = [x for curve in panel.curves for x in curve.x]
-    y = [y for curve in panel.curves for y in curve.y] + list(panel.levels)
-    for axis, values, log in (('x', x, panel.log_x), ('y', y, panel.log_y)):
-        if not log:
-            continue
-        low, high = min(values), max(values)
-        room = (high / low) ** 0.06 if high > low else 1.5
-        axes.set(**{f'{axis}scale': 'log', f'{axis}lim': (low / room, high * room)})
-        decades = math.log10(high / low * room**2)
+    """Scales and ticks, before anything is drawn: as many ticks as fit on logarithmic axes."""
+    values = {
+        'x': [x for curve in panel.curves for x in curve.x],
+        'y': [*(y for curve in panel.curves for y in curve.y), *panel.levels],
+    }
+    for name in ['x'] * panel.log_x + ['y'] * panel.log_y:
+        axes.set(**{f'{name}scale': 'log', f'{name}margin': 0.06})
+        decades = math.log10(max(values[name]) / min(values[name]))
         ticks = next(ticks for most, ticks in _TICKS.items() if decades < most)
-        axis = getattr(axes, f'{axis}axis')
+        axis = getattr(axes, f'{name}axis')
         axis.set_major_locator(ticker.LogLocator(subs=ticks))
         axis.set_minor_locator(ticker.NullLocator())
         axis.set_major_formatter(ticker.FuncFormatter(tick))
-    if panel.from_zero and min(y) >= 0:
-        axes.set_ylim(0, max(y) * 1.06 or 1)
+    if panel.from_zero and min(values['y']) >= 0:
+        axes.set_ylim(0, max(values['y']) * 1.06 or 1)
     if panel.x == STEPS:
         axes.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
         axes.xaxis.set_major_formatter(ticker.FuncFormatter(tick))
@@ -217,8 +204,9 @@ def _name_points(drawing, axes, panel):
     names = [(c.name, xy) for c in panel.curves if c.name for xy in zip(c.x, c.y, strict=True)]
     write = functools.partial(axes.annotate, textcoords='offset points', color=MUTED)
     for name, point in names:
-        for offset, horizontal, vertical in () if name in written else _PLACES:
-            text = write(name, point, offset, ha=horizontal, va=vertical, fontsize=7.8)
+        for x, y in () if name in written else _PLACES:
+            (ha, _), (_, va) = _ALIGNED[np.sign(x)], _ALIGNED[np.sign(y)]
+            text = write(name, point, (x, y), ha=ha, va=va, fontsize=7.8)
             text.set_in_layout(False)  # lest the axes shrink to make room for it
             box = text.get_window_extent()
             if free(box):
