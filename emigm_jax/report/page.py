@@ -88,28 +88,23 @@ def _template():
 def _figure(panel, names):
     content, (width, height) = plots.png(panel, names), plots.size(panel, names)
     shown = ', '.join(dict.fromkeys(names[c.run] for c in panel.curves if c.run is not None))
-    return Picture(
-        file=f'{panel.name}.png',
-        content=content,
-        alt=f'{panel.title}: {shown}',
-        caption=panel.caption,
-        size=(round(96 * width), round(96 * height)),
-        source=f'data:image/png;base64,{base64.b64encode(content).decode()}',
-    )
+    size, alt = (round(96 * width), round(96 * height)), f'{panel.title}: {shown}'
+    source = _source(content, 'png')
+    return Picture(f'{panel.name}.png', content, alt, panel.caption, size, source)
 
 
 def _sample(index, run, grid):
     """A grid of samples, of which the newest one of a run is large."""
     content, kind, size = small(grid.content, LARGEST if grid is run.grids[-1] else EARLIER)
     slug = re.sub(r'[^A-Za-z0-9.-]', '_', run.name)[:24]
-    return Picture(
-        file=f'samples_{index + 1}_{slug}_{grid.step:08}.png',
-        content=grid.content,
-        alt=f'Samples of {run.name} at step {grid.step}',
-        caption=f'Step {grid.step:,}{", reduced" if kind == "jpeg" else ""}',
-        size=size,
-        source=f'data:image/{kind};base64,{base64.b64encode(content).decode()}',
-    )
+    file = f'samples_{index + 1}_{slug}_{grid.step:08}.png'
+    alt = f'Samples of {run.name} at step {grid.step}'
+    caption = f'Step {grid.step:,}{", reduced" if kind == "jpeg" else ""}'
+    return Picture(file, grid.content, alt, caption, size, _source(content, kind))
+
+
+def _source(content, kind):
+    return f'data:image/{kind};base64,{base64.b64encode(content).decode()}'
 
 
 def small(content: bytes, side: int) -> tuple[bytes, str, tuple[int, int]]:

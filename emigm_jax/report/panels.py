@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from emigm_jax.config import published
+from emigm_jax.config import curves, published
 from emigm_jax.evaluation.score_table import SCORES
 from emigm_jax.report.runs import Run
 
@@ -71,20 +71,32 @@ _COSTS = {
 
 
 def training(runs: list[Run]) -> list[Panel]:
-    """Panels of the curves of training."""
+    """Panels of the curves of training; beside the loss what is usual for a recipe."""
     panels = []
     for name, (title, label, log, from_zero) in TRAINING.items():
-        curves = [Curve(i, *run.column(name)) for i, run in enumerate(runs)]
-        curves = [curve for curve in curves if len(curve.x)]
-        log_y = log and _spans(curves, 10)
-        panel = Panel(name, title, STEPS, label, curves, log_y=log_y, from_zero=from_zero)
-        panels += [panel] * bool(curves)
-    return panels
+        found = [Curve(i, *run.column(name)) for i, run in enumerate(runs)]
+        found = [curve for curve in found if len(curve.x)]
+        log_y = log and _spans(found, 10)
+        panel = Panel(name, title, STEPS, label, found, log_y=log_y, from_zero=from_zero)
+        panels += [panel] * bool(found)
+    return [_with_usual(panel, runs) if panel.name == 'loss' else panel for panel in panels]
 
 
-def _spans(curves, factor, axis='y'):
+def _with_usual(panel, runs):
+    known = [curves.reference(runs[curve.run].settings) for curve in panel.curves]
+    known = {usual.origin: usual for usual in known if usual}
+    lines = [np.array([u.steps, u.losses], np.float64) for u in known.values() if u.steps]
+    return dataclasses.replace(
+        panel,
+        curves=panel.curves + [Curve(None, *xy, 'usual') for xy in lines],
+        levels=tuple(level for usual in known.values() for level in usual.levels),
+        caption=' '.join(f'Usual, dashed grey: {origin}.' for origin in known),
+    )
+
+
+def _spans(drawn, factor, axis='y'):
     """Whether values need a logarithm and have one; the FID of a set to itself may be -1e-6."""
-    values = [value for curve in curves for value in getattr(curve, axis)] or [1.0]
+    values = [value for curve in drawn for value in getattr(curve, axis)] or [1.0]
     return bool(min(values) > 0 and max(values) > factor * min(values))
 
 
@@ -111,14 +123,14 @@ def over_steps(runs: list[Run]) -> list[Panel]:
 
 
 def _over_steps(runs, name, pixels):
-    curves, levels, score = [], {}, SCORES[name]
+    drawn, levels, score = [], {}, SCORES[name]
     for i, run in enumerate(runs):
         for evaluations, kind in ((run.evaluations, 'line'), (run.measurements, 'measured')):
             kept = [e for e in evaluations if e.pixels == pixels and e.step and name in e.scores]
-            curves += _curves(i, kept, name, 'step', kind)
+            drawn += _curves(i, kept, name, 'step', kind)
             halves = [e.result.real_halves or {} for e in kept]
             levels |= {score.text(half[name]): half[name] for half in halves if name in half}
-    kinds = {curve.kind for curve in curves}
+    kinds = {curve.kind for curve in drawn}
     few = ' (FID of few images lies above that of many)' * (name == 'fid')
     sentences = {
         f'{"Less" if score.less else "More"} is better.': True,
@@ -132,9 +144,9 @@ def _over_steps(runs, name, pixels):
         f'{score.title}{" of pixels" * of_pixels} over training',
         STEPS,
         score.title,
-        curves,
+        drawn,
         levels=tuple(levels.values()),
-        log_y=score.less and min(levels.values(), default=1) > 0 and _spans(curves, 10),
+        log_y=score.less and min(levels.values(), default=1) > 0 and _spans(drawn, 10),
         caption=' '.join(sentence for sentence, holds in sentences.items() if holds),
     )
 
@@ -153,7 +165,7 @@ def against_cost(runs: list[Run]) -> list[Panel]:
 
 
 def _against_cost(by_run, score, attribute, size):
-    curves, fid = [], score == 'fid'
+    drawn, fid = [], score == 'fid'
     for run, evaluations in enumerate(by_run):
         groups = {}  # of the same weights, joined by a line; those of unknown weights stand alone
         for number, e in enumerate(evaluations):
@@ -162,8 +174,9 @@ def _against_cost(by_run, score, attribute, size):
             groups.setdefault(key, []).append(e)
         for group in groups.values():
             kind = 'joined' if len(group) > 1 else 'measured'
-            curves += _curves(run, group, score, attribute, kind)
+            drawn += _curves(run, group, score, attribute, kind)
     paper = published_curves(attribute, size) if fid and size is not None else []
+    drawn += paper
     title, label, caption, origins = _COSTS[attribute]
     if paper:
         caption += (
@@ -176,9 +189,9 @@ def _against_cost(by_run, score, attribute, size):
         f'{SCORES[score].title} against {title}{f" at {size} pixels" if size and fid else ""}',
         label,
         SCORES[score].title,
-        curves + paper,
-        log_x=_spans(curves + paper, 1 if paper else 3, 'x'),
-        log_y=bool(paper) and _spans(curves + paper, 1),
+        drawn,
+        log_x=_spans(drawn, 1 if paper else 3, 'x'),
+        log_y=bool(paper) and _spans(drawn, 1),
         caption=caption,
     )
 

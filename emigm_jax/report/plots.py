@@ -24,10 +24,12 @@ BACKGROUND, INK, MUTED, FAINT = '#ffffff', '#1d2129', '#68707d', '#e7e9ee'
 # A colour per run; after the last one they begin anew, with other dashes.
 COLOURS = '#1668b5', '#c8501a', '#11805a', '#9c3587', '#836a00', '#5a50c9', '#b02a3c', '#3b7483'
 DASHES = ('-', (0, (5, 1.6)), (0, (1.2, 1.4)), (0, (6, 1.6, 1.2, 1.6)))
+_DASHED = (0, (4, 3))
 _EDGE = dict(markeredgewidth=0.8, markeredgecolor=BACKGROUND)
 _DIAMONDS = dict(marker='D', markersize=6.5, linewidth=1.2, zorder=4, **_EDGE)
 KINDS = {
     'line': dict(linewidth=1.7, markersize=3.2),
+    'usual': dict(linewidth=1.2, linestyle=_DASHED, zorder=1),
     'measured': dict(_DIAMONDS, linestyle='none'),
     'joined': _DIAMONDS,
     'ours': dict(marker='o', markersize=5, linewidth=0.6, zorder=2.5),
@@ -80,7 +82,7 @@ def figure(panel: Panel, names: list[str]) -> figures.Figure:
     for curve in panel.curves:
         _draw(axes, curve)
     for y in panel.levels:
-        axes.axhline(y, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+        axes.axhline(y, color=MUTED, linewidth=1, linestyle=_DASHED, zorder=1)
     if len(_runs(panel)) > 1:
         _legend(drawing, panel, names)
     _name_points(drawing, axes, panel)
@@ -121,12 +123,11 @@ def stroke(run: int | None) -> dict[str, Any]:
 def _legend(drawing, panel, names):
     runs = _runs(panel)
     handles = [lines.Line2D([], [], linewidth=2.2, **stroke(run)) for run in runs]
-    style = dict(frameon=False, fontsize=8.5, handlelength=1.6, columnspacing=1.4)
-    place = dict(loc='outside lower left', ncols=_columns(panel, names))
-    legend = drawing.legend(handles, [' '] * len(runs), labelspacing=0.35, **place, **style)
-    # Set afterwards: matplotlib would leave out names that begin with an underscore.
-    for text, run in zip(legend.get_texts(), runs, strict=True):
-        text.set_text(shortened(names[run]))
+    labels = [shortened(names[run]) for run in runs]
+    style = dict(
+        frameon=False, fontsize=8.5, handlelength=1.6, columnspacing=1.4, labelspacing=0.35
+    )
+    drawing.legend(handles, labels, loc='outside lower left', ncols=_columns(panel, names), **style)
 
 
 def _scale(axes, panel):
@@ -142,20 +143,12 @@ def _scale(axes, panel):
         axis = getattr(axes, f'{name}axis')
         axis.set_major_locator(ticker.LogLocator(subs=ticks))
         axis.set_minor_locator(ticker.NullLocator())
-        axis.set_major_formatter(ticker.FuncFormatter(tick))
+        axis.set_major_formatter('{x:g}')
     if panel.from_zero and min(values['y']) >= 0:
         axes.set_ylim(0, max(values['y']) * 1.06 or 1)
     if panel.x == STEPS:
         axes.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
-        axes.xaxis.set_major_formatter(ticker.FuncFormatter(tick))
-
-
-def tick(value: float, position: int | None = None) -> str:
-    """A number on an axis (at any position): 250k, 1.5M, 0.002, 3e-05."""
-    for least, unit, letter in ((1e9, 1e9, 'G'), (1e6, 1e6, 'M'), (1e4, 1e3, 'k')):
-        if abs(value) >= least:
-            return f'{value / unit:g}{letter}'
-    return f'{value:.6g}'.replace('-', '\N{MINUS SIGN}')
+        axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=''))
 
 
 def _draw(axes, curve):

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from emigm_jax.cli import main
-from emigm_jax.config import published
+from emigm_jax.config import curves, nested, published
+from emigm_jax.config.load import load_config
 from emigm_jax.errors import UserError
 from emigm_jax.evaluation.score_table import SCORES
 from emigm_jax.io.paths import absolute
@@ -22,6 +23,12 @@ from emigm_jax.report import gather, page, panels, plots, tables, write
 from support import synthetic_runs as synthetic
 
 AWKWARD = '$_x<td><script>alert(1)<script>"&amp;\''  # of a folder
+
+
+def config_of(name):
+    """config.json of a run of a shipped config of digits."""
+    config = nested.as_dict(load_config(name))
+    return {**config, 'model': {**config['model'], 'grid': 2, 'channels': 16, 'classes': 10}}
 
 
 def only(paths):
@@ -260,7 +267,9 @@ def test_curves_of_training(tmp_path):
     found = by_name(panels.training(runs))
     assert list(found) == list(panels.TRAINING)
     loss = axes_of(found['loss'], ['a', 'b'])
-    (line,) = loss.lines  # b never had a finite loss
+    (line,) = [
+        line for line in loss.lines if len(line.get_xdata()) == 3
+    ]  # b never had a finite one
     np.testing.assert_allclose(line.get_xydata(), np.stack(runs[0].column('loss'), 1))
     assert line.get_color() == plots.COLOURS[0]
     rate = axes_of(found['learning_rate'], ['a', 'b'])
@@ -268,6 +277,22 @@ def test_curves_of_training(tmp_path):
     np.testing.assert_array_equal(data(rate)[1], [[500, 2e-4], [1000, 4e-4]])
     assert rate.get_ylim()[0] == 0
     assert (rate.get_xlabel(), rate.get_ylabel()) == ('training step', 'learning rate')
+
+
+def test_the_loss_is_set_beside_what_is_usual(tmp_path):
+    digits, other = (config_of(name) for name in ('digits', 'digits:best'))
+    for name, config in (('a', digits), ('b', other), ('c', synthetic.IMAGENET)):
+        synthetic.workdir(tmp_path / name, config=config)
+    a, b, c = gather.gather([tmp_path])
+    known = curves.reference(a.settings)
+    loss = by_name(panels.training([a, b]))['loss']
+    drawn = [xy for xy in data(axes_of(loss, ['a', 'b'])) if len(xy) == len(known.steps)]
+    np.testing.assert_allclose(drawn[0], np.stack([known.steps, known.losses], 1))
+    assert loss.caption == f'Usual, dashed grey: {known.origin}.'
+    assert by_name(panels.training([b]))['loss'].caption == ''
+    published_ones = by_name(panels.training([c, c]))['loss']
+    assert published_ones.levels == (1.74, 0.25) and 'LTH14/mar#20' in published_ones.caption
+    assert not by_name(panels.training([a]))['mse'].caption
 
 
 def test_scales_of_curves(tmp_path):
