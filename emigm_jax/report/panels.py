@@ -88,7 +88,7 @@ def _with_usual(panel, runs):
     lines = [np.array([u.steps, u.losses], np.float64) for u in known.values() if u.steps]
     return dataclasses.replace(
         panel,
-        curves=panel.curves + [Curve(None, *xy, 'usual') for xy in lines],
+        curves=panel.curves + [Curve(None, x, y, 'usual') for x, y in lines],
         levels=tuple(level for usual in known.values() for level in usual.levels),
         caption=' '.join(f'Usual, dashed grey: {origin}.' for origin in known),
     )
@@ -178,7 +178,7 @@ def _against_cost(by_run, score, attribute, size):
     paper = published_curves(attribute, size) if fid and size is not None else []
     drawn += paper
     title, label, caption, origins = _COSTS[attribute]
-    if paper:
+    if paper and size is not None:
         caption += (
             f' Grey: as arXiv 2503.07197, {origins[size]}, gives them; crosses: other methods.'
         )
@@ -201,11 +201,9 @@ def published_curves(attribute: str, size: int) -> list[Curve]:
     rows = [(row.name, row.seconds, row.fid) for row in published.SPEEDS.get(size, ())]
     if attribute == 'nfe':
         rows = [(row[0], published.evaluations(row[2]), row[3]) for row in published.table(size)]
+    kind = lambda name: 'ours' if name.startswith(('eMIGM', 'MAR')) else 'other'
     models = {}
     for name, *point in rows:
         models.setdefault(name, []).append(point)
-    kind = lambda name: 'ours' if name.startswith(('eMIGM', 'MAR')) else 'other'
-    return [
-        Curve(None, *np.array(points, np.float64).T, kind(name), name=name)
-        for name, points in models.items()
-    ]
+    points = {name: np.array(several, np.float64) for name, several in models.items()}
+    return [Curve(None, xy[:, 0], xy[:, 1], kind(name), name=name) for name, xy in points.items()]

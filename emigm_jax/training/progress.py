@@ -17,8 +17,15 @@ class Progress:
 
     def __init__(self, start: int, total: int):
         looked_at = sys.stdout.isatty() and sys.stderr.isatty()
-        options = dict(initial=start, unit=' steps', dynamic_ncols=True, bar_format=_BAR)
-        self._bar = tqdm.tqdm(total=total, disable=not looked_at, leave=False, **options)
+        self._bar = tqdm.tqdm(
+            total=total,
+            initial=start,
+            unit=' steps',
+            bar_format=_BAR,
+            dynamic_ncols=True,
+            disable=not looked_at,
+            leave=False,
+        )
         self._total = total
 
     def tick(self, step: int) -> None:

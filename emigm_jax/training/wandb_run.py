@@ -31,7 +31,7 @@ class WandbRun:
         config: Mapping[str, Any],
     ):
         try:
-            import wandb
+            import wandb  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise UserError("training.wandb needs wandb: pip install 'emigm_jax[wandb]'") from error
         folder, (entity, _, name) = paths.absolute(workdir), project.rpartition('/')

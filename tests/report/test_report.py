@@ -567,7 +567,7 @@ def test_the_page_is_one_file_and_escapes_names(report):
     assert 'content: attr(data-head)' in outside
 
 
-def test_an_earlier_report_is_replaced_as_a_whole(report, tmp_path, capsys):
+def test_an_earlier_report_is_replaced_as_a_whole(report, tmp_path, capsys, undrawn):
     out = tmp_path / 'out'
     run = synthetic.workdir(tmp_path / 'a', steps=[1, 2])
     out.mkdir()
@@ -620,7 +620,7 @@ def test_one_measurement_with_an_error_bar_is_drawn_without_a_warning(tmp_path):
         assert plots.png(panel, ['a'])
 
 
-def test_refusals(tmp_path, capsys, monkeypatch):
+def test_refusals(tmp_path, capsys, monkeypatch, undrawn):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'empty').mkdir()
     (tmp_path / 'begun').mkdir()
