@@ -48,9 +48,12 @@ def overview(runs: list[Run]) -> Table:
     """One row per run: how far it is, its loss and speed, its best scores."""
     columns: Columns = {
         'steps': (_progress, False),
-        'last loss': (lambda run: _last(run, 'loss', '.4f'), True),
-        'images/s (median)': (_speed, True),
-        'time': (_time, True),
+        'last loss': (lambda run: _of(run, 'loss', lambda loss: f'{loss[-1]:.4f}'), True),
+        'images/s (median)': (
+            lambda run: _of(run, 'images_per_second', lambda rate: f'{np.median(rate):,.4g}'),
+            True,
+        ),
+        'time': (lambda run: _of(run, 'elapsed_seconds', _time), True),
         **{
             f'best {head(name)}': (lambda run, name=name: _best(run, name), True)
             for name in ('fid', 'frechet_distance')
@@ -90,22 +93,16 @@ def _progress(run):
     return f'{run.step:,}{goes_on}'
 
 
-def _last(run, name, form):
+def _of(run, name, text):
+    """What `text` makes of the values of a training metric, '' if there are none."""
     values = run.column(name)[1]
-    return f'{values[-1]:{form}}' if len(values) else ''
+    return text(values) if len(values) else ''
 
 
-def _speed(run):
-    speed = run.column('images_per_second')[1]
-    return f'{np.median(speed):,.4g}' if len(speed) else ''
-
-
-def _time(run):
+def _time(seconds):
     """Of all processes that trained it one after the other: each counts its seconds from 0."""
-    seconds = run.column('elapsed_seconds')[1]
-    ends = seconds[np.append(np.diff(seconds) < 0, True)] if len(seconds) else seconds
-    minutes = round(ends.sum() / 60)
-    return f'{minutes // 60}:{minutes % 60:02} h' if len(seconds) else ''
+    minutes = round(seconds[np.append(np.diff(seconds) < 0, True)].sum() / 60)
+    return f'{minutes // 60}:{minutes % 60:02} h'
 
 
 _FACTS: Columns = {

@@ -21,8 +21,8 @@ from emigm_jax.errors import Damaged, UserError
 from emigm_jax.io import access, files, paths, png
 from emigm_jax.models.emigm import ModelConfig
 from emigm_jax.nn.functional import Functional, Params, parameter_count
+from emigm_jax.parallel import agreement, preemption, processes, sharding
 from emigm_jax.parallel import batches as spread
-from emigm_jax.parallel import preemption, processes, sharding
 from emigm_jax.sampling.sampler import Sampler
 from emigm_jax.training import about, program
 from emigm_jax.training.metrics import Metrics
@@ -87,8 +87,9 @@ def train(
     start = int(current['step'])
 
     due = lambda name, at: steps(name) and at % steps(name) == 0
-    identity = about.write(folder, start, parameters, contents, mesh) if first else ''
-    metrics, before = Metrics(folder, start, total, first, config, identity), None
+    identity = lambda: about.write(folder, start, parameters, contents, mesh) if first else ''
+    metrics = agreement.agreed(lambda: Metrics(folder, start, total, first, config, identity()))
+    before = None
     if start < total:
         say('compiling the train step')
     batches = pipeline.Timed(pipeline.batches(data, batch_size, config.seed, start, total, mesh))
