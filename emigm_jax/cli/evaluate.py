@@ -196,7 +196,7 @@ def _print(result, paper):
         if name in result.scores:
             theirs = [getattr(row, name, None) for row in paper.values()]
             beside = ''.join(f'{"-" if value is None else value:>16}' for value in theirs)
-            print(f'{score.title:28}{result.scores[name]:12.{score.digits}f}{beside}')
+            print(f'{score.title:28}{score.text(result.scores[name]):>12}{beside}')
     for name, reason in result.missing.items():
         print(f'{name}: not computed, {reason}')
     reference, settings = result.reference, result.settings
@@ -216,7 +216,7 @@ def _print_digits(result):
     print(f'{"":26} {"generated":>10} {"real halves":>12}')
     for name, score in SCORES.items():
         if name in result.scores:  # of so few images that three digits are enough
-            values = f'{result.scores[name]:10.3f} {result.real_halves[name]:12.3f}'
+            values = f'{result.scores[name]:z10.3f} {result.real_halves[name]:z12.3f}'
             print(f'{score.title:26} {values}')
     settings = result.settings
     print(

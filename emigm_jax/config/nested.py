@@ -94,6 +94,7 @@ _FREE = (
     'training.keep',
     'training.checkpoint_every',
     'training.sample_images',
+    'training.wandb',
     'sampling.',
     'evaluation.',
     'mesh.',

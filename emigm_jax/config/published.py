@@ -3,7 +3,7 @@
 Scores: Tables 2, 3 and 8; MAR: its own figures there. Speeds: Table 10, and section 5 on Figure 4c.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Published(NamedTuple):
@@ -150,3 +150,19 @@ def evaluations(nfe: str) -> float:
 def rows(method: str, image_size: int, size: str) -> dict[str, Published]:
     """The rows of a model by preset, {} if the paper has none."""
     return {key[3]: row for key, row in ROWS.items() if key[:3] == (method, image_size, size)}
+
+
+def table(image_size: int) -> list[tuple[Any, ...]]:
+    """What the paper's tables have at an image size, our methods first; None where they have none.
+
+    Returns:
+      [(model, millions of parameters, NFE label, FID, sFID, Inception Score, precision, recall)].
+    """
+    titles = {'emigm': 'eMIGM', 'mar': 'MAR'}
+    ours = [
+        (f'{titles[method]}-{size.upper()}', PARAMETERS[method, pixels, size], *row)
+        for (method, pixels, size, _), row in ROWS.items()
+        if pixels == image_size
+    ]
+    others = OTHERS.get(image_size, ())
+    return ours + [(row.name, row.parameters, row.nfe, row.fid, *[None] * 4) for row in others]

@@ -131,6 +131,9 @@ class TrainingConfig:
         '0 steps', 'checkpoints kept for good; 0 steps: none but the newest and the best'
     )
     sample_images: int = setting(40, 'images in a grid', low=1)
+    wandb: str = setting(
+        '', "Weights & Biases beside the files: PROJECT or ENTITY/PROJECT; '': without"
+    )
 
     def __post_init__(self):
         validate(self, 'training')

@@ -7,6 +7,7 @@ from emigm_jax.errors import UserError
 from emigm_jax.evaluation.score_table import SCORES
 
 _COMMON = ('images', 'seconds_per_image')
+_GROUPS = ('settings', 'missing', 'reference', 'real_halves')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +40,20 @@ class Result:
         """
         if lacking := [name for name in _COMMON if name not in value]:
             raise UserError(f'is no result of an evaluation: it lacks {", ".join(lacking)}')
+        for name, part in value.items():
+            if not _fits(name, part):
+                raise UserError(f'is no result of an evaluation: its {name} is {part!r}')
         fields = {field.name for field in dataclasses.fields(cls)} - {'scores'}
         named = {name: part for name, part in value.items() if name in fields}
         rest = {k: v for k, v in value.items() if k not in fields and k not in SCORES}
         scores = {name: value[name] for name in SCORES if name in value}
         return cls(scores, **{'settings': rest, **named})
+
+
+def _fits(name, part):
+    """Whether a part of a result is of its kind."""
+    if name in SCORES or name == 'images':
+        return type(part) in (int, float)
+    if name == 'seconds_per_image':
+        return part is None or type(part) in (int, float)
+    return name not in _GROUPS or part is None or isinstance(part, dict)

@@ -1,27 +1,30 @@
-"""Finds the runs in folders, local or gs://: workdirs of training and results of evaluation."""
+"""Finds and reads the runs in folders, local or gs://: workdirs, and results of evaluation."""
 
 import dataclasses
 import io
+import math
 import os
 import pathlib
 import re
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
 
 from emigm_jax.errors import UserError
+from emigm_jax.evaluation.result import Result
+from emigm_jax.evaluation.score_table import SCORES
 from emigm_jax.io import files
 from emigm_jax.io.paths import absolute
-from emigm_jax.report import parse
-from emigm_jax.report.runs import Grid, Run
+from emigm_jax.report.runs import Evaluation, Grid, Run, evaluation, flat, image_size
+from emigm_jax.training import records
 
-METRICS, CONFIG, SAMPLES, RESULT = 'metrics.jsonl', 'config.json', 'samples', 'result.json'
+CONFIG, ABOUT, SAMPLES, RESULT = 'config.json', 'about.json', 'samples', 'result.json'
 _T = TypeVar('_T')
 CHOSEN = 6  # grids of samples that a run shows
 _EXPECTED = (
-    f'a run is a workdir of `emigm train` ({CONFIG}, {METRICS}), a folder or .json file '
+    f'a run is a workdir of `emigm train` ({CONFIG}, {records.FILE}), a folder or .json file '
     'of `emigm evaluate`, or a folder of such folders'
 )
 
@@ -51,20 +54,15 @@ def _runs(path, place):
     if not place.exists():
         raise UserError(f'{path}: no such file or folder; {_EXPECTED}')
     if not place.is_dir():
-        measured = _evaluation(place)
-        if measured is None:
+        if (measured := _evaluation(place)) is None:
             raise UserError(f'{place}: holds no scores; {_EXPECTED}')
-        origin = place.parent if place.name == RESULT else place
-        return [_evaluated(origin, [measured], [])]
-    run = _run(place)
-    if run is not None:
+        return [_evaluated(place.parent if place.name == RESULT else place, [measured], [])]
+    if run := _run(place):
         return [run]
-    runs = [_run(child) for child in _children(place) if child.is_dir()]
-    runs = [run for run in runs if run is not None]
+    runs = [run for child in _children(place) if child.is_dir() and (run := _run(child))]
     if not runs:
-        hint = ''
-        if (place / 'settings.json').exists():
-            hint = f' (its evaluation has no {RESULT} yet: the same command goes on with it)'
+        hint = f' (its evaluation has no {RESULT} yet: the same command goes on with it)'
+        hint *= (place / 'settings.json').exists()
         raise UserError(f'{path}: holds no run{hint}; {_EXPECTED}')
     return [run for run in runs if run.trained] + _joined(place, runs)
 
@@ -73,23 +71,21 @@ def _run(folder):
     """The run in one folder, or None."""
     config = files.read_json(folder / CONFIG) or {}
     config = config if {'model', 'training'} <= config.keys() else {}  # or of something else
-    if not config and not (folder / METRICS).exists():
+    if not config and not (folder / records.FILE).exists():
         measured, notes = _measurements([folder])
         return _evaluated(folder, measured, notes) if measured else None
-    text = (folder / METRICS).read_bytes() if (folder / METRICS).exists() else b''
-    lines, evaluations, notes = parse.metrics(text.decode('utf-8', 'replace'))
-    if not lines and not notes:
-        notes = ['no line of training metrics yet']
     results = [child for child in _children(folder) if (child / RESULT).exists()]
     measured, left_out = _measurements([folder, *results])
+    lines, evaluations, notes = training(records.text(folder))
     grids, count, unreadable = _grids(folder / SAMPLES)
-    settings = parse.flat(config)
-    size = parse.image_size(settings)
-    sized = lambda e: dataclasses.replace(e, image_size=size or e.image_size)
+    settings = flat(config)
+    size = image_size(settings)
+    sized = lambda e: e._replace(image_size=size or e.image_size)
     return Run(
         folder.name,
         str(folder),
         settings=settings,
+        about=files.read_json(folder / ABOUT) or {},
         lines=tuple(lines),
         evaluations=tuple(map(sized, evaluations)),
         measurements=tuple(map(sized, measured)),
@@ -99,33 +95,67 @@ def _run(folder):
     )
 
 
+def training(text: str) -> tuple[list[dict[str, Any]], list[Evaluation], list[str]]:
+    """(lines of training, evaluations, notes) of metrics.jsonl; of lines of a step the last counts.
+
+    Args:
+      text: of the file, perhaps of a run that goes on, or was killed while it wrote.
+    """
+    parsed, broken, torn = records.parse(text)
+    lines, evaluations, unbounded = {}, {}, {}
+    for values in parsed:
+        step = values['step']
+        if 'loss' in values:
+            lines[step] = values
+        if scores := {name: values[name] for name in SCORES if name in values}:
+            evaluations[step] = evaluation(Result(scores, 0, settings={'step': step}))
+        for name in (name for name, value in values.items() if not math.isfinite(value)):
+            unbounded.setdefault(name, set()).add(step)
+    notes = [f'the last line of {records.FILE} is cut off and left out'] * torn
+    if broken:
+        nouns, verb = ('line', 'is') if broken == 1 else ('lines', 'are')
+        notes.append(f'{broken} {nouns} of {records.FILE} cannot be read and {verb} left out')
+    for name, steps in unbounded.items():
+        times = 'once' if len(steps) == 1 else f'{len(steps)} times, first'
+        notes.append(f'{name} is not finite {times} at step {min(steps):,}')
+    by_step = lambda items: [items[step] for step in sorted(items)]
+    if not lines and not notes:
+        notes = ['no line of training metrics yet']
+    return by_step(lines), by_step(evaluations), notes
+
+
 def _evaluated(folder, measured, notes):
     return Run(folder.name, str(folder), False, measurements=tuple(measured), notes=tuple(notes))
 
 
 def _measurements(folders):
     """([Evaluation], notes) of the result files in folders."""
-    measured, notes = {}, []
+    measured, notes = [], []
     for path in (path for folder in folders for path in _children(folder)):
-        if path.suffix != '.json' or path.name in (CONFIG, 'settings.json'):
+        if path.suffix != '.json' or path.name in (CONFIG, ABOUT, 'settings.json'):
             continue
         try:
-            evaluation = _evaluation(path)
+            found = _evaluation(path)
         except UserError as error:
             if path.name == RESULT:
                 raise
             notes.append(f'left out: {error}')  # it may be anything
             continue
-        if evaluation is not None:
-            # Each once: --json writes what is in result.json as well.
-            measured.setdefault(str(dataclasses.replace(evaluation, name='')), evaluation)
-    return list(measured.values()), notes
+        # Each once: --json writes what is in result.json as well.
+        if found and all(found.result != other.result for other in measured):
+            measured.append(found)
+    return measured, notes
 
 
 def _evaluation(path):
     """What a file says, or None. It is called as the file, result.json as its folder."""
+    value = files.read_json(path) or {}
+    try:
+        result = Result.from_json(value)
+    except UserError:
+        return None  # of something else
     name = path.parent.name if path.name == RESULT else path.stem
-    return parse.evaluation(files.read_json(path) or {}, name)
+    return evaluation(result, name) if result.scores or result.missing else None
 
 
 def _joined(folder, runs):
@@ -133,12 +163,14 @@ def _joined(folder, runs):
     models = {}
     for run in runs:
         if not run.trained:
-            models.setdefault(run.measurements[0].content or run.path, []).append(run)
+            content = run.measurements[0].result.settings.get('content')
+            models.setdefault(content or run.path, []).append(run)
     joined = []
     for same in models.values():
         path = folder if len(models) == 1 and len(same) > 1 else same[0].path
-        measured = [e for run in same for e in run.measurements]
-        notes = [note for run in same for note in run.notes]
+        measured, notes = (
+            sum((getattr(r, k) for r in same), ()) for k in ('measurements', 'notes')
+        )
         joined.append(_evaluated(absolute(path), measured, notes))
     return joined
 

@@ -50,27 +50,24 @@ def build(
       (HTML text, {file name: PNG} of the pictures to be written beside it).
     """
     names = [run.name for run in runs]
-    scores, training = panels.over_steps(runs) + panels.against_cost(runs), panels.training(runs)
+    over_steps, training = panels.over_steps(runs), panels.training(runs)
+    scores = over_steps + panels.against_cost(runs)
     figures = [_figure(panel, names) for panel in progress(scores + training)]
     samples = [[_sample(i, run, grid) for grid in run.grids] for i, run in enumerate(runs)]
     files = {picture.file: picture.content for picture in sum(samples, figures)}
-    evaluations = [e for run in runs for e in run.evaluations + run.measurements]
-    sizes = {e.image_size for e in evaluations if 'fid' in e.scores}
+    sizes = {e.image_size for run in runs for e in run.scored if 'fid' in e.scores}
     text = _template().render(
         title=f'Report of {names[0]}' if len(names) == 1 else f'Report of {len(names)} runs',
         date=date,
         meta=(write.FILES, ' '.join(sorted(files))),
         colours=plots.COLOURS,
         runs=runs,
-        absent=panels.absent(runs),
+        over_steps=over_steps,
         score_figures=figures[: len(scores)],
         training_figures=figures[len(scores) :],
         samples=samples,
-        overview=tables.overview(runs),
-        scores=tables.scores(runs),
-        not_computed=tables.not_computed(runs),
-        settings=tables.settings(runs),
-        published={size: tables.paper(size) for size in sorted(published.OTHERS) if size in sizes},
+        tables=tables,
+        published=[size for size in sorted(published.OTHERS) if size in sizes],
     )
     return text, files
 
@@ -91,28 +88,23 @@ def _template():
 def _figure(panel, names):
     content, (width, height) = plots.png(panel, names), plots.size(panel, names)
     shown = ', '.join(dict.fromkeys(names[c.run] for c in panel.curves if c.run is not None))
-    return Picture(
-        file=f'{panel.name}.png',
-        content=content,
-        alt=f'{panel.title}: {shown}',
-        caption=panel.caption,
-        size=(round(96 * width), round(96 * height)),
-        source=f'data:image/png;base64,{base64.b64encode(content).decode()}',
-    )
+    size, alt = (round(96 * width), round(96 * height)), f'{panel.title}: {shown}'
+    source = _source(content, 'png')
+    return Picture(f'{panel.name}.png', content, alt, panel.caption, size, source)
 
 
 def _sample(index, run, grid):
     """A grid of samples, of which the newest one of a run is large."""
     content, kind, size = small(grid.content, LARGEST if grid is run.grids[-1] else EARLIER)
     slug = re.sub(r'[^A-Za-z0-9.-]', '_', run.name)[:24]
-    return Picture(
-        file=f'samples_{index + 1}_{slug}_{grid.step:08}.png',
-        content=grid.content,
-        alt=f'Samples of {run.name} at step {grid.step}',
-        caption=f'Step {grid.step:,}{", reduced" if kind == "jpeg" else ""}',
-        size=size,
-        source=f'data:image/{kind};base64,{base64.b64encode(content).decode()}',
-    )
+    file = f'samples_{index + 1}_{slug}_{grid.step:08}.png'
+    alt = f'Samples of {run.name} at step {grid.step}'
+    caption = f'Step {grid.step:,}{", reduced" if kind == "jpeg" else ""}'
+    return Picture(file, grid.content, alt, caption, size, _source(content, kind))
+
+
+def _source(content, kind):
+    return f'data:image/{kind};base64,{base64.b64encode(content).decode()}'
 
 
 def small(content: bytes, side: int) -> tuple[bytes, str, tuple[int, int]]:

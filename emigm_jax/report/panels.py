@@ -1,15 +1,16 @@
 """Which pictures a report has and what is in them, as data; `plots` draws them.
 
-A panel exists only where there is something to see. Where a part has none, a sentence says why.
+A panel exists only where there is something to see.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from emigm_jax.config import published
-from emigm_jax.report.runs import SCORES, Run
+from emigm_jax.config import curves, published
+from emigm_jax.evaluation.score_table import SCORES
+from emigm_jax.report.runs import Run
 
 
 class Curve(NamedTuple):
@@ -70,22 +71,32 @@ _COSTS = {
 
 
 def training(runs: list[Run]) -> list[Panel]:
-    """Panels of the curves of training."""
+    """Panels of the curves of training; beside the loss what is usual for a recipe."""
     panels = []
     for name, (title, label, log, from_zero) in TRAINING.items():
-        curves = [Curve(i, *run.column(name)) for i, run in enumerate(runs)]
-        curves = [curve for curve in curves if len(curve.x)]
-        log_y = log and _spans(curves, 10)
-        if curves:
-            panels.append(
-                Panel(name, title, STEPS, label, curves, log_y=log_y, from_zero=from_zero)
-            )
-    return panels
+        found = [Curve(i, *run.column(name)) for i, run in enumerate(runs)]
+        found = [curve for curve in found if len(curve.x)]
+        log_y = log and _spans(found, 10)
+        panel = Panel(name, title, STEPS, label, found, log_y=log_y, from_zero=from_zero)
+        panels += [panel] * bool(found)
+    return [_with_usual(panel, runs) if panel.name == 'loss' else panel for panel in panels]
 
 
-def _spans(curves, factor, axis='y'):
+def _with_usual(panel, runs):
+    known = [curves.reference(runs[curve.run].settings) for curve in panel.curves]
+    known = {usual.origin: usual for usual in known if usual}
+    lines = [np.array([u.steps, u.losses], np.float64) for u in known.values() if u.steps]
+    return dataclasses.replace(
+        panel,
+        curves=panel.curves + [Curve(None, x, y, 'usual') for x, y in lines],
+        levels=tuple(level for usual in known.values() for level in usual.levels),
+        caption=' '.join(f'Usual, dashed grey: {origin}.' for origin in known),
+    )
+
+
+def _spans(drawn, factor, axis='y'):
     """Whether values need a logarithm and have one; the FID of a set to itself may be -1e-6."""
-    values = [value for curve in curves for value in getattr(curve, axis)] or [1.0]
+    values = [value for curve in drawn for value in getattr(curve, axis)] or [1.0]
     return bool(min(values) > 0 and max(values) > factor * min(values))
 
 
@@ -106,63 +117,66 @@ def _curves(run, evaluations, name, attribute, kind):
 
 def over_steps(runs: list[Run]) -> list[Panel]:
     """Panels of scores over training steps: in training, and diamonds of `emigm evaluate`."""
-    panels = [_over_steps(runs, name, pixels) for name in SCORES for pixels in (False, True)]
+    names = [name for name, score in SCORES.items() if not score.of]
+    panels = [_over_steps(runs, name, pixels) for name in names for pixels in (False, True)]
     return [panel for panel in panels if _has_a_course(panel)]
 
 
 def _over_steps(runs, name, pixels):
-    curves, levels, score = [], {}, SCORES[name]
+    drawn, levels, score = [], {}, SCORES[name]
     for i, run in enumerate(runs):
         for evaluations, kind in ((run.evaluations, 'line'), (run.measurements, 'measured')):
             kept = [e for e in evaluations if e.pixels == pixels and e.step and name in e.scores]
-            curves += _curves(i, kept, name, 'step', kind)
-            levels |= {f'{e.real[name]:.6g}': e.real[name] for e in kept if name in e.real}
+            drawn += _curves(i, kept, name, 'step', kind)
+            halves = [e.result.real_halves or {} for e in kept]
+            levels |= {score.text(half[name]): half[name] for half in halves if name in half}
+    kinds = {curve.kind for curve in drawn}
     few = ' (FID of few images lies above that of many)' * (name == 'fid')
-    kinds = {curve.kind for curve in curves}
-    sentences = (
-        (True, f'{"Less" if score.less else "More"} is better.'),
-        ('line' in kinds, f'Lines: while training{few}.'),
-        ('measured' in kinds, 'Diamonds: emigm evaluate.'),
-        (levels, 'Dashed: one half of the real images against the other.'),
-    )
+    sentences = {
+        f'{"Less" if score.less else "More"} is better.': True,
+        f'Lines: while training{few}.': 'line' in kinds,
+        'Diamonds: emigm evaluate.': 'measured' in kinds,
+        'Dashed: one half of the real images against the other.': levels,
+    }
     of_pixels = pixels and name != 'frechet_distance'
     return Panel(
         f'{name}{"_of_pixels" * of_pixels}_over_steps',
         f'{score.title}{" of pixels" * of_pixels} over training',
         STEPS,
-        score.label,
-        curves,
+        score.title,
+        drawn,
         levels=tuple(levels.values()),
-        log_y=score.less and min(levels.values(), default=1) > 0 and _spans(curves, 10),
-        caption=' '.join(sentence for holds, sentence in sentences if holds),
+        log_y=score.less and min(levels.values(), default=1) > 0 and _spans(drawn, 10),
+        caption=' '.join(sentence for sentence, holds in sentences.items() if holds),
     )
 
 
 def against_cost(runs: list[Run]) -> list[Panel]:
-    """Panels of FID (of pixels: Fréchet distance) against NFE and against seconds per image."""
+    """Panels of FID (of pixels: Frechet distance) against NFE and against seconds per image."""
     panels = []
-    for score in ('fid', 'frechet_distance'):
-        for attribute in _COSTS:
-            shown = lambda e, has=(score, attribute): has[0] in e.scores and getattr(e, has[1])
-            by_run = [list(filter(shown, run.measurements)) for run in runs]
-            sizes = {e.image_size for own in by_run for e in own}
-            for size in sorted(sizes, key=lambda size: size or 0):
-                of_size = [[e for e in own if e.image_size == size] for own in by_run]
-                panels.append(_against_cost(of_size, score, attribute, size))
+    for score, attribute in ((s, a) for s in ('fid', 'frechet_distance') for a in _COSTS):
+        has = lambda e, score=score, name=attribute: score in e.scores and getattr(e, name)
+        by_run = [list(filter(has, run.measurements)) for run in runs]
+        sizes = {e.image_size for own in by_run for e in own}
+        for size in sorted(sizes, key=lambda size: size or 0):
+            of_size = [[e for e in own if e.image_size == size] for own in by_run]
+            panels.append(_against_cost(of_size, score, attribute, size))
     return [panel for panel in panels if any(c.name for c in panel.curves) or _has_a_course(panel)]
 
 
 def _against_cost(by_run, score, attribute, size):
-    curves, fid = [], score == 'fid'
+    drawn, fid = [], score == 'fid'
     for run, evaluations in enumerate(by_run):
         groups = {}  # of the same weights, joined by a line; those of unknown weights stand alone
         for number, e in enumerate(evaluations):
-            key = (e.content, e.weights, e.images, e.reference) if e.content else number
+            content, weights = map(e.result.settings.get, ('content', 'weights'))
+            key = (content, weights, e.result.images, e.against) if content else number
             groups.setdefault(key, []).append(e)
         for group in groups.values():
             kind = 'joined' if len(group) > 1 else 'measured'
-            curves += _curves(run, group, score, attribute, kind)
+            drawn += _curves(run, group, score, attribute, kind)
     paper = published_curves(attribute, size) if fid and size is not None else []
+    drawn += paper
     title, label, caption, origins = _COSTS[attribute]
     if paper and size is not None:
         caption += (
@@ -174,67 +188,22 @@ def _against_cost(by_run, score, attribute, size):
         f'{score}_against_{attribute}{f"_{size}" if size else ""}',
         f'{SCORES[score].title} against {title}{f" at {size} pixels" if size and fid else ""}',
         label,
-        SCORES[score].label,
-        curves + paper,
-        log_x=_spans(curves + paper, 1 if paper else 3, 'x'),
-        log_y=bool(paper) and _spans(curves + paper, 1),
+        SCORES[score].title,
+        drawn,
+        log_x=_spans(drawn, 1 if paper else 3, 'x'),
+        log_y=bool(paper) and _spans(drawn, 1),
         caption=caption,
     )
-
-
-def published_rows(size: int) -> list[tuple[Any, ...]]:
-    """What the paper's tables have at an image size, our methods first; None where they have none.
-
-    Returns:
-      [(model, millions of parameters, NFE label, FID, sFID, Inception Score, precision, recall)].
-    """
-    titles = {'emigm': 'eMIGM', 'mar': 'MAR'}
-    ours = [
-        (f'{titles[method]}-{name.upper()}', published.PARAMETERS[method, size, name], *row)
-        for (method, image_size, name, _), row in published.ROWS.items()
-        if image_size == size
-    ]
-    others = published.OTHERS.get(size, ())
-    return ours + [(row.name, row.parameters, row.nfe, row.fid, *[None] * 4) for row in others]
 
 
 def published_curves(attribute: str, size: int) -> list[Curve]:
     """The paper's FID against `attribute` ('nfe' or 'seconds') at an image size, by model."""
     rows = [(row.name, row.seconds, row.fid) for row in published.SPEEDS.get(size, ())]
     if attribute == 'nfe':
-        rows = [(row[0], published.evaluations(row[2]), row[3]) for row in published_rows(size)]
-    models = {}
-    for name, x, y in rows:
-        models.setdefault(name, []).append((x, y))
+        rows = [(row[0], published.evaluations(row[2]), row[3]) for row in published.table(size)]
     kind = lambda name: 'ours' if name.startswith(('eMIGM', 'MAR')) else 'other'
-    return [
-        Curve(None, xy[:, 0], xy[:, 1], kind(name), name=name)
-        for name, xy in ((name, np.array(points)) for name, points in models.items())
-    ]
-
-
-_ABSENT = {
-    'training': 'None of these runs has metrics of training.',
-    'samples': 'None of these runs has pictures in samples/.',
-    'scores': 'None of these runs has been evaluated. emigm evaluate --checkpoint WORKDIR measures '
-    'one; put its results (--out or --json) into the workdir, or name them here as well.',
-    'steps': 'No run has been evaluated at several steps, so no score over training steps.',
-    'fid': 'No FID has been computed, so there is nothing to set beside the paper.',
-    'cost': 'No FID of emigm evaluate is here, so no curve against NFE or seconds per image.',
-}
-
-
-def absent(runs: list[Run]) -> dict[str, str]:
-    """{part: sentence} of what a report of these runs cannot show, and why."""
-    measured = [e for run in runs for e in run.measurements]
-    evaluated = measured + [e for run in runs for e in run.evaluations]
-    fid, measured_fid = (any('fid' in e.scores for e in some) for some in (evaluated, measured))
-    holds = {
-        'training': not any(run.lines for run in runs),
-        'samples': not any(run.grids for run in runs),
-        'scores': not evaluated,
-        'steps': evaluated and not over_steps(runs),
-        'fid': evaluated and not fid,
-        'cost': fid and not measured_fid,
-    }
-    return {part: sentence for part, sentence in _ABSENT.items() if holds[part]}
+    models = {}
+    for name, *point in rows:
+        models.setdefault(name, []).append(point)
+    points = {name: np.array(several, np.float64) for name, several in models.items()}
+    return [Curve(None, xy[:, 0], xy[:, 1], kind(name), name=name) for name, xy in points.items()]

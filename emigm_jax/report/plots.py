@@ -24,10 +24,12 @@ BACKGROUND, INK, MUTED, FAINT = '#ffffff', '#1d2129', '#68707d', '#e7e9ee'
 # A colour per run; after the last one they begin anew, with other dashes.
 COLOURS = '#1668b5', '#c8501a', '#11805a', '#9c3587', '#836a00', '#5a50c9', '#b02a3c', '#3b7483'
 DASHES = ('-', (0, (5, 1.6)), (0, (1.2, 1.4)), (0, (6, 1.6, 1.2, 1.6)))
+_DASHED = (0, (4, 3))
 _EDGE = dict(markeredgewidth=0.8, markeredgecolor=BACKGROUND)
 _DIAMONDS = dict(marker='D', markersize=6.5, linewidth=1.2, zorder=4, **_EDGE)
 KINDS = {
     'line': dict(linewidth=1.7, markersize=3.2),
+    'usual': dict(linewidth=1.2, linestyle=_DASHED, zorder=1),
     'measured': dict(_DIAMONDS, linestyle='none'),
     'joined': _DIAMONDS,
     'ours': dict(marker='o', markersize=5, linewidth=0.6, zorder=2.5),
@@ -51,17 +53,9 @@ _SMOOTHED = 200  # points beyond which a line is drawn smoothed, over its own fa
 # Values in a decade that have a tick on a logarithmic axis, by the decades it spans at most
 _TICKS = {0.8: (1, 1.5, 2, 3, 4, 5, 7), 2.5: (1, 2, 5), 4: (1, 3), math.inf: (1,)}
 _ROOM = 3.5  # points between a name and what it must not cover
-# (dx, dy) in points of a name from its point, horizontal and vertical alignment, best first
-_PLACES = (
-    ((6, 0), 'left', 'center'),
-    ((-6, 0), 'right', 'center'),
-    ((0, 5), 'center', 'bottom'),
-    ((0, -5), 'center', 'top'),
-    ((5, 4), 'left', 'bottom'),
-    ((5, -4), 'left', 'top'),
-    ((-5, 4), 'right', 'bottom'),
-    ((-5, -4), 'right', 'top'),
-)
+# Where a name is put, in points from its point, best first
+_PLACES = (6, 0), (-6, 0), (0, 5), (0, -5), (5, 4), (5, -4), (-5, 4), (-5, -4)
+_ALIGNED = {1: ('left', 'bottom'), 0: ('center', 'center'), -1: ('right', 'top')}  # by its sign
 
 
 def png(panel: Panel, names: list[str]) -> bytes:
@@ -88,7 +82,7 @@ def figure(panel: Panel, names: list[str]) -> figures.Figure:
     for curve in panel.curves:
         _draw(axes, curve)
     for y in panel.levels:
-        axes.axhline(y, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+        axes.axhline(y, color=MUTED, linewidth=1, linestyle=_DASHED, zorder=1)
     if len(_runs(panel)) > 1:
         _legend(drawing, panel, names)
     _name_points(drawing, axes, panel)
@@ -129,46 +123,32 @@ def stroke(run: int | None) -> dict[str, Any]:
 def _legend(drawing, panel, names):
     runs = _runs(panel)
     handles = [lines.Line2D([], [], linewidth=2.2, **stroke(run)) for run in runs]
-    style = dict(frameon=False, fontsize=8.5, handlelength=1.6, columnspacing=1.4)
-    place = dict(loc='outside lower left', ncols=_columns(panel, names))
-    legend = drawing.legend(handles, [' '] * len(runs), labelspacing=0.35, **place, **style)
-    # Set afterwards: matplotlib would leave out names that begin with an underscore.
-    for text, run in zip(legend.get_texts(), runs, strict=True):
-        text.set_text(shortened(names[run]))
+    labels = [shortened(names[run]) for run in runs]
+    style = dict(
+        frameon=False, fontsize=8.5, handlelength=1.6, columnspacing=1.4, labelspacing=0.35
+    )
+    drawing.legend(handles, labels, loc='outside lower left', ncols=_columns(panel, names), **style)
 
 
 def _scale(axes, panel):
-    """Scales, limits and ticks, before anything is drawn.
-
-    Limits of logarithmic axes leave room around all values, and there are as many ticks as fit.
-    """
-    x = [x for curve in panel.curves for x in curve.x]
-    y = [y for curve in panel.curves for y in curve.y] + list(panel.levels)
-    for axis, values, log in (('x', x, panel.log_x), ('y', y, panel.log_y)):
-        if not log:
-            continue
-        low, high = min(values), max(values)
-        room = (high / low) ** 0.06 if high > low else 1.5
-        axes.set(**{f'{axis}scale': 'log', f'{axis}lim': (low / room, high * room)})
-        decades = math.log10(high / low * room**2)
+    """Scales and ticks, before anything is drawn: as many ticks as fit on logarithmic axes."""
+    values = {
+        'x': [x for curve in panel.curves for x in curve.x],
+        'y': [*(y for curve in panel.curves for y in curve.y), *panel.levels],
+    }
+    for name in ['x'] * panel.log_x + ['y'] * panel.log_y:
+        axes.set(**{f'{name}scale': 'log', f'{name}margin': 0.06})
+        decades = math.log10(max(values[name]) / min(values[name]))
         ticks = next(ticks for most, ticks in _TICKS.items() if decades < most)
-        axis = getattr(axes, f'{axis}axis')
+        axis = getattr(axes, f'{name}axis')
         axis.set_major_locator(ticker.LogLocator(subs=ticks))
         axis.set_minor_locator(ticker.NullLocator())
-        axis.set_major_formatter(ticker.FuncFormatter(tick))
-    if panel.from_zero and min(y) >= 0:
-        axes.set_ylim(0, max(y) * 1.06 or 1)
+        axis.set_major_formatter('{x:g}')
+    if panel.from_zero and min(values['y']) >= 0:
+        axes.set_ylim(0, max(values['y']) * 1.06 or 1)
     if panel.x == STEPS:
         axes.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
-        axes.xaxis.set_major_formatter(ticker.FuncFormatter(tick))
-
-
-def tick(value: float, position: int | None = None) -> str:
-    """A number on an axis (at any position): 250k, 1.5M, 0.002, 3e-05."""
-    for least, unit, letter in ((1e9, 1e9, 'G'), (1e6, 1e6, 'M'), (1e4, 1e3, 'k')):
-        if abs(value) >= least:
-            return f'{value / unit:g}{letter}'
-    return f'{value:.6g}'.replace('-', '\N{MINUS SIGN}')
+        axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=''))
 
 
 def _draw(axes, curve):
@@ -217,8 +197,9 @@ def _name_points(drawing, axes, panel):
     names = [(c.name, xy) for c in panel.curves if c.name for xy in zip(c.x, c.y, strict=True)]
     write = functools.partial(axes.annotate, textcoords='offset points', color=MUTED)
     for name, point in names:
-        for offset, horizontal, vertical in () if name in written else _PLACES:
-            text = write(name, point, offset, ha=horizontal, va=vertical, fontsize=7.8)
+        for x, y in () if name in written else _PLACES:
+            (ha, _), (_, va) = _ALIGNED[np.sign(x)], _ALIGNED[np.sign(y)]
+            text = write(name, point, (x, y), ha=ha, va=va, fontsize=7.8)
             text.set_in_layout(False)  # lest the axes shrink to make room for it
             box = text.get_window_extent()
             if free(box):

@@ -1,58 +1,62 @@
 """What a report knows of a run: settings, curves, scores, grids of samples. No files here."""
 
 import dataclasses
+import math
+import re
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from emigm_jax.config import published
+from emigm_jax.evaluation.result import Result
 
-class Score(NamedTuple):
-    """How a score is presented."""
-
-    title: str
-    label: str  # of an axis or a column
-    digits: int  # after the point
-    less: bool  # whether less is better
+# Channels of the tokens that published models at 256 and 512 pixels have (KL-16, DC-AE).
+_SIZES = {16: 256, 32: 512}
 
 
-SCORES = {
-    'fid': Score('FID', 'FID', 2, True),
-    'fid_infinite': Score('FID at infinitely many images', 'FID (infinite images)', 2, True),
-    'sfid': Score('sFID', 'sFID', 2, True),
-    'inception_score': Score('Inception Score', 'Inception Score', 1, False),
-    'kid': Score('KID', 'KID', 5, True),
-    'frechet_distance': Score('Pixel Fréchet distance', 'Fréchet distance (pixels)', 3, True),
-    'accuracy': Score('Class accuracy', 'class accuracy (1-NN)', 3, False),
-    'precision': Score('Precision', 'precision (k = 3)', 3, False),
-    'recall': Score('Recall', 'recall (k = 3)', 3, False),
-}
+class Evaluation(NamedTuple):
+    """A line of training with scores, or a result of `emigm evaluate`, seen from a report."""
+
+    result: Result
+    name: str  # its folder or file; '' for a line of training
+    scores: dict[str, float]  # those that are finite
+    step: int | None  # of training, if known
+    pixels: bool  # whether the scores are those of pixels and not of Inception's features
+    against: str  # the name of what the images were compared with
+    image_size: int | None  # pixels per side, if known
+    nfe: float | None  # transformer evaluations per image, as the paper counts if known
+    nfe_label: str  # '16x1.2'
+    sampling: str  # settings in a few words
+    seconds: float | None  # per image; None where all were there before
 
 
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """Scores of generated images: a line of training, or a result of `emigm evaluate`."""
+def evaluation(result: Result, name: str = '') -> Evaluation:
+    """What a report takes from a result of that name."""
+    facts = result.settings
+    scores = {k: float(v) for k, v in result.scores.items() if math.isfinite(v)}
+    pixels = bool(scores.keys() & {'frechet_distance', 'accuracy'})
+    against = str((result.reference or {}).get('name') or 'real digits' * pixels)
+    # As in VIRTUAL_imagenet256_labeled.npz.
+    sizes = set(re.findall(r'(?<!\d)(256|512)(?!\d)', against))
+    size = int(sizes.pop()) if len(sizes) == 1 else None
+    label = str(facts.get('nfe_as_the_paper_counts') or facts.get('nfe') or '')
+    try:
+        nfe = published.evaluations(label)
+    except ValueError:
+        nfe = None
+    step = facts['step'] if type(facts.get('step')) is int else None
+    sampling, seconds = _sampling(facts.get('sampling') or {}), result.seconds_per_image or None
+    shown = (step, pixels, against, size, nfe, label, sampling, seconds)
+    return Evaluation(result, name, scores, *shown)
 
-    scores: dict[str, float]  # {name of SCORES, NAME_std or fid_standard_error: finite float}
-    step: int | None = None  # of training
-    name: str = ''  # its folder or file; '' for a line of metrics.jsonl
-    nfe: float | None = None  # transformer evaluations per image, as the paper counts if known
-    nfe_label: str = ''  # '16x1.2'
-    seconds: float | None = None  # per image
-    images: int | None = None
-    reference: str = ''
-    weights: str = ''
-    sampling: str = ''  # settings in a few words
-    content: str = ''  # fingerprint of the network's weights
-    image_size: int | None = None  # pixels per side, if known
-    # Scores of real images against real ones.
-    real: dict[str, float] = dataclasses.field(default_factory=dict)
-    # {metric: why it was not computed}
-    missing: dict[str, str] = dataclasses.field(default_factory=dict)
 
-    @property
-    def pixels(self) -> bool:
-        """Whether the scores are those of pixels and not of Inception's features."""
-        return bool(self.scores.keys() & {'frechet_distance', 'accuracy'})
+def _sampling(sampling):
+    reveal, solver = sampling.get('reveal') or {}, sampling.get('solver') or {}
+    words = [f'K = {reveal.get("steps")}'] if reveal else []
+    if (guidance := reveal.get('guidance')) is not None:
+        interval = f'({reveal.get("guidance_from")}, {reveal.get("guidance_to")}]'
+        words += ['no guidance' if guidance == 1 else f'guidance {guidance} in {interval}']
+    return ', '.join(words + [f'{solver.get("name")} {solver.get("steps")}'] * bool(solver))
 
 
 class Grid(NamedTuple):
@@ -71,6 +75,7 @@ class Run:
     path: str
     trained: bool = True  # False: evaluations only
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)  # {dotted name: value}
+    about: dict[str, Any] = dataclasses.field(default_factory=dict)  # of `training.about`
     lines: tuple[dict[str, float], ...] = ()  # of training, by step; NaN and infinity included
     evaluations: tuple[Evaluation, ...] = ()  # in training, by step
     measurements: tuple[Evaluation, ...] = ()  # of `emigm evaluate`
@@ -86,11 +91,15 @@ class Run:
         return steps[finite], values[finite]
 
     @property
+    def scored(self) -> tuple[Evaluation, ...]:
+        """All that is known of scores, that of `emigm evaluate` first."""
+        return self.measurements + self.evaluations
+
+    @property
     def step(self) -> int | None:
         """The last step that anything is known of."""
         steps = [int(line['step']) for line in self.lines]
-        steps += [e.step for e in self.evaluations if e.step is not None]
-        return max(steps, default=None)
+        return max(steps + [e.step for e in self.evaluations if e.step is not None], default=None)
 
     @property
     def total(self) -> int | None:
@@ -100,6 +109,24 @@ class Run:
         """
         last, batch = (self.lines or [{}])[-1], self.settings.get('training.batch_size')
         images = last.get('images_per_second', 0) * last.get('seconds_left', 0)
-        if not isinstance(batch, int) or batch < 1 or not 0 < images < np.inf:
+        if not isinstance(batch, int) or batch < 1 or not 0 < images < math.inf:
             return None
         return round(last['step'] + images / batch)
+
+
+def flat(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+    """Nested settings as {dotted name: value}."""
+    pairs = {}
+    for name, value in tree.items():
+        nested = isinstance(value, dict)
+        pairs |= flat(value, f'{prefix}{name}.') if nested else {f'{prefix}{name}': value}
+    return pairs
+
+
+def image_size(settings: dict[str, Any]) -> int | None:
+    """Pixels per side of the pictures of a run with these flat settings; None if unknown."""
+    source = settings.get('data.name')
+    if source in ('folder', 'tfds'):
+        return settings.get('data.image_size')
+    encoded = source in ('latents', 'synthetic') and settings.get('model.grid') == 16
+    return _SIZES.get(settings.get('model.channels', 0)) if encoded else None

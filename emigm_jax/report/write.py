@@ -36,34 +36,18 @@ def write(folder: os.PathLike | str, page: str, pictures: dict[str, bytes]) -> N
       UserError: the folder cannot be written, or has such a picture that is not of a report.
     """
     place = absolute(folder)
-    contents = {**pictures, PAGE: page.encode('utf-8', 'replace')}  # last, for it names the others
     with files.reported(folder):
         earlier = _earlier(place)
         for name in pictures.keys() - earlier:
             if (place / name).exists():
                 reason = f'has a {name} that is not of a report; choose another --out'
                 raise UserError(f'{folder}: {reason}')
-        if files.remote(place):  # where renaming is copying, and an object appears as a whole
-            for name, content in contents.items():
-                files.write(place / name, [content])
-        else:
-            _replace(place, contents)
-        for name in earlier - contents.keys():
+        place.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:  # what is entered first appears last
+            for name, content in {PAGE: page.encode('utf-8', 'replace'), **pictures}.items():
+                stack.enter_context(files.replacing(place / name)).write(content)
+        for name in earlier - pictures.keys():
             (place / name).unlink(missing_ok=True)
-
-
-def _replace(place, contents):
-    place.mkdir(parents=True, exist_ok=True)
-    partial = {name: place / f'.{name}.{os.getpid()}.partial' for name in contents}
-    try:
-        for name, content in contents.items():
-            partial[name].write_bytes(content)
-        for name in contents:
-            partial[name].replace(place / name)
-    finally:
-        for path in partial.values():
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
 
 
 def _earlier(place):

@@ -21,10 +21,10 @@ from emigm_jax.errors import Damaged, UserError
 from emigm_jax.io import access, files, paths, png
 from emigm_jax.models.emigm import ModelConfig
 from emigm_jax.nn.functional import Functional, Params, parameter_count
+from emigm_jax.parallel import agreement, preemption, processes, sharding
 from emigm_jax.parallel import batches as spread
-from emigm_jax.parallel import preemption, processes, sharding
 from emigm_jax.sampling.sampler import Sampler
-from emigm_jax.training import program
+from emigm_jax.training import about, program
 from emigm_jax.training.metrics import Metrics
 from emigm_jax.training.state import State
 
@@ -72,7 +72,8 @@ def train(
     batch_size = config.training.batch_size
     steps = functools.partial(config.steps, examples=data.examples)
     total = steps('total')
-    say(f'data: {config.data.name}, {data.examples} examples of {data.grid**2} tokens')
+    contents = f'{config.data.name}, {data.examples} examples of {data.grid**2} tokens'
+    say(f'data: {contents}')
 
     built = program.build(config, mesh, steps('warmup'), total)
     current = resumed(config, data, folder, total, built, say)
@@ -80,15 +81,15 @@ def train(
     if first:
         prepare(folder, config, built.net)
     axes = ' x '.join(f'{size} {axis}' for axis, size in mesh.shape.items() if size > 1)
-    say(
-        f'model: {parameter_count(built.net.shapes()):,} parameters on {mesh.size} device(s)'
-        + f' ({axes})' * bool(axes)
-    )
+    parameters = parameter_count(built.net.shapes())
+    say(f'model: {parameters:,} parameters on {mesh.size} device(s)' + f' ({axes})' * bool(axes))
     current = built.create() if current is None else current
     start = int(current['step'])
 
     due = lambda name, at: steps(name) and at % steps(name) == 0
-    metrics, before = Metrics(folder, start, total, writes=first), None
+    identity = lambda: about.write(folder, start, parameters, contents, mesh) if first else ''
+    metrics = agreement.agreed(lambda: Metrics(folder, start, total, first, config, identity()))
+    before = None
     if start < total:
         say('compiling the train step')
     batches = pipeline.Timed(pipeline.batches(data, batch_size, config.seed, start, total, mesh))
@@ -100,6 +101,7 @@ def train(
             for number, batch in enumerate(batches, start):
                 at = number + 1
                 current, values = built.step(current, batch, np.int32(number))
+                metrics.tick(at)
                 if number == start:
                     jax.block_until_ready(values)  # compilation is not part of the rate
                     metrics.pause(batches.seconds)
@@ -128,7 +130,7 @@ def train(
                 if showing or scoring:
                     ema = first_ema(config, mesh, current)
                     if showing and first:
-                        sample_grid(config, data, ema, folder, at)
+                        metrics.picture(at, sample_grid(config, data, ema, folder, at))
                     if evaluate and scoring:
                         scores = evaluate(ema, at)
                         metrics.add(at, scores)
@@ -233,16 +235,20 @@ def first_ema(config: Config, mesh: jax.sharding.Mesh, current: State) -> Params
     return spread.place(sharding.gathered(mesh, ema))
 
 
-def sample_grid(config: Config, data: Dataset, ema: Params, workdir: epath.Path, at: int) -> None:
-    """Writes WORKDIR/samples/STEP.png, one class per column."""
+def sample_grid(
+    config: Config, data: Dataset, ema: Params, workdir: epath.Path, at: int
+) -> np.ndarray | None:
+    """Writes and returns WORKDIR/samples/STEP.png, uint8 (H, W, 1 or 3), one class per column."""
     if data.codec is None:
-        return  # latents without their tokenizer have no pictures
+        return None  # latents without their tokenizer have no pictures
     count, columns = config.training.sample_images, min(data.classes, 10)
     tokens = sampler(config.model, config.sampling)(
         ema, np.arange(count) % columns % data.classes, np.arange(count)
     )
     pictures = png.upscaled(np.asarray(data.codec.decode(tokens)))
-    png.save(workdir / 'samples' / f'{at:08}.png', png.grid(pictures, columns))
+    grid = png.grid(pictures, columns)
+    png.save(workdir / 'samples' / f'{at:08}.png', grid)
+    return grid
 
 
 @functools.lru_cache(maxsize=1)

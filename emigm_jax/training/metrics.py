@@ -1,4 +1,4 @@
-"""Metrics of a run: JSON lines, TensorBoard events and one progress line.
+"""Metrics of a run: JSON lines, TensorBoard events, W&B if asked for, and what a person sees.
 
 On a local disk every line is appended at once. Objects of a bucket cannot be appended to: there
 lines and events are kept here and written as a whole at most once a minute, by a thread of their
@@ -13,81 +13,132 @@ import shutil
 import tempfile
 import threading
 import time
-from typing import Any
 
+import numpy as np
 import tensorboardX
 
+from emigm_jax.config import curves, nested
+from emigm_jax.config.settings import Config
 from emigm_jax.errors import UserError
 from emigm_jax.io import files, paths
+from emigm_jax.training import records
+from emigm_jax.training.progress import Progress
+from emigm_jax.training.records import FILE, read
+from emigm_jax.training.wandb_run import WandbRun
 
-FILE, EVENTS = 'metrics.jsonl', 'tensorboard'
+__all__ = ['EVENTS', 'FILE', 'PERIOD', 'Metrics', 'read']
+
+EVENTS = 'tensorboard'
 PERIOD = 60.0  # seconds between two writes to a bucket
 # Values of a step that every head has; the others are the parts of its loss.
 _ALWAYS = ('loss', 'mask_ratio', 'gradient_norm', 'learning_rate')
 
 
 class Metrics:
-    """Writes scalars by step. On resuming, lines beyond the resumed step are dropped.
+    """Writes scalars and pictures by step. On resuming, lines beyond the resumed step are dropped.
 
     Args:
       workdir: local or gs://.
       start: the step that is resumed from, 0 for a new run.
       total: steps of the whole run.
       writes: False in all but one of several processes: the same interface, but silent.
+      config: of the run, to stand beside the numbers; None: it is not known.
+      identity: of the run, by which W&B knows it again.
 
     Raises:
-      UserError: the workdir cannot be read or written.
+      UserError: the workdir cannot be read or written, or W&B refuses.
     """
 
-    def __init__(self, workdir: os.PathLike | str, start: int, total: int, writes: bool = True):
+    def __init__(
+        self,
+        workdir: os.PathLike | str,
+        start: int,
+        total: int,
+        writes: bool = True,
+        config: Config | None = None,
+        identity: str = '',
+    ):
         self._clock, self._last, self._total = time.perf_counter(), start, total
         self._waited, self._writes = 0.0, writes
         if not writes:
             return
         folder = paths.absolute(workdir)
+        settings = nested.as_dict(config) if config else {}
+        self._usual = curves.reference(nested.flatten(settings))
+        self._wandb = None
+        if config and config.training.wandb:
+            self._wandb = WandbRun(config.training.wandb, folder, identity, settings)
         self._sink = (_Bucket if files.remote(folder) else _Disk)(folder, _kept(folder, start))
         # purge_step tells TensorBoard to forget later events of a run that was cut off.
         self._events = tensorboardX.SummaryWriter(
             self._sink.events, purge_step=start + 1, filename_suffix=f'.from-{start}'
         )
+        if settings:
+            self._events.add_text('config', _preformatted(settings), start)
+        if self._usual and start < total:
+            print(f'usual loss: {self._usual.origin}', flush=True)
+        self._progress = Progress(start, total)
+        self._began = self._clock = time.perf_counter()
 
     def write(
         self, step: int, values: dict[str, float], images_per_step: int, waited: float
     ) -> None:
-        """Writes the values of a step and prints a line.
+        """Writes the values of a step and says them.
 
-        Added are images/s, seconds left and the share of the time that was spent waiting for data;
-        `waited` is the total of such seconds so far.
+        Added are images/s, seconds left, seconds since this process began and the share of the
+        time that was spent waiting for data; `waited` is the total of such seconds so far.
         """
         now = time.perf_counter()
         per_step = (now - self._clock) / max(1, step - self._last)
         share = min(1.0, (waited - self._waited) / max(1e-9, now - self._clock))
         self._clock, self._last, self._waited = now, step, waited
         rate, left = images_per_step / per_step, per_step * (self._total - step)
+        if not self._writes:
+            return
         parts = ', '.join(f'{k} {v:.4f}' for k, v in values.items() if k not in _ALWAYS)
-        self._put(
+        usual = self._usual.beside(step, values['loss']) if self._usual else ''
+        speeds = {'data_wait': share, 'images_per_second': rate, 'seconds_left': left}
+        self._put(step, {**values, **speeds, 'elapsed_seconds': now - self._began})
+        self._progress.line(
             step,
-            {**values, 'data_wait': share, 'images_per_second': rate, 'seconds_left': left},
-            f'loss {values["loss"]:.4f} ({parts})  '
+            f'loss {values["loss"]:.4f} ({parts}){usual}  '
             f'grad {values["gradient_norm"]:.2f}  {rate:.1f} images/s  {_clock(left)} left',
+            f'loss {values["loss"]:.4f}{usual}, {rate:.1f} images/s',
         )
 
     def add(self, step: int, values: dict[str, float]) -> None:
         """Writes values of a step that say nothing about speed, e.g. {'fid': 7.2}."""
-        self._put(step, values, '  '.join(f'{name} {value:.5g}' for name, value in values.items()))
+        if self._writes:
+            self._put(step, values)
+            # A distance that is a rounding error below zero is zero.
+            shown = {name: f'{round(value, 6) + 0.0:.5g}' for name, value in values.items()}
+            self._progress.line(step, '  '.join(f'{name} {text}' for name, text in shown.items()))
 
-    def _put(self, step, values, text):
-        if not self._writes:
-            return
+    def picture(self, step: int, image: np.ndarray | None) -> None:
+        """Shows the samples of a step, uint8 (H, W, 1 or 3), where pictures are shown."""
+        if self._writes and image is not None:
+            self._events.add_image('samples', image, step, dataformats='HWC')
+            if self._wandb:
+                self._wandb.picture(step, image)
+
+    def _put(self, step, values):
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
         self._events.flush()
+        if self._wandb:
+            self._wandb.add(step, values)
         self._sink.add(json.dumps({'step': step, **{k: _finite(v) for k, v in values.items()}}))
-        print(f'step {step}/{self._total}  {text}', flush=True)
+
+    def tick(self, step: int) -> None:
+        """A step is done."""
+        if self._writes:
+            self._progress.tick(step)
 
     def pause(self, waited: float) -> None:
         """Takes the time since the last line out of the rate, e.g. after sampling."""
         self._clock, self._waited = time.perf_counter(), waited
+        if self._writes:
+            self._progress.pause()
 
     def flush(self) -> None:
         """Returns when all lines and events are where they belong."""
@@ -99,9 +150,12 @@ class Metrics:
         """Flushes, and ends what was begun; may be called twice."""
         if self._writes:
             self._writes = False
+            self._progress.close()
             self._events.close()
             self._sink.flush()
             self._sink.close()
+            if self._wandb:
+                self._wandb.close()
 
 
 class _Disk:
@@ -164,25 +218,13 @@ class _Bucket:
 
 def _kept(workdir, start):
     """Lines that an earlier process wrote up to the step that is resumed from."""
-    return [line for line in _lines(workdir) if _step(line) <= start]
+    lines = ((line, records.record(line)) for line in records.text(workdir).splitlines())
+    return [line for line, known in lines if known and known['step'] <= start]
 
 
-def _lines(workdir):
-    file = paths.absolute(workdir) / FILE
-    with files.reported(file):
-        return file.read_text().splitlines() if file.exists() else []
-
-
-def read(workdir: os.PathLike | str) -> list[dict[str, Any]]:
-    """All metrics of a run, line by line; its workdir is local or gs://."""
-    return [json.loads(line) for line in _lines(workdir)]
-
-
-def _step(line):
-    try:
-        return json.loads(line)['step']
-    except (ValueError, KeyError):  # the process was killed while it wrote this line
-        return math.inf
+def _preformatted(settings):
+    """Settings as a block of Markdown."""
+    return ''.join(f'    {line}\n' for line in json.dumps(settings, indent=2).splitlines())
 
 
 def _finite(value):

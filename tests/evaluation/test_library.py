@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from emigm_jax.cli import evaluate as command
 from emigm_jax.data import sources
 from emigm_jax.errors import UserError
 from emigm_jax.evaluation import (
@@ -20,6 +21,7 @@ from emigm_jax.evaluation import (
 )
 from emigm_jax.evaluation.evaluator import Work
 from emigm_jax.evaluation.result import Result
+from emigm_jax.evaluation.score_table import SCORES
 from emigm_jax.io import npz
 from emigm_jax.parallel import batches as spread
 from support.pictures import scene
@@ -149,3 +151,33 @@ def test_json(result, names):
     assert Result.from_json(held) == result
     with pytest.raises(UserError, match='lacks seconds_per_image'):
         Result.from_json({'images': 3})
+
+
+@pytest.mark.parametrize(
+    'part',
+    [
+        {'fid': 'low'},
+        {'fid': None},
+        {'recall': True},
+        {'images': '50'},
+        {'seconds_per_image': []},
+        {'settings': 3},
+        {'missing': ['sfid']},
+        {'real_halves': 0.5},
+    ],
+)
+def test_json_of_something_else(part):
+    (name,) = part
+    with pytest.raises(UserError, match=f'is no result of an evaluation: its {name} is'):
+        Result.from_json({**AGAINST.to_json(), **part})
+
+
+def test_no_score_prints_as_minus_zero(capsys):
+    reference = {'name': 'real', 'fingerprint': 'f00d'}
+    below = dict.fromkeys(SCORES, -1e-9)
+    command._print(Result(below, 50, settings={'source': 'npz'}, reference=reference), {})
+    half = {'accuracy': -1e-9}
+    facts = {'step': 3, 'weights': '0.99', 'nfe': 7}
+    command._print_digits(Result(half, 20, 0.1, facts, real_halves=half))
+    out = capsys.readouterr().out
+    assert out.count(' 0.000') >= len(SCORES) - 2 and '-0' not in out

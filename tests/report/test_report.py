@@ -14,18 +14,34 @@ import pytest
 from PIL import Image
 
 from emigm_jax.cli import main
-from emigm_jax.config import published
+from emigm_jax.config import curves, nested, published
+from emigm_jax.config.load import load_config
 from emigm_jax.errors import UserError
+from emigm_jax.evaluation.score_table import SCORES
 from emigm_jax.io.paths import absolute
-from emigm_jax.report import gather, page, panels, parse, plots, tables, write
+from emigm_jax.report import gather, page, panels, plots, tables, write
 from support import synthetic_runs as synthetic
 
 AWKWARD = '$_x<td><script>alert(1)<script>"&amp;\''  # of a folder
 
 
+def config_of(name):
+    """config.json of a run of a shipped config of digits."""
+    config = nested.as_dict(load_config(name))
+    return {**config, 'model': {**config['model'], 'grid': 2, 'channels': 16, 'classes': 10}}
+
+
 def only(paths):
     (run,) = gather.gather([paths])
     return run
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Pages whose figures are one pixel each, as drawing takes most of the time."""
+    content = io.BytesIO()
+    Image.new('L', (1, 1)).save(content, 'PNG')
+    monkeypatch.setattr(plots, 'png', lambda *_: content.getvalue())
 
 
 # Reading
@@ -66,7 +82,7 @@ def test_metrics_that_are_damaged():
             '{"step": 40, "loss": 1.',
         ]
     )
-    lines, evaluations, notes = parse.metrics(text)
+    lines, evaluations, notes = gather.training(text)
     assert [line['step'] for line in lines] == [10, 20, 30]
     assert lines[0]['loss'] == 7.0  # of two lines of a step the last one
     assert np.isnan(lines[1]['loss']) and lines[1]['vlb'] == -np.inf
@@ -79,10 +95,10 @@ def test_metrics_that_are_damaged():
         'vlb is not finite once at step 20',
         'mse is not finite once at step 30',
     ]
-    assert parse.metrics(good + '\n' + '{"step"\n')[2] == [
+    assert gather.training(good + '\n' + '{"step"\n')[2] == [
         '1 line of metrics.jsonl cannot be read and is left out'
     ]
-    assert parse.metrics('') == ([], [], [])
+    assert gather.training('') == ([], [], ['no line of training metrics yet'])
 
 
 def test_results_of_evaluate(tmp_path):
@@ -94,7 +110,7 @@ def test_results_of_evaluate(tmp_path):
     assert (run.name, run.trained) == ('evaluation', False)
     (e,) = run.measurements
     assert (e.scores['fid'], e.nfe, e.nfe_label, e.seconds) == (3.25, 19.2, '16x1.2', 0.5)
-    assert (e.step, e.images, e.weights, e.image_size) == (3000, 50_000, '0.9999', 256)
+    assert (e.step, e.result.images, e.image_size) == (3000, 50_000, 256)
     assert e.sampling == 'K = 16, guidance 4.0 in (0.1, 0.3], dpm 8'
     assert tables.not_computed([run])[0].startswith('evaluation: no sfid, the reference has no mu')
 
@@ -105,20 +121,63 @@ def test_scores_of_digits(tmp_path):
     (e,) = run.measurements
     assert e.pixels and e.nfe == 6.0 and e.step == 900
     table = tables.scores([run])
-    assert table.rows[0][:5] == ('scores', '0.250', '0.950', '0.450', '0.700')
+    assert table.rows[0][:5] == ('scores', '0.9500', '0.250', '0.4500', '0.7000')
     assert table.rows[1][:5] == (
         'one half of the real images against the other',
+        '0.9800',
         '0.060',
-        '0.980',
-        '0.900',
-        '0.910',
+        '0.9000',
+        '0.9100',
     )
     # Beside results of another kind: what a row has no value of stays empty.
     other = only(synthetic.evaluated(tmp_path / 'evaluation', 3.25))
     both = tables.scores([run, other])
-    assert both.heads[:4] == ('images of', 'FID', 'Inception Score', 'Fréchet distance (pixels)')
-    assert both.rows[0][:4] == ('scores', tables.NONE, tables.NONE, '0.250')
-    assert both.rows[1][:4] == ('evaluation', '3.25 ± 0.05', '200.0 ± 2.5', tables.NONE)
+    assert both.heads[:4] == (
+        'images of',
+        *map(tables.head, ('fid', 'inception_score', 'accuracy')),
+    )
+    assert both.rows[0][:4] == ('scores', tables.NONE, tables.NONE, '0.9500')
+    assert both.rows[1][:4] == ('evaluation', '3.250 ± 0.050', '200.00 ± 2.50', tables.NONE)
+
+
+def test_the_best_of_what_is_measured_alike_stands_out(tmp_path):
+    few = {'images': 5000}
+    for name, fid, changes in (('a', 3.0, {}), ('b', 2.0, {'recall': 0.4}), ('c', 1.0, few)):
+        content = {**synthetic.result(1.0)['settings'], 'content': name}
+        synthetic.evaluated(tmp_path / name, fid, settings=content, **changes)
+    table = tables.scores(gather.gather([tmp_path]))
+    best = {(table.rows[row][0], table.heads[column][:-2]) for row, column in table.best}
+    # More recall is better; 5,000 images are another measurement; equal ones say nothing.
+    assert best == {('b', 'FID'), ('a', 'recall (k=3)')}
+    assert table.under[0].startswith('step 3,000, weights 0.9999, K = 16, guidance 4.0 in (0.1')
+    assert [head[-1] for head in table.heads[1:4]] == ['↓', '↑', '↑']
+
+
+def test_what_was_trained_where_and_how_long(tmp_path):
+    synthetic.workdir(tmp_path / 'a')
+    run = synthetic.workdir(tmp_path / 'b')
+    about = {'parameters': '1,568,224', 'devices': '8 x cpu', 'command': 'emigm train <b>'}
+    (run / 'about.json').write_text(json.dumps(about))
+    # A second process went on from step 2000, and counted from 0.
+    lines = [
+        {**synthetic.training_line(s, 3), 'elapsed_seconds': t}
+        for s, t in ((1000, 1800.0), (2000, 3600.0), (3000, 1260.0))
+    ]
+    (run / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, lines)))
+    runs = gather.gather([tmp_path])
+    table = tables.made(runs)
+    assert (table.heads, table.runs) == (('run', 'parameters', 'devices'), (1,))
+    assert table.rows == (('b', '1,568,224', '8 x cpu'),)
+    overview = tables.overview(runs)
+    assert [row[overview.heads.index('time')] for row in overview.rows] == [tables.NONE, '1:21 h']
+    assert tables.made(runs[:1]) is None
+
+
+def test_scores_that_round_to_zero_have_no_sign(tmp_path):
+    folder = synthetic.evaluated(tmp_path / 'a', -1e-7, kid=-1e-9, kid_std=1e-9)
+    row = tables.scores([only(folder)]).rows[0]
+    assert (row[1], row[-4]) == ('0.000 ± 0.050', '0.000000 ± 0.000000')
+    assert SCORES['kid'].text(-2e-6) == '-0.000002'  # it may be below zero
 
 
 def test_folders_of_folders(tmp_path):
@@ -208,7 +267,9 @@ def test_curves_of_training(tmp_path):
     found = by_name(panels.training(runs))
     assert list(found) == list(panels.TRAINING)
     loss = axes_of(found['loss'], ['a', 'b'])
-    (line,) = loss.lines  # b never had a finite loss
+    (line,) = [
+        line for line in loss.lines if len(line.get_xdata()) == 3
+    ]  # b never had a finite one
     np.testing.assert_allclose(line.get_xydata(), np.stack(runs[0].column('loss'), 1))
     assert line.get_color() == plots.COLOURS[0]
     rate = axes_of(found['learning_rate'], ['a', 'b'])
@@ -216,6 +277,22 @@ def test_curves_of_training(tmp_path):
     np.testing.assert_array_equal(data(rate)[1], [[500, 2e-4], [1000, 4e-4]])
     assert rate.get_ylim()[0] == 0
     assert (rate.get_xlabel(), rate.get_ylabel()) == ('training step', 'learning rate')
+
+
+def test_the_loss_is_set_beside_what_is_usual(tmp_path):
+    digits, other = (config_of(name) for name in ('digits', 'digits:best'))
+    for name, config in (('a', digits), ('b', other), ('c', synthetic.IMAGENET)):
+        synthetic.workdir(tmp_path / name, config=config)
+    a, b, c = gather.gather([tmp_path])
+    known = curves.reference(a.settings)
+    loss = by_name(panels.training([a, b]))['loss']
+    drawn = [xy for xy in data(axes_of(loss, ['a', 'b'])) if len(xy) == len(known.steps)]
+    np.testing.assert_allclose(drawn[0], np.stack([known.steps, known.losses], 1))
+    assert loss.caption == f'Usual, dashed grey: {known.origin}.'
+    assert by_name(panels.training([b]))['loss'].caption == ''
+    published_ones = by_name(panels.training([c, c]))['loss']
+    assert published_ones.levels == (1.74, 0.25) and 'LTH14/mar#20' in published_ones.caption
+    assert not by_name(panels.training([a]))['mse'].caption
 
 
 def test_scales_of_curves(tmp_path):
@@ -260,7 +337,7 @@ def test_fid_over_steps(tmp_path):
     assert axes.get_yscale() == 'log'
     bar = axes.containers[0].lines[2][0].get_segments()[0]
     np.testing.assert_allclose(bar, [[3000, 4.95], [3000, 5.05]])  # the standard error
-    assert tables.overview(runs).rows[0][-1] == '5.00 at 3,000'
+    assert tables.overview(runs).rows[0][-1] == '5.000 at 3,000'
 
 
 def test_fid_against_nfe_and_seconds_beside_the_paper(tmp_path):
@@ -324,7 +401,7 @@ def test_the_paper_gives_parameters_of_all_its_rows():
         assert len({len(row) for row in rows}) == 1
 
 
-def test_digits_are_not_set_beside_the_paper(tmp_path):
+def test_digits_are_not_set_beside_the_paper(tmp_path, undrawn):
     folder = synthetic.workdir(
         tmp_path / 'digits',
         config={'data': {'name': 'digits'}, 'model': {}, 'training': {'batch_size': 100}},
@@ -335,20 +412,19 @@ def test_digits_are_not_set_beside_the_paper(tmp_path):
     runs = [only(folder)]
     over = by_name(panels.over_steps(runs))
     others = [f'{name}_of_pixels_over_steps' for name in ('accuracy', 'precision', 'recall')]
-    assert list(over) == ['frechet_distance_over_steps', *others]
+    assert set(over) == {'frechet_distance_over_steps', *others}
     axes = axes_of(over['frechet_distance_over_steps'], ['digits'])
     points, across = data(axes)
     np.testing.assert_allclose(points, [[900, 0.2], [900, 0.3], [1800, 0.4]])
     assert across[:, 1].tolist() == [0.06, 0.06]  # real against real
     (nfe, seconds) = panels.against_cost(runs)
     assert published_points(nfe) == published_points(seconds) == []
-    assert 'nothing to set beside the paper' in panels.absent(runs)['fid']
+    assert 'nothing to set beside the paper' in page.build(runs, 'now')[0]
 
 
-def test_what_is_absent_is_said(tmp_path):
+def test_what_is_absent_is_said(tmp_path, undrawn):
     bare = only(synthetic.workdir(tmp_path / 'bare'))
     assert panels.over_steps([bare]) == panels.against_cost([bare]) == []
-    assert set(panels.absent([bare])) == {'samples', 'scores'}
     text, files = page.build([bare], 'now')
     assert 'None of these runs has been evaluated.' in text
     assert 'None of these runs has pictures in samples/.' in text
@@ -484,9 +560,14 @@ def test_the_page_is_one_file_and_escapes_names(report):
     )
     assert text.index('class="figures"') < text.index('class="strip"') < text.index('>Training<')
     assert 'eMIGM-XS' in shown
+    # Samples from left to right; a narrow window shows the rows of tables as lists.
+    assert outside.index('Step 1,000') < outside.index('Step 2,000')
+    cells = re.findall(r'<td[^>]*>', outside)
+    assert cells and all(' data-head="' in cell for cell in cells)
+    assert 'content: attr(data-head)' in outside
 
 
-def test_an_earlier_report_is_replaced_as_a_whole(report, tmp_path, capsys):
+def test_an_earlier_report_is_replaced_as_a_whole(report, tmp_path, capsys, undrawn):
     out = tmp_path / 'out'
     run = synthetic.workdir(tmp_path / 'a', steps=[1, 2])
     out.mkdir()
@@ -539,7 +620,7 @@ def test_one_measurement_with_an_error_bar_is_drawn_without_a_warning(tmp_path):
         assert plots.png(panel, ['a'])
 
 
-def test_refusals(tmp_path, capsys, monkeypatch):
+def test_refusals(tmp_path, capsys, monkeypatch, undrawn):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'empty').mkdir()
     (tmp_path / 'begun').mkdir()

@@ -19,7 +19,9 @@ from emigm_jax.core import masking
 from emigm_jax.data import datasets, pipeline, sizes
 from emigm_jax.data.interface import Batch
 from emigm_jax.errors import Damaged, UserError
+from emigm_jax.io import files
 from emigm_jax.models import emigm
+from emigm_jax.nn.functional import parameter_count
 from emigm_jax.training import loop, loss, metrics, state, step
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -80,6 +82,11 @@ def test_a_checkpoint_is_self_describing(tmp_path):
     with pytest.raises(UserError, match=r"no weights '0\.7'"):
         saved.load_params('0.7')
     assert (tmp_path / 'samples' / '00000004.png').stat().st_size > 500
+    (events,) = (tmp_path / 'tensorboard').iterdir()
+    assert b'\x89PNG' in (written := events.read_bytes()) and b'"ema_decays"' in written
+    about = files.read_json(tmp_path / 'about.json')
+    assert about and about['data'] == 'digits, 1797 examples of 4 tokens'
+    assert about['parameters'] == f'{parameter_count(final["params"]):,}'
 
 
 def test_another_config_is_refused(tmp_path):
