@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from emigm_jax.core import randomness
 from emigm_jax.errors import UserError
 from emigm_jax.evaluation import inception, inception_score, metrics, statistics
 from emigm_jax.evaluation.image_sets import ImageSet
@@ -55,7 +56,7 @@ class Network:
     def __init__(self, params: dict):
         self._params = spread.place(params)
         self._run = spread.OverDevices(inception.features)
-        self.add = statistics.adder(spread.mesh())
+        self.add = randomness.pinned()(statistics.adder(spread.mesh()))
 
     def __call__(self, images: np.ndarray | jax.Array) -> inception.Features:
         """Of uint8 (B, H, W, 3); B a multiple of the devices."""

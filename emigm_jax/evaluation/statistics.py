@@ -21,6 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from emigm_jax.core import randomness
 from emigm_jax.errors import UserError
 from emigm_jax.evaluation import inception_plan, inception_score
 from emigm_jax.io import npz
@@ -76,6 +77,7 @@ class Rows(NamedTuple):
 # --- On the devices ------------------------------------------------------------------------------
 
 
+@randomness.pinned()
 def begin(mesh: Mesh, shifts: Mapping[str, Array], with_scores: bool = True) -> Totals:
     """The totals on the devices before the first image.
 
@@ -133,7 +135,7 @@ def add(totals: Totals, rows: Rows) -> Totals:
 
 
 def adder(mesh: Mesh) -> Callable[[Totals, Rows], Totals]:
-    """`add` compiled for a mesh; the totals that are passed in are used up."""
+    """`add` compiled for a mesh, to be called as `pinned`; totals that are passed in are used up."""
     sharded, replicated = _shardings(mesh)
     constrain = jax.lax.with_sharding_constraint
 

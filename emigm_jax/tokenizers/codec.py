@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from emigm_jax.checkpoints import store
+from emigm_jax.core import randomness
 from emigm_jax.errors import UserError
 from emigm_jax.nn import functional
 from emigm_jax.nn.functional import Params
@@ -41,6 +42,7 @@ class Codec:
         """uint8 (B, H, W, colours) -> raw (B, h, w, ...)."""
         return _program(self.tokenizer, 'encode', self.batch)(self._placed, images)
 
+    @randomness.pinned()
     def to_tokens(self, raw: np.ndarray | jax.Array, key: jax.Array | None = None) -> jax.Array:
         """Raw -> tokens (B, N, C) float32, or codes (B, N) int32; see `Tokenizer`."""
         return self.tokenizer.to_tokens(jnp.asarray(raw), key)

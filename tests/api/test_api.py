@@ -10,6 +10,7 @@ import pytest
 
 import emigm_jax as em
 from emigm_jax.data import class_names
+from support import jax_settings
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMOKE = f'{ROOT}/configs/digits.py:smoke'
@@ -76,6 +77,14 @@ def test_sample(model):
     np.testing.assert_array_equal(model.sample([None], [9], steps=2)[0], images[3])
     assert (model.sample([3], [5], steps=2, base_seed=1) != images[:1]).any()
     assert len(model.sample(seeds=[0], steps=1)) == len(model.sample('all', [0], steps=1)) == 10
+
+
+@pytest.mark.parametrize('name', jax_settings.DECIDING)
+def test_an_image_is_the_same_under_any_setting_of_jax(name, model):
+    images = model.sample([3, None], [5, 2**32 - 1], steps=2)
+    with jax_settings.changed(**{name: jax_settings.DECIDING[name]}):
+        again = model.sample([3, None], [5, 2**32 - 1], steps=2)
+    np.testing.assert_array_equal(again, images)
 
 
 def test_sample_steps_end_in_what_sample_gives(model):
