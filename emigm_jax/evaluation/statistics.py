@@ -135,7 +135,7 @@ def add(totals: Totals, rows: Rows) -> Totals:
 
 
 def adder(mesh: Mesh) -> Callable[[Totals, Rows], Totals]:
-    """`add` compiled for a mesh, to be called as `pinned`; totals that are passed in are used up."""
+    """`add` compiled for a mesh, to be called as `randomness.pinned`; it uses up its totals."""
     sharded, replicated = _shardings(mesh)
     constrain = jax.lax.with_sharding_constraint
 
