@@ -92,8 +92,8 @@ def totals(
       progress: is called first with the number of images that were there.
 
     Raises:
-      UserError: the folder belongs to another measurement, or an image cannot be read; on all
-        processes.
+      UserError: the folder belongs to another measurement, an image cannot be read or made, or
+        features are not finite; on all processes.
     """
     folder, count, size = paths.absolute(folder), len(images), agreement.padded(plan.batch)
     agreement.check_same('the images and settings', [settings, count])
@@ -122,6 +122,7 @@ def totals(
 
         sums, kept = agreement.agreed(add_up)
         more = statistics.collect(sums)
+        statistics.check_finite(more)  # no image of any later part would mend it
         kept = {name: _gathered(part, arrays) for name, arrays in kept.items() if arrays}
         save = functools.partial(_saved, folder, settings, done, kept, saved, more)
         saved = agreement.by_first(save)

@@ -234,6 +234,18 @@ def load(path: os.PathLike | str) -> Totals:
     return Totals(shifts, Sums(arrays['count'], moments, splits))
 
 
+def check_finite(totals: Totals) -> None:
+    """Raises UserError if features that were summed are not finite."""
+    for name, sums in totals.sums.moments.items():
+        _check_finite(name, sums)
+    _check_finite('logit', totals.sums.splits)
+
+
+def _check_finite(name, sums):
+    if not all(np.isfinite(array).all() for array in jax.tree.leaves(sums)):
+        raise UserError(f'the {name} features are not finite: the network of FID is broken')
+
+
 def count(totals: Totals) -> int:
     """Images in the totals."""
     return round(float(totals.sums.count))
@@ -250,8 +262,7 @@ def moments(totals: Totals, name: str = 'pool') -> tuple[np.ndarray, np.ndarray]
     n, (s, outer) = count(totals), map(np.asarray, totals.sums.moments[name])
     if n < 2:
         raise UserError(f'a covariance needs at least 2 images, not {n}')
-    if not (np.isfinite(s).all() and np.isfinite(outer).all()):
-        raise UserError(f'the {name} features are not finite: the images or the network are broken')
+    _check_finite(name, (s, outer))
     covariance = (outer - np.outer(s, s) / n) / (n - 1)
     # A feature that hardly varies may come out negative by rounding.
     np.fill_diagonal(covariance, np.maximum(covariance.diagonal(), 0.0))

@@ -86,8 +86,11 @@ class OverDevices:
         return self.program.lower(params, *rows)
 
 
-def in_chunks(function: Callable[[jax.Array], jax.Array], rows: jax.Array, size: int) -> jax.Array:
-    """`function` of rows (R, ...) inside a program, at most `size` of them at a time."""
+def in_chunks(function: Callable[[jax.Array], Any], rows: jax.Array, size: int) -> Any:
+    """`function` of rows (R, ...) inside a program, at most `size` of them at a time.
+
+    It returns arrays (R, ...).
+    """
     count = len(rows)
     if count <= size:
         return function(rows)

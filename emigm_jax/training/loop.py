@@ -24,6 +24,7 @@ from emigm_jax.nn.functional import Functional, Params, parameter_count
 from emigm_jax.parallel import batches as spread
 from emigm_jax.parallel import preemption, processes, sharding
 from emigm_jax.sampling.sampler import Sampler
+from emigm_jax.tokenizers import codec
 from emigm_jax.training import program
 from emigm_jax.training.metrics import Metrics
 from emigm_jax.training.state import State
@@ -241,7 +242,11 @@ def sample_grid(config: Config, data: Dataset, ema: Params, workdir: epath.Path,
     tokens = sampler(config.model, config.sampling)(
         ema, np.arange(count) % columns % data.classes, np.arange(count)
     )
-    pictures = png.upscaled(np.asarray(data.codec.decode(tokens)))
+    try:
+        pictures = png.upscaled(data.codec.decode(tokens))
+    except codec.NonFinite as error:  # what is trained is finite, and may get over it
+        print(f'no grid of step {at}: {error}', flush=True)
+        return
     png.save(workdir / 'samples' / f'{at:08}.png', png.grid(pictures, columns))
 
 

@@ -1,14 +1,18 @@
 """The Python API as its documentation says it: every example runs, every promise holds."""
 
+import dataclasses
 import doctest
 import pathlib
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import emigm_jax as em
+from emigm_jax.cli import main
 from emigm_jax.data import class_names
 from support import jax_settings
 
@@ -135,6 +139,27 @@ def test_mistakes_are_one_line(arguments, says, model):
     with pytest.raises(em.UserError, match=says) as error:
         model.sample(**arguments)
     assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_pictures_that_are_no_numbers_are_never_made(value, model, monkeypatch, tmp_path, capsys):
+    make = model.generator
+    params = jax.tree.map(lambda a: jnp.full_like(a, value), make.params)
+    broken = em.Model(model.saved, dataclasses.replace(make, params=params))
+    says = '10 of 10 images are not finite: the model drew tokens that are no numbers'
+    with pytest.raises(em.UserError, match=says):
+        broken.sample(seeds=[0])
+    with pytest.raises(em.UserError, match='1 of 1 images are not finite'):
+        next(broken.sample_steps([3], [0]))
+    with pytest.raises(em.UserError, match='images are not finite'):
+        em.evaluate(broken, num_images=20)
+
+    monkeypatch.setattr('emigm_jax.api.model.opened', lambda *_, **__: broken)
+    command = ['sample', '--checkpoint', str(model.saved.path), '--out', str(tmp_path / 'out')]
+    assert main.main([*command, '--seeds', '0']) == 2
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith('emigm:'))
+    assert says in line
+    assert not list(tmp_path.rglob('*.png'))
 
 
 def test_names_of_classes():

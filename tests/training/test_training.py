@@ -19,6 +19,7 @@ from emigm_jax.core import masking
 from emigm_jax.data import datasets, pipeline, sizes
 from emigm_jax.data.interface import Batch
 from emigm_jax.errors import Damaged, UserError
+from emigm_jax.io import paths
 from emigm_jax.models import emigm
 from emigm_jax.parallel import sharding
 from emigm_jax.training import loop, loss, metrics, program, state, step
@@ -147,6 +148,14 @@ def test_non_finite_loss_stops_with_the_last_good_state(tmp_path, monkeypatch):
     assert saved.step == 4
     params, _ = saved.load_params('params')
     assert all(np.isfinite(p).all() for p in jax.tree.leaves(params))
+
+
+def test_a_grid_that_is_not_finite_is_not_written(tmp_path, monkeypatch, capsys):
+    config = smoke()
+    monkeypatch.setattr(loop, 'sampler', lambda *_: lambda *_: np.full((20, 4, 16), np.nan))
+    loop.sample_grid(config, datasets.dataset(config), {}, paths.absolute(tmp_path), 7)
+    assert 'no grid of step 7: 20 of 20 images are not finite' in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
 
 
 def test_steps_and_data_are_the_same_under_any_setting_of_jax():
