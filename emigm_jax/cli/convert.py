@@ -1,5 +1,7 @@
 """`emigm convert`: official weights in, self-describing checkpoints out, and back."""
 
+from typing import Any
+
 from emigm_jax.cli.main import Parser
 from emigm_jax.conversion.options import NULLS, Kind, Options
 
@@ -55,7 +57,7 @@ def _convert(arguments):
 
     options = dict(kind=arguments.kind, null=arguments.null, heads=arguments.heads)
     paths = arguments.source, arguments.target
-    more = dict(
+    more: dict[str, Any] = dict(
         weights=arguments.weights, allow_non_finite=arguments.allow_non_finite, dry_run=True
     )
     try:
