@@ -1,6 +1,8 @@
 """The one exception that a user sees as a single line, and the checks that raise it."""
 
 import difflib
+import math
+import operator
 from collections.abc import Collection, Iterable
 
 
@@ -23,11 +25,26 @@ def check_choice(name: str, value: object, choices: Collection[str]) -> None:
 def check_range(
     name: str, value: float, low: float | None = None, high: float | None = None
 ) -> None:
-    """Raises UserError unless low <= value <= high (None: unbounded)."""
-    if low is not None and not value >= low:  # nor NaN
+    """Raises UserError unless `value` is finite and low <= value <= high (None: unbounded).
+
+    What is no number, as the text of a setting, has no bounds and passes.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f'{name} must be a finite number, not {value}')
+    if low is not None and value < low:
         raise UserError(f'{name} must be at least {low}, not {value}')
-    if high is not None and not value <= high:
+    if high is not None and value > high:
         raise UserError(f'{name} must be at most {high}, not {value}')
+
+
+def whole(name: str, value: object, low: int | None = None, high: int | None = None) -> int:
+    """`value` as an int; raises UserError unless it is a whole number in the range."""
+    try:
+        number = operator.index(value)  # pyright: ignore[reportArgumentType]
+    except TypeError:
+        raise UserError(f'{name} must be a whole number, not {value!r}') from None
+    check_range(name, number, low, high)
+    return number
 
 
 def near(value: object, names: Iterable[str]) -> str:

@@ -11,7 +11,8 @@ import tqdm
 from emigm_jax.api.model import Model
 from emigm_jax.checkpoints.runs import Saved
 from emigm_jax.config.options import SamplingOptions
-from emigm_jax.errors import UserError
+from emigm_jax.core import randomness
+from emigm_jax.errors import UserError, check_range, whole
 from emigm_jax.evaluation import evaluate as library
 from emigm_jax.evaluation import image_sets
 from emigm_jax.evaluation.evaluator import Work
@@ -74,8 +75,7 @@ def evaluate(
                 'scored in pixel space)'
             )
         count = (1000 if reference is None else 50_000) if num_images is None else num_images
-        if count < 4:
-            raise UserError(f'num_images must be at least 4, not {count}')
+        count = whole('num_images', count, low=4)
         make = what.with_sampling(what.sampling(preset, **options))
         images, about = generated(what.saved, make, count)
         work = dataclasses.replace(work, about=work.about or about)
@@ -102,6 +102,7 @@ def generated(
     saved: Saved, make: Generator, count: int
 ) -> tuple[image_sets.Generated, dict[str, Any]]:
     """`count` images of a model, class by class, and the JSON-like facts that decide them."""
+    check_range('num_images', count, high=randomness.LAST_SEED + 1)
     sampling, spec = make.sampler.config, make.codec.spec
     reveal = sampling.reveal
     share = (reveal.guidance_to - reveal.guidance_from) * (reveal.guidance != 1.0)

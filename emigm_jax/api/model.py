@@ -10,8 +10,9 @@ import numpy as np
 from emigm_jax.checkpoints import runs
 from emigm_jax.config.options import SamplingOptions, changed
 from emigm_jax.config.settings import Config, SamplingConfig
+from emigm_jax.core import randomness
 from emigm_jax.data import class_names
-from emigm_jax.errors import UserError
+from emigm_jax.errors import UserError, whole
 from emigm_jax.sampling import generator
 from emigm_jax.sampling.generator import Generator
 from emigm_jax.tokenizers import codec
@@ -82,8 +83,8 @@ class Model:
 
         Args:
           classes: labels, names of ImageNet's classes ('golden retriever'), None for the null
-            class; 'all'; or None: all of a few, some of many.
-          seeds: image numbers, 0 to 2^32 - 1.
+            class; 'all'; or None: all of a few, some of many. One that is given twice comes twice.
+          seeds: image numbers, 0 to 2^32 - 1; likewise.
           preset: published settings, 'fast' or 'best'; None: the checkpoint's own.
           **options: settings to change: steps, guidance, interval=(low, high), solver_steps ...;
             `config.options.OPTIONS` lists them with their meanings.
@@ -131,7 +132,7 @@ class Model:
         self, classes: Iterable[int | str | None] | str | None, seeds: Iterable[int]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Labels (M,) (-1: null class) and seeds (M,) of every class with every seed."""
-        labels, numbers = self.labels(classes), [_seed(seed) for seed in seeds]
+        labels, numbers = self.labels(classes), [_seed(seed) for seed in _listed('seeds', seeds)]
         if not labels or not numbers:
             raise UserError('there is nothing to draw: name at least one class and one seed')
         return np.repeat(labels, len(numbers)), np.tile(numbers, len(labels))
@@ -146,14 +147,14 @@ class Model:
             if classes != 'all':
                 raise UserError(f"classes must be a list or 'all', not {classes!r}")
             return list(range(self.classes))
-        return [self._label(name) for name in classes]
+        return [self._label(name) for name in _listed('classes', classes)]
 
     def _label(self, name):
         if name is None:
             return -1
         if isinstance(name, str):
             return class_names.label(name, self.classes)
-        label = _whole('a class', name)
+        label = whole('a class', name)
         if not 0 <= label < self.classes:
             raise UserError(
                 f'there is no class {label}, the model knows 0 to {self.classes - 1} '
@@ -187,8 +188,7 @@ def load(
       >>> import emigm_jax as em
       >>> model = em.load('runs/digits')
     """
-    if batch_size < 1:
-        raise UserError(f'batch_size must be at least 1, not {batch_size}')
+    batch_size = whole('batch_size', batch_size, low=1)
     saved = runs.require(path)
     if tokenizer is not None and not isinstance(tokenizer, Codec):
         tokenizer = codec.load(tokenizer, dtype)
@@ -208,17 +208,17 @@ def opened(
     return Model(saved, make)
 
 
-def _whole(what, value):
+def _listed(what, values):
     try:
-        return int(value.__index__())
-    except (AttributeError, TypeError):
-        raise UserError(f'{what} must be a whole number, not {value!r}') from None
+        return list(values)
+    except TypeError:
+        raise UserError(f'{what} must be a list, not {values!r}') from None
 
 
 def _seed(value):
-    seed = _whole('a seed', value)
-    if not 0 <= seed < 2**32:  # what a key can be folded with
-        raise UserError(f'seeds lie between 0 and {2**32 - 1}, {seed} does not')
+    seed = whole('a seed', value)
+    if not 0 <= seed <= randomness.LAST_SEED:
+        raise UserError(f'seeds lie between 0 and {randomness.LAST_SEED}, {seed} does not')
     return seed
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from emigm_jax.config.settings import Config
+from emigm_jax.core import randomness
 from emigm_jax.data import sizes
 from emigm_jax.data.interface import Batch
 from emigm_jax.models import emigm
@@ -20,6 +21,7 @@ from emigm_jax.training import program
 from emigm_jax.training.program import Program
 
 
+@randomness.pinned()
 def measure(what: str, config: Config, batch: int, repeats: int) -> dict[str, Any]:
     """Figures of `what` ('train' or 'sample') with random weights and data: {name: value}.
 
@@ -54,7 +56,7 @@ def _train(config, batch):
 
 
 def _sample(config, batch):
-    params = jax.jit(emigm.network(config.model).init)(jax.random.key(0))
+    params = jax.jit(emigm.network(config.model).init)(randomness.key(0))
     sampler = Sampler(config.model, config.sampling)
     labels = np.arange(batch) % config.model.classes
     run, arguments = sampler.prepared(params, labels, np.arange(batch))

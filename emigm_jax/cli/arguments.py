@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import re
 from typing import TYPE_CHECKING, cast
 
 from emigm_jax.cli.main import Parser
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from emigm_jax.config.settings import Config, SamplingConfig
 
 
+MOST_NUMBERS = 1_000_000  # in a list; the images of a command are held in memory
 GROUPS = ('data', 'model', 'loss', 'optimizer', 'training', 'sampling', 'evaluation', 'mesh')
 
 
@@ -128,14 +130,18 @@ def numbers(name: str, text: str) -> list[int]:
     """Of '3', '1,5,9', '0-15' or a mix of them, in the order given."""
     values = []
     for part in text.split(','):
-        low, dash, high = part.strip().partition('-')
-        if not low.isdigit() or (dash and not high.isdigit()):
+        match = re.fullmatch(r'0*([0-9]+)(?:-0*([0-9]+))?', part.strip())
+        if not match:
             raise UserError(f"--{name} must look like '3', '1,5' or '0-15', not {text!r}")
-        if dash and int(high) < int(low):
-            raise UserError(f'--{name}: the range {part} is reversed')
-        if int(high or low) >= 2**32:  # what a key can be folded with
+        ends = [match[1], match[2] or match[1]]
+        if any(len(end) > 10 or int(end) >= 2**32 for end in ends):  # what a key can be folded with
             raise UserError(f'--{name}: numbers end at {2**32 - 1}, {part} does not')
-        values += range(int(low), int(high) + 1) if dash else [int(low)]
+        low, high = map(int, ends)
+        if high < low:
+            raise UserError(f'--{name}: the range {part} is reversed')
+        if len(values) + high - low >= MOST_NUMBERS:
+            raise UserError(f'--{name}: {part} are too many; {MOST_NUMBERS} at most go at a time')
+        values += range(low, high + 1)
     return values
 
 
@@ -152,7 +158,7 @@ def add_sampling(parser: Parser) -> None:
         metavar='DECAY',
         help='an EMA decay, or params (default: first EMA)',
     )
-    group.add_argument('--batch-size', type=int, default=64, help='images at a time (64)')
+    group.add_argument('--batch-size', type=count, default=64, help='images at a time (64)')
 
 
 def _pair(text):
@@ -165,8 +171,6 @@ def _pair(text):
 
 def sampling_config(arguments: argparse.Namespace, saved: Saved) -> SamplingConfig:
     """The settings of a checkpoint with the given flags put in."""
-    if arguments.batch_size < 1:
-        raise UserError(f'--batch-size must be at least 1, not {arguments.batch_size}')
     flags = {name: getattr(arguments, name) for name in OPTIONS}
     options = {name: value for name, value in flags.items() if value is not None}
     preset = getattr(arguments, 'preset', None)

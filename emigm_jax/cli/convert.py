@@ -1,5 +1,7 @@
 """`emigm convert`: official weights in, self-describing checkpoints out, and back."""
 
+from typing import Any
+
 from emigm_jax.cli.main import Parser
 from emigm_jax.conversion.options import NULLS, Kind, Options
 
@@ -38,6 +40,11 @@ def run(argv: list[str]) -> int:
     parser.add_argument(
         '--heads', type=int, help='attention heads, for sizes that were never published'
     )
+    parser.add_argument(
+        '--allow-non-finite',
+        action='store_true',
+        help='take NaN and infinity as they are, to look into broken weights',
+    )
     parser.add_argument('--dry-run', action='store_true', help='read and check, write nothing')
     arguments = parser.parse_args(argv)
     if arguments.heads is not None and arguments.heads < 1:
@@ -50,12 +57,15 @@ def _convert(arguments):
 
     options = dict(kind=arguments.kind, null=arguments.null, heads=arguments.heads)
     paths = arguments.source, arguments.target
+    more: dict[str, Any] = dict(
+        weights=arguments.weights, allow_non_finite=arguments.allow_non_finite, dry_run=True
+    )
     try:
         if arguments.to == 'safetensors':
             Options(**options).refuse('an export', tuple(options))
-            done = convert.export(*paths, weights=arguments.weights, dry_run=True)
+            done = convert.export(*paths, **more)
         else:
-            done = convert.convert(*paths, weights=arguments.weights, **options, dry_run=True)
+            done = convert.convert(*paths, **options, **more)
     except rules.Misfit as misfit:
         width = max(len(name) for _, name, _ in misfit.rows)
         for problem, name, detail in misfit.rows:

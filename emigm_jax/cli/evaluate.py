@@ -63,8 +63,6 @@ def run(argv: list[str]) -> int:
         raise UserError('--num-images goes with --checkpoint')
     if arguments.compare and not arguments.checkpoint:
         raise UserError('--compare goes with --checkpoint')
-    if arguments.batch_size < 1:
-        raise UserError('--batch-size must be at least 1')
 
     if arguments.reference or not arguments.checkpoint:
         for name in ('reference', 'inception'):

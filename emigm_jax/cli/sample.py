@@ -53,7 +53,7 @@ def run(argv: list[str]) -> int:
         dtype=arguments.dtype,
         batch_size=arguments.batch_size,
     )
-    labels, numbers = model.pairs(_classes(arguments.classes), seeds)
+    labels, numbers = _once(*model.pairs(_classes(arguments.classes), seeds))
     make = model.with_sampling(config)
     save_samples(arguments.out, make.images(labels, numbers), labels, numbers, model.classes)
     print(
@@ -61,6 +61,14 @@ def run(argv: list[str]) -> int:
         f'{paths.absolute(arguments.out)}'
     )
     return 0
+
+
+def _once(labels, seeds):
+    """Each image once, in the order given: the second file of a name would replace the first."""
+    import numpy as np
+
+    pairs = list(dict.fromkeys(zip(labels.tolist(), seeds.tolist(), strict=True)))
+    return tuple(np.array(pairs).T)
 
 
 def _classes(text):

@@ -3,17 +3,19 @@
 import re
 
 from emigm_jax.core.setting import Form, setting
-from emigm_jax.errors import UserError
+from emigm_jax.errors import UserError, check_range
 
 
 def parse_duration(name: str, text: str) -> tuple[float, str]:
     """'100 epochs' -> (100.0, 'epoch')."""
-    match = re.fullmatch(r'\s*([0-9.]+(?:e\+?[0-9]+)?)\s*(step|epoch|example)s?\s*', str(text))
+    number = r'(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e\+?[0-9]+)?'
+    match = re.fullmatch(rf'\s*({number})\s*(step|epoch|example)s?\s*', str(text))
     if not match:
         raise UserError(
             f"{name} must look like '500 steps', '80 epochs' or '1e6 examples', not {text!r}"
         )
-    return float(match[1]), match[2]
+    check_range(name, amount := float(match[1]))
+    return amount, match[2]
 
 
 def duration(default: str, meaning: str) -> str:

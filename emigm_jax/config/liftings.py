@@ -19,10 +19,22 @@ def _imagenet_sizes(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, 'model': {**sizes, **config.get('model', {})}}
 
 
+def _seeds(config: dict[str, Any]) -> dict[str, Any]:
+    """Of a seed, negative ones included, only the last 32 bits counted."""
+
+    def cut(group):
+        seed = group.get('seed')
+        return {**group, 'seed': seed % 2**32} if isinstance(seed, int) else group
+
+    sampling = config.get('sampling')
+    return cut({**config, 'sampling': cut(sampling)} if isinstance(sampling, dict) else config)
+
+
 # version: what lifts a nested config of that version to the next one. Configs from before there
 # were versions are of version 0.
 LIFTINGS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     0: _imagenet_sizes,
+    1: _seeds,
 }
 VERSION = len(LIFTINGS)  # of the configs that this code reads and writes
 

@@ -4,6 +4,7 @@
 dataclasses, and every wrong name or value into one line. `as_dict` is what checkpoints carry.
 """
 
+import contextlib
 import dataclasses
 import difflib
 from collections.abc import Collection, Mapping
@@ -80,7 +81,8 @@ def _coerce(path, value, kind):
     if kind is tuple and isinstance(value, (list, tuple)):
         return tuple(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        with contextlib.suppress(OverflowError):  # beyond any float: refused below
+            return float(value)
     if type(value) is not kind:
         raise UserError(f'{path} must be {kind.__name__}, not {value!r}')
     return value

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
-from emigm_jax.errors import UserError, near
+from emigm_jax.errors import UserError, check_range, near
 
 if TYPE_CHECKING:  # commands read the table before they know whether they need jax
     from emigm_jax.config.settings import SamplingConfig
@@ -85,10 +84,11 @@ def changed(config: SamplingConfig, options: SamplingOptions) -> SamplingConfig:
 
 
 def _of_kind(name, value, kind):
+    check_range(name, value)  # for int() has words of its own for what is not finite
     try:
         fits = not isinstance(value, bool) and kind(value) == value
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         fits = False
-    if not fits or (kind is float and math.isnan(value)):
+    if not fits:
         raise UserError(f'{name} must be {kind.__name__}, not {value!r}')
     return kind(value)

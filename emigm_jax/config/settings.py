@@ -6,17 +6,19 @@
 import dataclasses
 
 from emigm_jax.config.durations import duration, parse_duration
+from emigm_jax.core import randomness
 from emigm_jax.core.masking import MaskingConfig
 from emigm_jax.core.reveal import RevealConfig
 from emigm_jax.core.setting import setting, validate
 from emigm_jax.core.solvers import SolverConfig
-from emigm_jax.errors import UserError
+from emigm_jax.errors import UserError, check_range
 from emigm_jax.models.emigm import ModelConfig
 from emigm_jax.parallel.sharding import MeshConfig
 
 DATASETS = ('digits', 'synthetic', 'latents', 'folder', 'tfds')
 NORMALIZATIONS = ('image', 'batch')
 LR_SCHEDULES = ('constant', 'cosine')  # after warmup
+MOST_STEPS = 2**31 - 1  # the state counts them in an int32
 _DECAY = 0.99999999  # the largest
 
 
@@ -143,9 +145,14 @@ class TrainingConfig:
 class SamplingConfig:
     """Everything that decides which image a seed and a class give."""
 
-    seed: int = setting(0, 'base seed; image i uses fold_in(seed, i)')
+    seed: int = setting(
+        0, 'base seed; image i uses fold_in(seed, i)', low=0, high=randomness.LAST_SEED
+    )
     reveal: RevealConfig = RevealConfig()
     solver: SolverConfig = SolverConfig()
+
+    def __post_init__(self):
+        validate(self, 'sampling')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +160,12 @@ class EvaluationConfig:
     """Measuring the first EMA weights while training, with the run's sampling settings."""
 
     every: str = duration('0 steps', 'how often; 0 steps: never')
-    num_images: int = setting(5000, 'how many: class by class, image i from seed i', low=4)
+    num_images: int = setting(
+        5000,
+        'how many: class by class, image i from seed i',
+        low=4,
+        high=randomness.LAST_SEED + 1,
+    )
     reference: str = setting('', "statistics of real images; digits: '' compares pixels")
     inception: str = setting('', "checkpoint of FID's network, from `emigm convert`")
     metrics: str = setting(
@@ -171,7 +183,12 @@ class EvaluationConfig:
 class Config:
     """Everything that decides a run."""
 
-    seed: int = setting(0, 'of initial weights and of all randomness of training', low=0)
+    seed: int = setting(
+        0,
+        'of initial weights and of all randomness of training',
+        low=0,
+        high=randomness.LAST_SEED,
+    )
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
@@ -207,4 +224,5 @@ class Config:
         batch = self.training.batch_size
         per = {'step': 1.0, 'epoch': max(1, examples // batch), 'example': 1.0 / batch}[unit]
         steps = round(amount * per)
+        check_range(f'{name} in steps', steps, high=MOST_STEPS)
         return max(1, steps) if amount else 0

@@ -1,11 +1,12 @@
 """Official weights -> self-describing checkpoints, and back: what `emigm convert` runs."""
 
 import os
+from typing import Unpack
 
 from emigm_jax.checkpoints import store
-from emigm_jax.conversion import kinds
+from emigm_jax.conversion import kinds, rules
 from emigm_jax.conversion.conversion import Conversion, Export
-from emigm_jax.conversion.options import Options
+from emigm_jax.conversion.options import Given, Options
 from emigm_jax.errors import UserError
 from emigm_jax.io import files, paths
 from emigm_jax.io.formats import torch_files
@@ -15,11 +16,8 @@ def convert(
     source: os.PathLike | str,
     target: os.PathLike | str,
     *,
-    kind: str | None = None,
-    weights: str = '',
-    null: str = '',
-    heads: int | None = None,
     dry_run: bool = False,
+    **options: Unpack[Given],
 ) -> Conversion:
     """Writes official weights as one of our checkpoints, whole or not at all.
 
@@ -33,22 +31,23 @@ def convert(
       source: a .pth, .ckpt, .safetensors or Flax msgpack file, or a Hugging Face folder, local or
         gs://.
       target: folder that does not exist yet, local or gs://.
+      dry_run: read and check, write nothing.
       kind: a `Kind`, None to recognise it.
       weights: 'model_ema' or 'model', '' for the best there is; models only.
       null: 'mask_token' or 'fake_latent', what becomes eMIGM's shared token; '' for `mask_token`,
         as the official loader does; models only.
       heads: attention heads, for sizes that were never published; models only.
-      dry_run: read and check, write nothing.
+      allow_non_finite: take numbers that are not finite as they are.
 
     Raises:
-      rules.Misfit: tensors are missing, unexpected or misshapen; it lists them all.
+      rules.Misfit: tensors are missing, unexpected, misshapen or not finite; it lists them all.
       UserError: the source cannot be read or converted, an option does not apply, or the target
         exists or cannot be written.
     """
     store.check_free(target)
     if store.is_checkpoint(source):
         raise UserError(f'{source}: is converted already; `--to safetensors` exports it')
-    conversion = read(source, Options(kind, weights, null, heads))
+    conversion = read(source, Options(**options))
     if not dry_run:
         conversion.save(target)
     return conversion
@@ -69,6 +68,7 @@ def export(
     *,
     weights: str = '',
     dry_run: bool = False,
+    allow_non_finite: bool = False,
 ) -> Export:
     """Writes one of our checkpoints as a safetensors file with official names, whole or not at all.
 
@@ -79,8 +79,10 @@ def export(
       target: file that does not exist yet, local or gs://.
       weights: an EMA decay or 'params', '' for the first decay; models only.
       dry_run: read and check, write nothing.
+      allow_non_finite: take numbers that are not finite as they are.
 
     Raises:
+      rules.Misfit: numbers are not finite.
       UserError: there is no such checkpoint, it has no such weights, or the target exists or
         cannot be written.
     """
@@ -95,6 +97,9 @@ def export(
     described = stored.description if stored else {}
     entry = next((entry for entry in kinds.EXPORTS if entry in described), '')
     exported = kinds.EXPORTS[entry](source, stored, weights)
+    broken = [row for named in exported.tensors.items() for row in rules.non_finite(*named)]
+    if broken and not allow_non_finite:
+        raise rules.NonFinite(source, broken)
     if not dry_run:
         exported.save(target)
     return exported

@@ -56,7 +56,9 @@ def read(places: dict[str, Tensors], source: str, options: Options) -> Conversio
         )
     kept, unused = left_out.split(tensors, (left_out.COUNTERS,))
     shapes = inception.network().shapes()
-    params = rules.to_params(entries(), kept, shapes, f'{source}, Inception of FID')
+    params = rules.to_params(
+        entries(), kept, shapes, f'{source}, Inception of FID', options.allow_non_finite
+    )
     return Conversion(
         kind=Kind.INCEPTION,
         origin=source,

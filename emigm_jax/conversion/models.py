@@ -43,7 +43,8 @@ def read(places: dict[str, rules.Tensors], source: str, options: Options) -> Con
         tensors, notes, unread = _one_token(tensors, options.null or NULLS[0], source)
     elif options.null:
         raise UserError(f'{source}: has a separate null token, so --null does not apply')
-    params = rules.to_params(tables.emigm(model), tensors, emigm.network(model).shapes(), source)
+    shapes, anyway = emigm.network(model).shapes(), options.allow_non_finite
+    params = rules.to_params(tables.emigm(model), tensors, shapes, source, anyway)
     kind = Kind(options.kind or model.method)
     title, config, presets, unpublished = _settings(kind, model)
     return Conversion(
@@ -105,10 +106,8 @@ def _one_token(tensors, null, origin):
         'mask_token': 'as the official loader ends up with it',
         'fake_latent': 'the averaged one',
     }
-    note = (
-        f'mask and null token: {null} ({why[null]}); {other} differs by {apart:.2%} of its '
-        f'norm, --null {other} takes it'
-    )
+    differs = f'differs by {apart:.2%} of its norm' if np.isfinite(apart) else 'is another'
+    note = f'mask and null token: {null} ({why[null]}); {other} {differs}, --null {other} takes it'
     return tensors, [note], {other: _text(averaged)} if other == 'fake_latent' else {}
 
 

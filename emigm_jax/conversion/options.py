@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+from typing import TypedDict
 
 from emigm_jax.errors import UserError, check_choice
 
@@ -20,6 +21,16 @@ class Kind(enum.StrEnum):
 NULLS = ('mask_token', 'fake_latent')  # the names under which eMIGM's shared token is stored
 
 
+class Given(TypedDict, total=False):
+    """`Options` as keywords."""
+
+    kind: str | None
+    weights: str
+    null: str
+    heads: int | None
+    allow_non_finite: bool
+
+
 @dataclasses.dataclass(frozen=True)
 class Options:
     """What a user says about official weights; None and '' leave it to the file."""
@@ -28,6 +39,7 @@ class Options:
     weights: str = ''  # 'model_ema' or 'model'
     null: str = ''  # one of NULLS
     heads: int | None = None  # attention heads, for sizes that were never published
+    allow_non_finite: bool = False  # take numbers that are not finite as they are
 
     def __post_init__(self):
         if self.kind is not None:

@@ -24,15 +24,27 @@ OPERATIONS = {
 }
 
 
+Problem = tuple[str, str, str]  # what it is, official name, detail
+
+
 class Misfit(UserError):
     """Official tensors that do not fit the model; `rows` are (problem, official name, detail)."""
 
-    def __init__(self, origin: str, rows: list[tuple[str, str, str]]):
+    def __init__(self, origin: str, rows: list[Problem], what: str = 'does not fit the model'):
         self.rows = rows
         shown = '; '.join(' '.join(filter(None, row)) for row in rows[:3])
         shown = shown if shown.isprintable() else ascii(shown)
         more = f'; and {len(rows) - 3} more' * (len(rows) > 3)
-        super().__init__(f'{origin}: does not fit the model: {shown}{more}')
+        super().__init__(f'{origin}: {what}: {shown}{more}')
+
+
+class NonFinite(Misfit):
+    """Official tensors with numbers that are not finite."""
+
+    def __init__(self, origin: str, rows: list[Problem]):
+        super().__init__(
+            origin, rows, 'is broken (--allow-non-finite takes it all the same, to look into it)'
+        )
 
 
 class Entry(NamedTuple):
@@ -45,7 +57,11 @@ class Entry(NamedTuple):
 
 
 def to_params(
-    entries: list[Entry], tensors: Tensors, shapes: dict[str, Any], origin: str
+    entries: list[Entry],
+    tensors: Tensors,
+    shapes: dict[str, Any],
+    origin: str,
+    allow_non_finite: bool = False,
 ) -> dict[str, Any]:
     """Official tensors -> nested dict of float32 arrays.
 
@@ -54,11 +70,14 @@ def to_params(
       tensors: by official name.
       shapes: our parameters as a nested dict of anything with a `.shape`.
       origin: file name for messages.
+      allow_non_finite: take numbers that are not finite as they are.
 
     Raises:
       Misfit: entries are missing, unexpected or misshapen; all of them are listed.
+      NonFinite: they fit, but hold NaN or infinity; likewise.
     """
     wanted: dict[str, Any] = traverse_util.flatten_dict(shapes, sep='/')
+    broken: list[Problem] = []
     used = {name for entry in entries for name in entry.sources}
     problems = [('missing', name, '') for name in sorted(used - tensors.keys())]
     problems += [('unexpected', name, '') for name in tensors if name not in used]
@@ -79,10 +98,21 @@ def to_params(
         params[entry.path] = target = np.empty(shape, np.float32)
         change = OPERATIONS[entry.operation][0]
         for i, name in enumerate(entry.sources):
-            target[i if entry.stacked else ...] = change(np.asarray(tensors[name]))
+            place = target[i, ...] if entry.stacked else target
+            with np.errstate(over='ignore'):  # of float64: it is told below
+                place[...] = change(np.asarray(tensors[name]))
+            broken += non_finite(name, place)
     if problems:
         raise Misfit(origin, problems)
+    if broken and not allow_non_finite:
+        raise NonFinite(origin, broken)
     return traverse_util.unflatten_dict(params, sep='/')
+
+
+def non_finite(name: str, array: np.ndarray) -> list[Problem]:
+    """What there is to say of an array that is not finite, in one row; [] if it is."""
+    bad = array.size - np.count_nonzero(np.isfinite(array))
+    return [('not finite', name, f'{bad:,} of {array.size:,} numbers')] if bad else []
 
 
 def _official_shape(operation, shape):

@@ -31,7 +31,8 @@ def read(kind: Kind, places: dict[str, rules.Tensors], source: str, options: Opt
     kept, unused = left_out.split(tensors, tokenizer_tables.IGNORED[kind])
     shapes = tokenizer.network.shapes()
     origin = f'{source}{_own_name(source)}'
-    params = rules.to_params(tokenizer_tables.ENTRIES[kind](config), kept, shapes, origin)
+    entries = tokenizer_tables.ENTRIES[kind](config)
+    params = rules.to_params(entries, kept, shapes, origin, options.allow_non_finite)
     return Conversion(
         kind=kind,
         origin=origin,

@@ -137,12 +137,12 @@ def budgets(config: MaskingConfig, tokens: int, groups: int) -> tuple[Budget, ..
 
 def _quantiles(config, key, keys, groups):
     batch = keys.shape[0]
-    jitter = jax.vmap(jax.random.uniform)(keys)
+    jitter = jax.vmap(lambda key: jax.random.uniform(key, (), jnp.float32))(keys)
     if config.sharing == 'independent':
         return jitter
     if config.sharing == 'shared':
         blocks = -(-batch // config.share)
-        return jnp.repeat(jax.random.uniform(key, (blocks,)), config.share)[:batch]
+        return jnp.repeat(jax.random.uniform(key, (blocks,), jnp.float32), config.share)[:batch]
     j = jnp.arange(batch)
     stratum = (j % groups) * (batch // groups) + j // groups
     u = (stratum.astype(jnp.float32) + jitter) / batch
@@ -168,7 +168,7 @@ def draw(config: MaskingConfig, key: PRNGKeyArray, tokens: int, batch: int, grou
         count_keys = keys[:, 1]
         if config.sharing == 'shared':  # the official code shares the count along with t
             count_keys = count_keys[jnp.arange(batch) // config.share * config.share]
-        u = jax.vmap(lambda k: jax.random.uniform(k, (tokens,)))(count_keys)
+        u = jax.vmap(lambda k: jax.random.uniform(k, (tokens,), jnp.float32))(count_keys)
         masked = jnp.sum(u < gamma[:, None], axis=1, dtype=jnp.int32)
     limits = budgets(config, tokens, groups)
     group = jnp.arange(batch) % groups

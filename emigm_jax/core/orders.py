@@ -40,7 +40,7 @@ class Halton(Order):
     def __call__(self, key: PRNGKeyArray, grid: int) -> Int32[Array, ' N']:
         """`halton_cells`, rolled by an offset that the key draws."""
         cells = jnp.asarray(halton_cells(grid))
-        return jnp.roll(cells, jax.random.randint(key, (), 0, len(cells)))
+        return jnp.roll(cells, jax.random.randint(key, (), 0, len(cells), jnp.int32))
 
 
 @final
@@ -57,7 +57,7 @@ ORDERS: dict[str, Order] = {'random': Random(), 'halton': Halton(), 'raster': Ra
 
 def random(key: PRNGKeyArray, tokens: int) -> Int32[Array, ' {tokens}']:
     """A uniformly random permutation of `tokens` positions."""
-    return jnp.argsort(jax.random.bits(key, (tokens,))).astype(jnp.int32)
+    return jnp.argsort(jax.random.bits(key, (tokens,), jnp.uint32)).astype(jnp.int32)
 
 
 @functools.cache

@@ -57,7 +57,8 @@ class RevealConfig:
         'one draw of counts for all images (exact shapes), or one per image',
         choices=COUNTS,
     )
-    plan_seed: int = setting(0, 'seed of the counts', low=0)
+    # numpy's Philox takes 64 bits.
+    plan_seed: int = setting(0, 'seed of the counts', low=0, high=2**64 - 1)
     guidance: float = setting(4.0, 'classifier-free guidance; 1 switches it off', low=0.0)
     guidance_schedule: str = setting(
         'constant',

@@ -27,7 +27,8 @@ class Setting(NamedTuple):
     """What a field of a settings class declares beside its name, type and default."""
 
     meaning: str
-    low: float | None = None  # the least value, of each element if there are several
+    # The least value, of each element if there are several; whatever it is, numbers are finite.
+    low: float | None = None
     high: float | None = None
     choices: tuple[str, ...] = ()
     beside: tuple[Any, ...] = ()  # values out of the range that mean something of their own

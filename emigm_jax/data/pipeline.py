@@ -15,6 +15,7 @@ import grain
 import jax
 import numpy as np
 
+from emigm_jax.core import randomness
 from emigm_jax.data.interface import Batch, Dataset
 from emigm_jax.parallel import sharding
 
@@ -50,10 +51,12 @@ def batches(
             out_shardings=sharded,
         ),
     )
-    params = jax.device_put(data.params, replicated)
+    with randomness.pinned():
+        params = jax.device_put(data.params, replicated)
     queue = collections.deque()
     for step, rows in enumerate(host_rows(data, batch, seed, start, stop, mine), start):
-        rows = sharding.place_rows(sharded, mine, batch, rows)
+        with randomness.pinned():
+            rows = sharding.place_rows(sharded, mine, batch, rows)
         queue.append(to_batch(params, rows, np.int32(step)))
         if len(queue) > 1:
             yield queue.popleft()
@@ -61,7 +64,7 @@ def batches(
 
 
 def _to_batch(data, seed, params, rows, step):
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), _DATA)
+    key = jax.random.fold_in(jax.random.fold_in(randomness.key(seed), step), _DATA)
     return data.to_batch(params, rows, key)
 
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable
 
 from emigm_jax.data import sources
+from emigm_jax.errors import whole
 from emigm_jax.evaluation import evaluator, image_sets, measure, references, scores, statistics
 from emigm_jax.evaluation import inception as networks
 from emigm_jax.evaluation.against_reference import AgainstReference
@@ -87,6 +88,9 @@ def fid(
     Raises:
       UserError: a file cannot be read, or a set has less than 2 images.
     """
+    batch_size = whole('batch_size', batch_size, low=1)
+    if image_size is not None:
+        image_size = whole('image_size', image_size, low=1)
     network = measure.Network(agreement.agreed(lambda: networks.opened(inception)).params)
     plan = measure.Plan(('fid',), batch_size)
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import tqdm
 
+from emigm_jax.errors import whole
 from emigm_jax.evaluation.image_sets import ImageSet
 from emigm_jax.evaluation.measure import Progress
 from emigm_jax.evaluation.result import Result
@@ -28,6 +29,9 @@ class Work:
     alone: bool = False  # the first process computes the scores when the others have left
     bar: Callable[..., tqdm.tqdm] = functools.partial(tqdm.tqdm, disable=True)  # takes total=N
     say: Callable[[str], object] = lambda line: None  # gets a line for the user now and then
+
+    def __post_init__(self):
+        whole('batch_size', self.batch_size, low=1)
 
 
 class Gathered(NamedTuple):

@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 
 from emigm_jax.checkpoints import store
+from emigm_jax.core import randomness
 from emigm_jax.errors import UserError
 from emigm_jax.evaluation import inception_plan as plan
 from emigm_jax.nn import functional
@@ -172,6 +173,7 @@ class Extractor:
 
     params: dict
 
+    @randomness.pinned()
     def features(self, images: jax.Array | np.ndarray) -> Features:
         """`Features` of uint8 (B, H, W, 3); compiles once for each shape.
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from emigm_jax.core import randomness
 from emigm_jax.errors import UserError
 from emigm_jax.evaluation import inception, inception_score, metrics, statistics
 from emigm_jax.evaluation.image_sets import ImageSet
@@ -55,7 +56,7 @@ class Network:
     def __init__(self, params: dict):
         self._params = spread.place(params)
         self._run = spread.OverDevices(inception.features)
-        self.add = statistics.adder(spread.mesh())
+        self.add = randomness.pinned()(statistics.adder(spread.mesh()))
 
     def __call__(self, images: np.ndarray | jax.Array) -> inception.Features:
         """Of uint8 (B, H, W, 3); B a multiple of the devices."""
@@ -91,8 +92,8 @@ def totals(
       progress: is called first with the number of images that were there.
 
     Raises:
-      UserError: the folder belongs to another measurement, or an image cannot be read; on all
-        processes.
+      UserError: the folder belongs to another measurement, an image cannot be read or made, or
+        features are not finite; on all processes.
     """
     folder, count, size = paths.absolute(folder), len(images), agreement.padded(plan.batch)
     agreement.check_same('the images and settings', [settings, count])
@@ -121,6 +122,7 @@ def totals(
 
         sums, kept = agreement.agreed(add_up)
         more = statistics.collect(sums)
+        statistics.check_finite(more)  # no image of any later part would mend it
         kept = {name: _gathered(part, arrays) for name, arrays in kept.items() if arrays}
         save = functools.partial(_saved, folder, settings, done, kept, saved, more)
         saved = agreement.by_first(save)

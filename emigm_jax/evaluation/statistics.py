@@ -21,6 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from emigm_jax.core import randomness
 from emigm_jax.errors import UserError
 from emigm_jax.evaluation import inception_plan, inception_score
 from emigm_jax.io import npz
@@ -76,6 +77,7 @@ class Rows(NamedTuple):
 # --- On the devices ------------------------------------------------------------------------------
 
 
+@randomness.pinned()
 def begin(mesh: Mesh, shifts: Mapping[str, Array], with_scores: bool = True) -> Totals:
     """The totals on the devices before the first image.
 
@@ -133,7 +135,7 @@ def add(totals: Totals, rows: Rows) -> Totals:
 
 
 def adder(mesh: Mesh) -> Callable[[Totals, Rows], Totals]:
-    """`add` compiled for a mesh; the totals that are passed in are used up."""
+    """`add` compiled for a mesh, to be called as `randomness.pinned`; it uses up its totals."""
     sharded, replicated = _shardings(mesh)
     constrain = jax.lax.with_sharding_constraint
 
@@ -232,6 +234,18 @@ def load(path: os.PathLike | str) -> Totals:
     return Totals(shifts, Sums(arrays['count'], moments, splits))
 
 
+def check_finite(totals: Totals) -> None:
+    """Raises UserError if features that were summed are not finite."""
+    for name, sums in totals.sums.moments.items():
+        _check_finite(name, sums)
+    _check_finite('logit', totals.sums.splits)
+
+
+def _check_finite(name, sums):
+    if not all(np.isfinite(array).all() for array in jax.tree.leaves(sums)):
+        raise UserError(f'the {name} features are not finite: the network of FID is broken')
+
+
 def count(totals: Totals) -> int:
     """Images in the totals."""
     return round(float(totals.sums.count))
@@ -248,8 +262,7 @@ def moments(totals: Totals, name: str = 'pool') -> tuple[np.ndarray, np.ndarray]
     n, (s, outer) = count(totals), map(np.asarray, totals.sums.moments[name])
     if n < 2:
         raise UserError(f'a covariance needs at least 2 images, not {n}')
-    if not (np.isfinite(s).all() and np.isfinite(outer).all()):
-        raise UserError(f'the {name} features are not finite: the images or the network are broken')
+    _check_finite(name, (s, outer))
     covariance = (outer - np.outer(s, s) / n) / (n - 1)
     # A feature that hardly varies may come out negative by rounding.
     np.fill_diagonal(covariance, np.maximum(covariance.diagonal(), 0.0))

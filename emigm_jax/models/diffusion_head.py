@@ -109,8 +109,10 @@ class DiffusionHead(Head):
 
         def one(key):
             time_key, noise_key = jax.random.split(key)
-            time = jax.random.randint(time_key, (copies, tokens), 0, gaussian.TIMESTEPS)
-            return Draws(time, jax.random.normal(noise_key, (copies, tokens, self.channels)))
+            shape = copies, tokens
+            time = jax.random.randint(time_key, shape, 0, gaussian.TIMESTEPS, jnp.int32)
+            noise = jax.random.normal(noise_key, (*shape, self.channels), jnp.float32)
+            return Draws(time, noise)
 
         return jax.vmap(one, out_axes=1)(keys)
 

@@ -15,6 +15,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import PRNGKeyArray
 
+from emigm_jax.core import randomness
 from emigm_jax.parallel import sharding
 
 Params = dict[str, Any]  # parameters: a nested dict of arrays, or of their shapes
@@ -28,9 +29,10 @@ class Functional:
     init: Callable[[PRNGKeyArray], Params]
     bind: Callable[[Params], Any]  # parameters -> module whose methods can be called
 
+    @randomness.pinned()
     def shapes(self) -> Params:
         """Parameters as `jax.ShapeDtypeStruct`; touches no device."""
-        return jax.eval_shape(self.init, jax.random.key(0))
+        return jax.eval_shape(self.init, randomness.key(0))
 
 
 def functional(build: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
@@ -39,7 +41,7 @@ def functional(build: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
     def init(key):
         return nnx.to_pure_dict(nnx.state(build(nnx.Rngs(params=key)), nnx.Param))
 
-    graph, _ = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(params=0))))
+    graph, _ = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(params=randomness.key(0)))))
     return Functional(init=init, bind=lambda params: nnx.merge(graph, params))
 
 

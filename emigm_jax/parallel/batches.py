@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from emigm_jax.core import randomness
+
 AXIS = 'data'
 
 _Array = TypeVar('_Array', np.ndarray, jax.Array)
@@ -40,6 +42,8 @@ def place(params: Any) -> Any:
 class OverDevices:
     """A jitted `function(params, *rows)` whose rows are computed independently of one another.
 
+    It is traced and run as `randomness.pinned`.
+
     Args:
       function: pure; takes params and arrays (R, ...), returns arrays (R, ...).
       on: a mesh with the one axis 'data'; default: this process's devices.
@@ -60,6 +64,7 @@ class OverDevices:
         )
         self.program = jax.jit(lambda params, *rows: shards(params, rows))
 
+    @randomness.pinned()
     def __call__(self, params: Any, *rows: Any) -> Any:
         """Results (R, ...) for rows (R, ...), R >= 1, spread over the devices.
 
@@ -69,18 +74,23 @@ class OverDevices:
         results, count = program(*arguments), len(rows[0])
         return results if padded(count) == count else jax.tree.map(lambda a: a[:count], results)
 
+    @randomness.pinned()
     def prepared(self, params: Any, *rows: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """The jitted program of a call and its arguments, padded and placed."""
         size = padded(len(rows[0]))
         return self.program, (place(params), *(fill(a, size) for a in rows))
 
+    @randomness.pinned()
     def lower(self, params: Any, *rows: Any) -> jax.stages.Lowered:
         """The program lowered for shapes whose rows are a multiple of the devices."""
         return self.program.lower(params, *rows)
 
 
-def in_chunks(function: Callable[[jax.Array], jax.Array], rows: jax.Array, size: int) -> jax.Array:
-    """`function` of rows (R, ...) inside a program, at most `size` of them at a time."""
+def in_chunks(function: Callable[[jax.Array], Any], rows: jax.Array, size: int) -> Any:
+    """`function` of rows (R, ...) inside a program, at most `size` of them at a time.
+
+    It returns arrays (R, ...).
+    """
     count = len(rows)
     if count <= size:
         return function(rows)

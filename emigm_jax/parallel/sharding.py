@@ -25,6 +25,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
+from emigm_jax.core import randomness
 from emigm_jax.core.setting import setting, validate
 from emigm_jax.errors import UserError
 
@@ -327,11 +328,11 @@ def gathered(mesh: Mesh, tree: Any) -> Any:
 
 
 def with_mesh(mesh: Mesh, function: Callable[..., _T]) -> Callable[..., _T]:
-    """`function` called with `mesh` in force."""
+    """`function` called with `mesh` in force, and as `randomness.pinned`."""
 
     @functools.wraps(function)
     def call(*args):
-        with jax.set_mesh(mesh):
+        with jax.set_mesh(mesh), randomness.pinned():
             return function(*args)
 
     return call

@@ -40,9 +40,9 @@ class Generator:
         return dataclasses.replace(self, sampler=Sampler(self.sampler.model, config))
 
     def batch(self, labels: Integers, seeds: Integers) -> UInt8[np.ndarray, 'B H W colours']:
-        """One batch of images as it is."""
+        """One batch of images as it is; raises `codec.NonFinite` where there are none."""
         # Tokens stay on the devices between sampler and decoder.
-        return np.asarray(self.codec.decode(self.sampler(self.params, labels, seeds)))
+        return self.codec.decode(self.sampler(self.params, labels, seeds))
 
     def images(self, labels: Integers, seeds: Integers) -> UInt8[np.ndarray, 'M H W colours']:
         """Any number M of images, in batches; label -1 is the null class."""
@@ -60,7 +60,7 @@ class Generator:
     ) -> Iterator[tuple[UInt8[np.ndarray, 'B H W colours'], Progress]]:
         """As `batch`, but yields (images, `Progress`) after every step that reveals tokens."""
         for progress in self.sampler.steps(self.params, labels, seeds):
-            yield np.asarray(self.codec.decode(progress.tokens)), progress
+            yield self.codec.decode(progress.tokens), progress
 
 
 def while_training(config: Config, data: Dataset) -> Callable[[Params], Generator]:

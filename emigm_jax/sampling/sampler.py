@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Shaped
 
 from emigm_jax.config.settings import SamplingConfig
-from emigm_jax.core import flops, reveal, solvers
+from emigm_jax.core import flops, randomness, reveal, solvers
 from emigm_jax.models import emigm
 from emigm_jax.models.config import ModelConfig
 from emigm_jax.nn.functional import Params
@@ -112,13 +112,15 @@ class Sampler:
         images = jax.eval_shape(lambda: self.images([0] * batch, range(batch)))
         return self._run.lower(params, *images)
 
+    @randomness.pinned()
     def images(self, labels: Integers, seeds: Integers) -> Images:
         """All that the program takes but params."""
         plan = reveal.plan(self.config.reveal, self.model.tokens, seeds)
-        key = jax.random.key(self.config.seed)
+        key = randomness.key(self.config.seed)
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(seeds, jnp.uint32))
         return _images(labels, keys, plan)
 
+    @randomness.pinned()
     def replay(
         self,
         params: Params,
@@ -138,7 +140,7 @@ class Sampler:
                 segments, params, images, steps.recorded(order, noise)
             )
         )
-        keys = jax.random.split(jax.random.key(0), len(labels))  # nothing reads them
+        keys = jax.random.split(randomness.key(0), len(labels))  # nothing reads them
         return run(params, _images(labels, keys, plan), jnp.asarray(order), jnp.asarray(noise))
 
 

@@ -8,8 +8,10 @@ from typing import Any, final
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import UInt8
 
 from emigm_jax.checkpoints import store
+from emigm_jax.core import randomness
 from emigm_jax.errors import UserError
 from emigm_jax.nn import functional
 from emigm_jax.nn.functional import Params
@@ -18,6 +20,10 @@ from emigm_jax.tokenizers.interface import Spec, Tokenizer
 from emigm_jax.tokenizers.learned import KINDS, Learned
 
 ENTRY = 'tokenizer'  # of a checkpoint's description
+
+
+class NonFinite(UserError):
+    """Tokens or pixels that are not finite numbers."""
 
 
 @final
@@ -41,17 +47,34 @@ class Codec:
         """uint8 (B, H, W, colours) -> raw (B, h, w, ...)."""
         return _program(self.tokenizer, 'encode', self.batch)(self._placed, images)
 
+    @randomness.pinned()
     def to_tokens(self, raw: np.ndarray | jax.Array, key: jax.Array | None = None) -> jax.Array:
         """Raw -> tokens (B, N, C) float32, or codes (B, N) int32; see `Tokenizer`."""
         return self.tokenizer.to_tokens(jnp.asarray(raw), key)
 
-    def decode(self, tokens: np.ndarray | jax.Array) -> jax.Array:
-        """Tokens (B, N, C), or codes (B, N) -> uint8 (B, H, W, colours), on the devices.
+    def decode(self, tokens: np.ndarray | jax.Array) -> UInt8[np.ndarray, 'B H W colours']:
+        """Tokens (B, N, C), or codes (B, N) -> images, rounded to the grey levels there are.
 
         Raises:
+          NonFinite: tokens or pixels are not finite: as images they would be black.
           UserError: the shape does not fit.
         """
-        return _program(self.tokenizer, 'decode', self.batch)(self._placed, tokens)
+        images, finite = _program(self.tokenizer, 'images', self.batch)(self._placed, tokens)
+        if not (finite := np.asarray(finite)).all():
+            bad = np.count_nonzero(~finite)
+            raise NonFinite(f'{bad} of {len(finite)} images are not finite: {self._blame(tokens)}')
+        return np.asarray(images)
+
+    def _blame(self, tokens):
+        if np.isfinite(np.asarray(tokens)).all():
+            return (
+                f'the tokens are, their pixels are not; the weights of {self.spec.title} may be '
+                'broken, or --dtype float32 is needed'
+            )
+        return (
+            'the model drew tokens that are no numbers; its weights may be broken (are other '
+            '--weights better?), or --dtype float32 or less --guidance is needed'
+        )
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -63,9 +86,16 @@ class Codec:
         return batches.place(self.params)
 
 
+def _images(tokenizer, params, tokens):
+    """Images (B, H, W, colours), and which of them are of finite pixels (B,)."""
+    pixels, steps = tokenizer.decode(params, tokens), tokenizer.spec.levels - 1
+    images = jnp.round(jnp.round(jnp.clip(pixels, 0.0, 1.0) * steps) / steps * 255.0)
+    return images.astype(jnp.uint8), jnp.isfinite(pixels).all((1, 2, 3))
+
+
 @functools.cache
 def _program(tokenizer, direction, batch):
-    run = getattr(tokenizer, direction)
+    run = {'encode': tokenizer.encode, 'images': functools.partial(_images, tokenizer)}[direction]
     return batches.OverDevices(
         lambda params, rows: batches.in_chunks(functools.partial(run, params), rows, batch)
     )

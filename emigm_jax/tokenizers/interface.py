@@ -24,10 +24,11 @@ class Spec:
     scale: float  # tokens = raw latents * scale, so that they have about unit variance
     origin: str  # where the scale comes from
     codes: int = 0  # vocabulary, if tokens are codes; 0: they are vectors
+    levels: int = 256  # grey levels of the images
 
 
 class Tokenizer(abc.ABC):
-    """Turns uint8 images into tokens and back; all methods are pure and can be traced."""
+    """Turns images into tokens and tokens into pixels; all methods are pure and can be traced."""
 
     @property
     @abc.abstractmethod
@@ -49,7 +50,10 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def decode(self, params: Params, tokens: jax.Array) -> jax.Array:
-        """Tokens (B, N, C), or codes (B, N), of a square grid -> uint8 (B, H, W, colours).
+        """Tokens (B, N, C), or codes (B, N), of a square grid -> pixels (B, H, W, colours).
+
+        Returns:
+          float32, about [0, 1] and not clipped.
 
         Raises:
           UserError: the shape does not fit.

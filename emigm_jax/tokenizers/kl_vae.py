@@ -220,7 +220,7 @@ def sample_moments(moments: jax.Array, key: jax.Array | None) -> jax.Array:
     if key is None:
         return mean
     deviation = jnp.exp(0.5 * jnp.clip(log_variance, *LOG_VARIANCE_RANGE))
-    return mean + deviation * jax.random.normal(key, mean.shape)
+    return mean + deviation * jax.random.normal(key, mean.shape, jnp.float32)
 
 
 def network(config: KLVAEConfig) -> functional.Functional:

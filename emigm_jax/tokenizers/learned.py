@@ -111,8 +111,7 @@ class Learned(Tokenizer):
             tokens = tokens / kind.scale
         latents = tokens.reshape(len(tokens), side, side, *tokens.shape[2:])
         pixels = self.network.bind(params).decode(latents)
-        pixels = (pixels - kind.low) / (1.0 - kind.low)
-        return jnp.round(jnp.clip(pixels, 0.0, 1.0) * 255.0).astype(jnp.uint8)
+        return (pixels - kind.low) / (1.0 - kind.low)
 
     def raw_shape(self, image_size: int) -> tuple[int, ...]:
         """See `Tokenizer`."""

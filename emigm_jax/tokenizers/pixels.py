@@ -17,8 +17,7 @@ from emigm_jax.tokenizers.interface import Spec, Tokenizer
 class Pixels(Tokenizer):
     """Patches of `patch` x `patch` pixels as tokens; nothing is learned.
 
-    Raw are patches (B, h, w, C) with pixels in [-1, 1]; tokens are these times `scale`. `decode`
-    rounds to `levels` grey levels.
+    Raw are patches (B, h, w, C) with pixels in [-1, 1]; tokens are these times `scale`.
     """
 
     image_size: int
@@ -42,7 +41,10 @@ class Pixels(Tokenizer):
     def spec(self) -> Spec:
         """See `Tokenizer`."""
         channels = self.patch**2 * self.colours
-        return Spec('pixels', 'pixels', self.patch, channels, self.scale, 'config.data.scale')
+        origin = 'config.data.scale'
+        return Spec(
+            'pixels', 'pixels', self.patch, channels, self.scale, origin, levels=self.levels
+        )
 
     def encode(self, params: Params, images: jax.Array) -> jax.Array:
         """See `Tokenizer`; no weights."""
@@ -56,13 +58,11 @@ class Pixels(Tokenizer):
         return raw.reshape(len(raw), -1, raw.shape[-1]) * self.scale
 
     def decode(self, params: Params, tokens: jax.Array) -> jax.Array:
-        """See `Tokenizer`; clipped, and rounded to the grey levels."""
+        """See `Tokenizer`."""
         g, p, c = self.grid, self.patch, self.colours
         x = jnp.asarray(tokens, jnp.float32) / self.scale
         x = x.reshape(-1, g, g, p, p, c).transpose(0, 1, 3, 2, 4, 5)
-        x = jnp.clip((x.reshape(-1, g * p, g * p, c) + 1.0) / 2.0, 0.0, 1.0)
-        steps = self.levels - 1
-        return jnp.round(jnp.round(x * steps) / steps * 255.0).astype(jnp.uint8)
+        return (x.reshape(-1, g * p, g * p, c) + 1.0) / 2.0
 
     def raw_shape(self, image_size: int) -> tuple[int, ...]:
         """See `Tokenizer`."""

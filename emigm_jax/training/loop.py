@@ -24,6 +24,7 @@ from emigm_jax.nn.functional import Functional, Params, parameter_count
 from emigm_jax.parallel import agreement, preemption, processes, sharding
 from emigm_jax.parallel import batches as spread
 from emigm_jax.sampling.sampler import Sampler
+from emigm_jax.tokenizers import codec
 from emigm_jax.training import about, program
 from emigm_jax.training.metrics import Metrics
 from emigm_jax.training.state import State
@@ -245,7 +246,11 @@ def sample_grid(
     tokens = sampler(config.model, config.sampling)(
         ema, np.arange(count) % columns % data.classes, np.arange(count)
     )
-    pictures = png.upscaled(np.asarray(data.codec.decode(tokens)))
+    try:
+        pictures = png.upscaled(np.asarray(data.codec.decode(tokens)))
+    except codec.NonFinite as error:  # what is trained is finite, and may get over it
+        print(f'no grid of step {at}: {error}', flush=True)
+        return None
     grid = png.grid(pictures, columns)
     png.save(workdir / 'samples' / f'{at:08}.png', grid)
     return grid

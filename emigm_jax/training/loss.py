@@ -49,7 +49,8 @@ def draw(
     else:
         coefficient = masks.weight / jnp.sum(masked)
     images = jnp.arange(batch)
-    drop = jax.vmap(lambda j: jax.random.uniform(jax.random.fold_in(label_key, j)))(images)
+    uniform = lambda j: jax.random.uniform(jax.random.fold_in(label_key, j), (), jnp.float32)
+    drop = jax.vmap(uniform)(images)
     draws = Draws(
         order=masks.order,
         visible=masks.visible,

@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from emigm_jax.config.settings import Config
-from emigm_jax.core import masking
+from emigm_jax.core import masking, randomness
 from emigm_jax.data.interface import Batch
 from emigm_jax.models import emigm
 from emigm_jax.nn.functional import Functional
@@ -39,7 +39,7 @@ class Program:
     def lower(self) -> jax.stages.Lowered:
         """The train step lowered for the mesh, whose devices need not be there."""
         number = jax.ShapeDtypeStruct((), jnp.int32)
-        with jax.set_mesh(self.mesh):
+        with jax.set_mesh(self.mesh), randomness.pinned():
             return self.jitted.lower(self.state, self.batch, number)
 
 
@@ -60,7 +60,7 @@ def build(config: Config, mesh: jax.sharding.Mesh, warmup: int, total: int) -> P
     tx = states.optimizer(config.optimizer, rate)
     step = TrainStep(net, config.model, config.loss, config.optimizer, tx, config.seed, accumulate)
     sharding.check_batch(mesh, batch, accumulate, step.groups(batch))
-    create = lambda: states.create(net, config.optimizer, tx, jax.random.key(config.seed))
+    create = lambda: states.create(net, config.optimizer, tx, randomness.key(config.seed))
     shapes = jax.eval_shape(create)
     placed = sharding.of_state(mesh, shapes)
     rows, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)

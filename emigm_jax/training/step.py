@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Int
 
 from emigm_jax.config.settings import LossConfig, OptimizerConfig
-from emigm_jax.core import flops, masking
+from emigm_jax.core import flops, masking, randomness
 from emigm_jax.data.interface import Batch
 from emigm_jax.models.emigm import ModelConfig
 from emigm_jax.nn.functional import Functional
@@ -62,7 +62,7 @@ class TrainStep:
         """
         images, accumulate = len(batch.tokens), self.accumulate
         groups, budgets = self.groups(images), self.budgets(images)
-        key = jax.random.fold_in(jax.random.key(self.seed), state['step'])
+        key = jax.random.fold_in(randomness.key(self.seed), state['step'])
         draw_key, dropout_key = jax.random.split(key)
         draws = losses.draw(self.model, self.loss, draw_key, images, groups)
 

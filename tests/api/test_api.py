@@ -1,15 +1,20 @@
 """The Python API as its documentation says it: every example runs, every promise holds."""
 
+import dataclasses
 import doctest
 import pathlib
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import emigm_jax as em
+from emigm_jax.cli import main
 from emigm_jax.data import class_names
+from support import jax_settings
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMOKE = f'{ROOT}/configs/digits.py:smoke'
@@ -74,8 +79,18 @@ def test_sample(model):
     np.testing.assert_array_equal(images, model.sample([3, None], [5, 9], steps=2))
     # An image is that of its class and seed alone.
     np.testing.assert_array_equal(model.sample([None], [9], steps=2)[0], images[3])
+    # What is given twice comes twice.
+    np.testing.assert_array_equal(model.sample([3, 3], [5, 5], steps=2), images[[0] * 4])
     assert (model.sample([3], [5], steps=2, base_seed=1) != images[:1]).any()
     assert len(model.sample(seeds=[0], steps=1)) == len(model.sample('all', [0], steps=1)) == 10
+
+
+@pytest.mark.parametrize('name', jax_settings.DECIDING)
+def test_an_image_is_the_same_under_any_setting_of_jax(name, model):
+    images = model.sample([3, None], [5, 2**32 - 1], steps=2)
+    with jax_settings.changed(**{name: jax_settings.DECIDING[name]}):
+        again = model.sample([3, None], [5, 2**32 - 1], steps=2)
+    np.testing.assert_array_equal(again, images)
 
 
 def test_sample_steps_end_in_what_sample_gives(model):
@@ -104,7 +119,16 @@ def test_sample_steps_end_in_what_sample_gives(model):
         (dict(preset='best'), 'has no presets'),
         (dict(gidance=2.0), "did you mean 'guidance'"),
         (dict(guidance='much'), 'guidance must be float'),
-        (dict(guidance=float('nan')), 'guidance must be float, not nan'),
+        (dict(guidance=float('nan')), 'guidance must be a finite number, not nan'),
+        (dict(guidance=np.float32('inf')), 'guidance must be a finite number, not inf'),
+        (dict(guidance=10**400), 'guidance must be float'),
+        (dict(interval=(0.1, float('inf'))), 'interval must be a finite number, not inf'),
+        (dict(steps=float('inf')), 'steps must be a finite number, not inf'),
+        (dict(base_seed=-1), 'sampling.seed must be at least 0'),
+        (dict(base_seed=2**32), 'sampling.seed must be at most'),
+        (dict(seeds=5), 'seeds must be a list, not 5'),
+        (dict(classes=3), 'classes must be a list, not 3'),
+        (dict(seeds=[float('nan')]), 'a seed must be a whole number, not nan'),
         (dict(steps=2.5), 'steps must be int'),
         (dict(steps=True), 'steps must be int'),
         (dict(interval=3), 'interval must be 2 numbers'),
@@ -115,6 +139,27 @@ def test_mistakes_are_one_line(arguments, says, model):
     with pytest.raises(em.UserError, match=says) as error:
         model.sample(**arguments)
     assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_pictures_that_are_no_numbers_are_never_made(value, model, monkeypatch, tmp_path, capsys):
+    make = model.generator
+    params = jax.tree.map(lambda a: jnp.full_like(a, value), make.params)
+    broken = em.Model(model.saved, dataclasses.replace(make, params=params))
+    says = '10 of 10 images are not finite: the model drew tokens that are no numbers'
+    with pytest.raises(em.UserError, match=says):
+        broken.sample(seeds=[0])
+    with pytest.raises(em.UserError, match='1 of 1 images are not finite'):
+        next(broken.sample_steps([3], [0]))
+    with pytest.raises(em.UserError, match='images are not finite'):
+        em.evaluate(broken, num_images=20)
+
+    monkeypatch.setattr('emigm_jax.api.model.opened', lambda *_, **__: broken)
+    command = ['sample', '--checkpoint', str(model.saved.path), '--out', str(tmp_path / 'out')]
+    assert main.main([*command, '--seeds', '0']) == 2
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith('emigm:'))
+    assert says in line
+    assert not list(tmp_path.rglob('*.png'))
 
 
 def test_names_of_classes():
@@ -129,11 +174,21 @@ def test_evaluate_refuses_what_it_cannot_measure(model, tmp_path):
     for what, more, says in (
         (model, dict(reference='x'), 'go together'),
         (model, dict(num_images=2), 'at least 4'),
+        (model, dict(num_images=float('nan')), 'a whole number, not nan'),
+        (model, dict(num_images=2**32 + 1), 'num_images must be at most'),
         (tmp_path, {}, 'against a reference'),
         (tmp_path / 'no', dict(reference='x', inception='y'), 'no such file|neither a folder'),
     ):
         with pytest.raises(em.UserError, match=says):
             em.evaluate(what, **more)
+
+
+@pytest.mark.parametrize('size', [0, -1, 2.5, float('nan')])
+def test_batch_sizes_are_whole_numbers(size, run):
+    with pytest.raises(em.UserError, match='batch_size must be'):
+        em.load(run, batch_size=size)
+    with pytest.raises(em.UserError, match='batch_size must be'):
+        em.Work(size)
 
 
 def test_train_takes_settings_in_any_form(run, tmp_path):

@@ -63,6 +63,15 @@ def test_sample(run, tmp_path, capsys):
     assert 'NFE 6' in capsys.readouterr().out
 
 
+def test_what_is_given_twice_is_drawn_once(run, tmp_path):
+    flags = ['--classes', '3,1,2-3', '--seeds', '5,0,5', '--out', str(tmp_path)]
+    assert main.main(['sample', '--checkpoint', str(run), *flags]) == 0
+    with np.load(tmp_path / 'samples.npz') as data:
+        assert list(data['labels']) == [3, 3, 1, 1, 2, 2]
+        assert list(data['seeds']) == [5, 0] * 3
+    assert len(list(tmp_path.glob('class_*.png'))) == 6
+
+
 def test_sample_with_other_settings(run, tmp_path):
     flags = [
         '--steps',
@@ -165,6 +174,20 @@ def test_refusals(command, says, capsys, tmp_path, monkeypatch):
         (('--seeds', '5-2'), 'reversed'),
         (('--seeds', 'a'), "'0-15'"),
         (('--seeds', '0-99999999999'), 'end at 4294967295'),
+        (('--seeds', '4294967296'), 'end at 4294967295'),
+        (('--seeds', '9' * 5000), 'end at 4294967295'),
+        (('--seeds', '0-4294967295'), '1000000 at most'),
+        (('--seeds', '-1'), "'0-15'"),
+        (('--seeds', '\N{SUPERSCRIPT TWO}'), "'0-15'"),
+        (('--classes', '4294967296'), 'end at 4294967295'),
+        (('--base-seed', '-1'), 'sampling.seed must be at least 0'),
+        (('--base-seed', '4294967296'), 'sampling.seed must be at most 4294967295'),
+        (('--plan-seed', str(2**64)), 'plan_seed must be at most'),
+        (('--guidance', 'nan'), 'guidance must be a finite number, not nan'),
+        (('--guidance', 'inf'), 'guidance must be a finite number, not inf'),
+        (('--solver', 'ddpm', '--temperature', 'nan'), 'temperature must be a finite number'),
+        (('--interval', 'nan,0.5'), 'interval must be a finite number, not nan'),
+        (('--interval', '0,inf'), 'interval must be a finite number, not inf'),
         (('--interval', '0.5'), "'0.1,0.3'"),
         (('--interval', '0.5,0.1'), 'guidance_to'),
         (('--solver', 'euler'), 'dpm, ddim, ddpm'),
@@ -202,6 +225,7 @@ def test_dry_run_prints_the_resolved_config(capsys):
 
 def test_numbers():
     assert numbers('seeds', '3, 7-9,1') == [3, 7, 8, 9, 1]
+    assert numbers('seeds', '4294967295,000,07') == [2**32 - 1, 0, 7]
 
 
 @pytest.mark.parametrize('command', [None, *main.COMMANDS])

@@ -2,8 +2,10 @@
 
 import functools
 import json
+import warnings
 import zipfile
 
+import jax
 import numpy as np
 import pytest
 
@@ -12,6 +14,7 @@ from emigm_jax.checkpoints import runs, store
 from emigm_jax.cli import main
 from emigm_jax.config import liftings, nested
 from emigm_jax.config.settings import Config
+from emigm_jax.core import randomness
 from emigm_jax.errors import UserError
 from support import golden
 from support.runs import SMOKE
@@ -70,6 +73,16 @@ def test_what_is_lifted_means_what_it_did():
     assert old == {'model': {'width': 8}}
     full = {**config, 'model': {**config['model'], 'grid': 3, 'channels': 4, 'classes': 5}}
     assert liftings.lifted(full, 0) == full
+
+
+@pytest.mark.parametrize(('seed', 'now'), [(-1, 2**32 - 1), (2**32 + 3, 3), (7, 7)])
+def test_old_seeds_mean_what_they_did(seed, now):
+    with warnings.catch_warnings(action='ignore'):  # jax says that it cuts the number off
+        old = jax.random.key_data(jax.random.key(seed))
+    np.testing.assert_array_equal(jax.random.key_data(randomness.key(now)), old)
+    config = liftings.lifted({'seed': seed, 'sampling': {'seed': seed}}, 1)
+    assert config == {'seed': now, 'sampling': {'seed': now}}
+    assert liftings.lifted({}, 1) == {}
 
 
 def test_liftings_follow_one_another():

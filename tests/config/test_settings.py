@@ -6,12 +6,14 @@ import pytest
 
 from emigm_jax.cli import arguments, main
 from emigm_jax.config import catalogue, nested
+from emigm_jax.config.load import config_of, load_config
 from emigm_jax.config.settings import (
     Config,
     DataConfig,
     EvaluationConfig,
     LossConfig,
     OptimizerConfig,
+    SamplingConfig,
     TrainingConfig,
 )
 from emigm_jax.core.masking import MaskingConfig
@@ -62,7 +64,7 @@ def test_settings_are_plain_frozen_dataclasses():
         (lambda: MaskingConfig(times='clam'), "did you mean 'clamp'"),
         (lambda: OptimizerConfig(ema_decays=(0.9, 1.0)), 'optimizer.ema_decays must be at most'),
         (lambda: OptimizerConfig(ema_decays=()), 'at least one decay'),
-        (lambda: OptimizerConfig(clip=float('nan')), 'optimizer.clip must be at least'),
+        (lambda: OptimizerConfig(clip=0.0), 'optimizer.clip must be at least'),
         (lambda: OptimizerConfig(beta2=1.0), 'optimizer.beta2 must be at most'),
         (lambda: TrainingConfig(total='long'), "training.total must look like '500 steps'"),
         (lambda: EvaluationConfig(every='1'), 'evaluation.every must look like'),
@@ -76,6 +78,15 @@ def test_settings_are_plain_frozen_dataclasses():
         (lambda: MeshConfig(tensor=-1), 'mesh.tensor must be at least 1, not -1'),
         (lambda: MeshConfig(data=-1, fsdp=-1), 'cannot both be -1'),
         (lambda: Config(seed=-1), 'seed must be at least 0, not -1'),
+        (lambda: Config(seed=2**32), 'seed must be at most 4294967295, not 4294967296'),
+        (lambda: SamplingConfig(seed=-1), 'sampling.seed must be at least 0, not -1'),
+        (lambda: SamplingConfig(seed=2**32), 'sampling.seed must be at most 4294967295'),
+        (lambda: RevealConfig(plan_seed=2**64), 'sampling.reveal.plan_seed must be at most'),
+        (lambda: TrainingConfig(total='1.2.3 steps'), "training.total must look like '500 steps'"),
+        (lambda: TrainingConfig(total='. steps'), "training.total must look like '500 steps'"),
+        (lambda: TrainingConfig(total='nan steps'), "training.total must look like '500 steps'"),
+        (lambda: TrainingConfig(total='1e400 steps'), 'training.total must be a finite number'),
+        (lambda: Config().steps('total', 2**52), 'training.total in steps must be at most 2147483'),
     ],
 )
 def test_what_makes_no_sense_is_refused_by_name(make, says):
@@ -83,6 +94,25 @@ def test_what_makes_no_sense_is_refused_by_name(make, says):
         make()
     assert says in str(error.value)
     assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('value', ['nan', 'inf', '-inf'])
+def test_every_number_is_finite(value):
+    """Whatever its range is, and whether it is one of several."""
+    numbers = lambda row: row.default if isinstance(row.default, tuple) else (row.default,)
+    rows = [row for row in catalogue.rows() if all(type(n) is float for n in numbers(row))]
+    assert len(rows) > 15
+    for row in rows:
+        given = (float(value),) if isinstance(row.default, tuple) else float(value)
+        with pytest.raises(UserError, match=f'{row.name} must be a finite number, not {value}'):
+            config_of(Config(), {row.name: given})
+    with pytest.raises(UserError, match=f'clip must be a finite number, not {value}'):
+        load_config('digits', [f'--config.optimizer.clip={value}'])
+
+
+def test_an_int_beyond_all_floats_is_refused():
+    with pytest.raises(UserError, match='guidance must be float, not 1000'):
+        config_of(Config(), {'sampling.reveal.guidance': 10**400})
 
 
 def test_what_stands_beside_a_range():

@@ -230,6 +230,35 @@ def test_misfits_are_listed_and_nothing_is_written(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_numbers_that_are_not_finite_are_named(tmp_path, capsys):
+    tree = torch_files.read(golden.path('emigm_tiny_release.pth'))
+    tensors = {name: np.array(value) for name, value in tree['model_ema'].items()}
+    tensors['encoder_norm.weight'][3] = np.nan
+    tensors['decoder_blocks.1.mlp.fc1.bias'][:2] = np.inf, -np.inf
+    file, out = tmp_path / 'x.pth', tmp_path / 'out'
+    checkpoint_files.write_arrays(file, {'model_ema': tensors})
+    assert '--allow-non-finite takes it' in refusal(capsys, 'convert', file, out, *HEADS)
+    assert convert(file, out, *HEADS) == 2
+    rows = [line.split(maxsplit=3) for line in capsys.readouterr().out.splitlines()]
+    assert [row[2:] for row in rows] == [
+        ['encoder_norm.weight', '1 of 32 numbers'],
+        ['decoder_blocks.1.mlp.fc1.bias', '2 of 128 numbers'],
+    ]
+    assert list(tmp_path.iterdir()) == [file]
+    tensors['diffloss.net.input_proj.bias'] = np.full(48, 1e300)  # no float32
+    with pytest.raises(rules.NonFinite, match=r'input_proj\.bias 48 of 48'):
+        models.read({'model_ema': tensors}, 'x.pth', Options(heads=4))
+
+    assert convert(file, out, *HEADS, '--allow-non-finite') == 0
+    back = tmp_path / 'back.safetensors'
+    line = refusal(capsys, 'convert', out, back, '--to', 'safetensors')
+    assert 'encoder_norm.weight 1 of 32 numbers' in line
+    assert not back.exists()
+    assert convert(out, back, '--to', 'safetensors', '--allow-non-finite') == 0
+    bias = torch_files.read(back)['decoder_blocks.1.mlp.fc1.bias']
+    np.testing.assert_array_equal(bias, tensors['decoder_blocks.1.mlp.fc1.bias'])
+
+
 @pytest.mark.parametrize(
     ('change', 'says'),
     [

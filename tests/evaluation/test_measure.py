@@ -99,6 +99,20 @@ def test_every_image_counts_once(network, count, tmp_path):
     np.testing.assert_array_equal(measure.each(images, np.asarray, 16), images.all())
 
 
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
+def test_features_that_are_not_finite_end_it_at_once(value, network, tmp_path):
+    class Broken(Network):
+        def __call__(self, images):
+            features = super().__call__(images)
+            return features._replace(pool=features.pool.at[3, 5].set(value))
+
+    shown = []
+    with pytest.raises(UserError, match='the pool features are not finite'):
+        measure.totals(Made(250), tmp_path / 'a', {}, Broken(), SHIFTS, plan(), shown.append)
+    assert sum(shown) == 64  # a part
+    assert not (tmp_path / 'a').exists()
+
+
 def test_an_interruption_changes_nothing(network, tmp_path):
     settings, wanted = {'of': 'this test'}, plan('inception_score', 'precision_recall')
     go = lambda images, name: measure.totals(

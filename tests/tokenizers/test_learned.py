@@ -11,6 +11,8 @@ from emigm_jax.conversion import kinds, rules, tokenizer_tables
 from emigm_jax.errors import UserError
 from emigm_jax.io.formats import torch_files
 from emigm_jax.tokenizers import codec
+from emigm_jax.tokenizers.codec import Codec, NonFinite
+from emigm_jax.tokenizers.pixels import Pixels
 from support.small_tokenizers import SMALL, small
 
 
@@ -84,3 +86,19 @@ def test_tokenizers_go_out_and_in(name, tmp_path, monkeypatch):
     same(codec.load(name).params, tokenizer.params)
     assert convert(name, 'y.safetensors', '--to', 'safetensors', '--weights', '0.9') == 2
     assert not pathlib.Path('y.safetensors').exists()
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_no_picture(value):
+    """Neither black nor white: where one number is not, and where finite tokens overflow."""
+    pixels = Codec(Pixels(image_size=4, patch=2, colours=1, levels=17))
+    tokens = np.zeros((3, 4, 4), np.float32)
+    grey = pixels.decode(tokens)
+    assert isinstance(grey, np.ndarray) and grey.dtype == np.uint8
+    assert set(grey.reshape(-1)) == {128}  # 8 of 16
+    tokens[1, 2, 3] = value
+    with pytest.raises(NonFinite, match='1 of 3 images are not finite: the model drew tokens'):
+        pixels.decode(tokens)
+    small = Codec(Pixels(image_size=4, patch=2, colours=1, scale=1e-30))
+    with pytest.raises(NonFinite, match=r'3 of 3 images .* the tokens are, their pixels are not'):
+        small.decode(np.full((3, 4, 4), 1e30, np.float32))

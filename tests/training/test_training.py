@@ -19,10 +19,12 @@ from emigm_jax.core import masking
 from emigm_jax.data import datasets, pipeline, sizes
 from emigm_jax.data.interface import Batch
 from emigm_jax.errors import Damaged, UserError
-from emigm_jax.io import files
+from emigm_jax.io import files, paths
 from emigm_jax.models import emigm
 from emigm_jax.nn.functional import parameter_count
-from emigm_jax.training import loop, loss, metrics, state, step
+from emigm_jax.parallel import sharding
+from emigm_jax.training import loop, loss, metrics, program, state, step
+from support import jax_settings
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMOKE = f'{ROOT}/configs/digits.py:smoke'
@@ -152,6 +154,34 @@ def test_non_finite_loss_stops_with_the_last_good_state(tmp_path, monkeypatch):
     assert saved.step == 4
     params, _ = saved.load_params('params')
     assert all(np.isfinite(p).all() for p in jax.tree.leaves(params))
+
+
+def test_a_grid_that_is_not_finite_is_not_written(tmp_path, monkeypatch, capsys):
+    config = smoke()
+    monkeypatch.setattr(loop, 'sampler', lambda *_: lambda *_: np.full((20, 4, 16), np.nan))
+    loop.sample_grid(config, datasets.dataset(config), {}, paths.absolute(tmp_path), 7)
+    assert 'no grid of step 7: 20 of 20 images are not finite' in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_steps_and_data_are_the_same_under_any_setting_of_jax():
+    model = dict(width=8, heads=2, head_width=8, encoder_depth=1, attention_dropout=0.1)
+    changes = [f'--config.model.{name}={value}' for name, value in model.items()]
+    config = sizes.known(load_config(SMOKE, changes))
+    mesh = sharding.make_mesh(config.mesh)
+
+    def made():
+        emigm.network.cache_clear()
+        batch = next(pipeline.batches(datasets.dataset(config), 16, 7, 3, 4, mesh))
+        return program.build(config, mesh, 1, 10).lower().as_text(), batch
+
+    text, batch = made()
+    with jax_settings.changed(**jax_settings.DECIDING):
+        again, found = made()
+    assert again == text
+    assert 'f64' not in text
+    assert_same(found, batch)
+    assert [a.dtype for a in found] == [np.int32, np.float32]
 
 
 MODEL = emigm.ModelConfig(
