@@ -18,7 +18,7 @@ from etils import epath
 
 import emigm_jax
 from emigm_jax.errors import Damaged, UserError
-from emigm_jax.io import access, gcs
+from emigm_jax.io import access, gcs, hub
 from emigm_jax.io.paths import absolute
 
 MARK = '_CHECKPOINT_METADATA'  # what Orbax puts into every finished checkpoint
@@ -39,6 +39,7 @@ def mark(path: os.PathLike | str) -> str:
 
 def check_free(path: os.PathLike | str) -> None:
     """Raises UserError unless a new checkpoint can be written to `path`; leaves nothing there."""
+    hub.check_not_target(path)
     # Orbax's threads would wait for minutes for a place that cannot be written.
     path = absolute(path)
     with access.reachable(path):
