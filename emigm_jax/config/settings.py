@@ -151,7 +151,9 @@ class EvaluationConfig:
 
     every: str = duration('0 steps', 'how often; 0 steps: never')
     num_images: int = setting(5000, 'how many: class by class, image i from seed i', low=4)
-    reference: str = setting('', "statistics of real images; digits: '' compares pixels")
+    reference: str = setting(
+        '', "statistics of real images, or a folder of them; digits: '' compares pixels"
+    )
     inception: str = setting('', "checkpoint of FID's network, from `emigm convert`")
     metrics: str = setting(
         'fid,inception_score', 'of those of `emigm evaluate`; not heeded in pixels'
