@@ -27,6 +27,8 @@ COMMIT_MARK = 'commit_success.txt'  # and last of all where nothing can be renam
 
 def is_checkpoint(path: os.PathLike | str) -> bool:
     """Whether a finished checkpoint lies at `path` (local or gs://)."""
+    if hub.on_hub(path):  # without the whole of a folder that may be something else
+        return hub.is_folder(path) and hub.file(f'{path}/{MARK}') is not None
     path = absolute(path)
     with access.reachable(path):
         return (path / mark(path)).exists()

@@ -147,6 +147,7 @@ def _holds(place, seen):
 
 def _check_room(place, reference):
     try:
+        hub.check_not_target(reference)
         access.probe(place)
     except UserError as error:
         raise UserError(

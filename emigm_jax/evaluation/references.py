@@ -61,7 +61,7 @@ def read(path: os.PathLike | str) -> Reference:
         arrays = _pickled(path)
         value = lambda key: np.asarray(arrays[key])
     if not is_reference(arrays):
-        keys = ', '.join(ascii(str(key))[1:-1][:40] for key in list(arrays)[:8]) or 'nothing'
+        keys = ', '.join(ascii(key)[1:-1][:40] for key in list(arrays)[:8]) or 'nothing'
         raise UserError(
             f'{path}: holds no reference statistics but {keys}; {_EXPECTED}: take the '
             'statistics that ADM, MAR or MeanFlow publish'
@@ -158,7 +158,8 @@ def _pickled(path):
         tree = tree['fid']
     if not isinstance(tree, dict):
         raise UserError(f'{path}: holds a {type(tree).__name__}, no statistics; {_EXPECTED}')
-    return {_RENAMED.get(key, key): value for key, value in tree.items()}
+    named = {str(key): value for key, value in tree.items()}
+    return {_RENAMED.get(key, key): value for key, value in named.items()}
 
 
 def _checked(path, mean_name, mean, covariance_name, covariance, size):

@@ -22,7 +22,8 @@ _FORM = re.compile(
     r'hf://(?:(?P<kind>model|dataset|space)s/)?(?P<repo>[\w.-]+/[\w.-]+)'
     r'(?:@(?P<revision>[^/]+))?(?:/(?P<inside>.*))?'
 )
-_copies: set[str] = set()  # what was handed out, so that nobody writes there
+# {hf://...: its local path} of what this process was given: asked for once, and never written to.
+_copies: dict[str, str] = {}
 
 
 class _Place(NamedTuple):
@@ -38,7 +39,7 @@ def on_hub(path: os.PathLike | str) -> bool:
 
 def check_not_target(path: os.PathLike | str) -> None:
     """Raises UserError if `path` is hf://, or below what was fetched from there."""
-    if on_hub(path) or not _copies.isdisjoint([*_lineage(str(path))]):
+    if on_hub(path) or not {*_copies.values()}.isdisjoint(_lineage(str(path))):
         raise UserError(f'{path}: cannot be written, hf:// is only read; choose a local folder')
 
 
@@ -54,7 +55,7 @@ def fetched(path: os.PathLike | str) -> str:
     Raises:
       UserError: there is no such thing, no access to it, or no huggingface_hub.
     """
-    local = file(path)
+    local = file(path) or _known(path)
     if local is None:
         place = _parsed(path)
         with _explained(path, place) as hub:
@@ -63,8 +64,13 @@ def fetched(path: os.PathLike | str) -> str:
         local = os.path.join(root, place.inside).rstrip(os.sep)
         if not os.path.exists(local):
             raise UserError(_missing(path, place))
-    _copies.add(local)
+        _copies[str(path)] = local
     return local
+
+
+def _known(path):
+    local = _copies.get(str(path))
+    return local if local is not None and os.path.exists(local) else None
 
 
 def file(path: os.PathLike | str) -> str | None:
@@ -78,11 +84,14 @@ def file(path: os.PathLike | str) -> str | None:
 
 def _found(path, place):
     """The local path of a file; of a folder only without a network; None: no such file."""
-    if not place.inside:
-        return None
+    if not place.inside or _known(path):
+        return _known(path)
     with _explained(path, place) as hub:
         try:
-            return hub.hf_hub_download(place.repo, place.inside, **place.where)
+            local = hub.hf_hub_download(place.repo, place.inside, **place.where)
+            if os.path.isfile(local):
+                _copies[str(path)] = local
+            return local
         except hub.errors.LocalEntryNotFoundError:  # no network; the cache knows what is not there
             known = hub.try_to_load_from_cache(place.repo, place.inside, **place.where)
             if known is not hub._CACHED_NO_EXIST:
@@ -129,7 +138,7 @@ def _explained(path: os.PathLike | str, place: _Place) -> Iterator[Any]:
             f"{path}: hf:// needs huggingface_hub (pip install 'emigm_jax[hf]')"
         ) from error
     # What goes wrong is said in one line, here; and bars are for those who look.
-    logging.getLogger('huggingface_hub').setLevel(logging.ERROR)
+    logging.getLogger('huggingface_hub').setLevel(logging.CRITICAL)
     if not sys.stderr.isatty():
         utils.disable_progress_bars()
     # A later row may be the parent of an earlier one.

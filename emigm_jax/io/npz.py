@@ -126,7 +126,9 @@ class Rows:
     def read(self) -> np.ndarray:
         """The whole array."""
         with self._content() as file:
-            return self._array(file.read(), self.shape, 'F' if self.columns else 'C')
+            if self.columns:
+                return self._array(file.read(), self.shape[::-1]).T
+            return self._array(file.read(), self.shape)
 
     @contextlib.contextmanager
     def _content(self):
@@ -140,10 +142,10 @@ class Rows:
                 raise ValueError(f'{self.name} holds Python objects, not numbers')
             yield file
 
-    def _array(self, data, shape, order='C'):
+    def _array(self, data, shape):
         if len(data) != math.prod(shape) * self.dtype.itemsize:
             raise ValueError(f'{self.name} does not have the size its header says')
-        return np.frombuffer(data, self.dtype).reshape(shape, order=order)
+        return np.frombuffer(data, self.dtype).reshape(shape)
 
 
 def members(path: os.PathLike | str) -> dict[str, Rows]:

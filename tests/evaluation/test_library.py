@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from emigm_jax.cli import main
+from emigm_jax.config.settings import EvaluationConfig
 from emigm_jax.data import sources
 from emigm_jax.errors import UserError
 from emigm_jax.evaluation import (
@@ -17,6 +19,7 @@ from emigm_jax.evaluation import (
     inception,
     make_reference,
     measure,
+    online,
     references,
     scores,
     statistics,
@@ -184,6 +187,31 @@ def test_fid_keeps_the_statistics_of_the_second_folder(folders, tmp_path, monkey
     ]
     monkeypatch.setattr(make_reference, '_made', None)
     assert evaluate.fid(one, two, inception=EXTRACTOR) == expected
+
+
+def test_the_command_takes_a_folder(folders, tmp_path, monkeypatch, capsys):
+    (one, first), (two, second) = folders.items()
+    monkeypatch.setattr(inception, 'load', lambda place: EXTRACTOR)
+    command = ['evaluate', '--images', one, '--reference', two, '--inception', 'x']
+    command += ['--metrics', 'fid', '--out', tmp_path / 'out', '--batch-size', 8]
+    assert main.main(list(map(str, command))) == 0
+    shown = capsys.readouterr().out
+    assert f'statistics of the 30 pictures in {two} -> {two}.fid-16.npz' in shown
+    assert f'30 images against 30 images of {two}, centre crops of 16' in shown
+    result = json.loads((tmp_path / 'out/result.json').read_text())
+    assert result['fid'] == fid_of(first, second)
+
+
+def test_a_folder_while_training(folders, monkeypatch):
+    _, (two, second) = folders.items()
+    monkeypatch.setattr(inception, 'opened', lambda place: EXTRACTOR)
+    settings = EvaluationConfig(
+        every='1 step', reference=str(two), inception='x', metrics='fid', num_images=20
+    )
+    maker = lambda params: lambda labels, seeds: second[seeds]
+    measured = online.online(settings, 10, maker, SIDE)({}, 3)
+    assert measured == {'fid': fid_of(second[:20], second)}
+    assert two.with_name('second.fid-16.npz').exists()
 
 
 def test_fid_takes_statistics(folders, tmp_path, monkeypatch):

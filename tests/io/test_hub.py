@@ -48,6 +48,8 @@ def test_published_weights_in_one_command(stocked, tmp_path, capsys):
 
 
 def test_of_a_folder_only_what_is_read_is_fetched(stocked):
+    with pytest.raises(UserError, match="it holds 'x'"):
+        convert.convert('hf://me/weights/dc-ae', 'nowhere')
     for place in ('dc-ae', 'dc-ae/', 'shards', 'shards/model.safetensors.index.json'):
         np.testing.assert_array_equal(torch_files.read(f'hf://me/weights/{place}')['x'], SIX)
     assert torch_files.read_config('hf://me/weights/dc-ae') == {'model_name': 'tiny'}
@@ -70,6 +72,8 @@ def test_every_path_that_is_read(stocked, tmp_path):
     loaded = store.checkpoint('hf://me/run/final')
     np.testing.assert_array_equal(loaded.load_part('x'), SIX)
     assert references.read('hf://me/run/ref.npz').name == 'ref.npz'
+    assert len(stocked.fetches('ref.npz')) == 1
+    assert sum('ref.npz' in path for _, path, _ in stocked.asked) == 2  # HEAD, GET
     assert files.read_json('hf://me/run/settings.json') == {'a': 1}
     assert (paths.absolute('hf://datasets/me/run') / 'settings.json').read_text() == '{"a": 1}'
 

@@ -8,7 +8,7 @@ what people save beside them as mere names (`strangers`). Any other global is re
 import dataclasses
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -191,7 +191,7 @@ def _scalar(dtype, raw):
     return value if type(value) is Stranger else value[()]
 
 
-def _numbers(raw, dtype, shape, order='C'):
+def _numbers(raw: Any, dtype: Any, shape: Any, order: Literal['C', 'F'] = 'C') -> Any:
     """An array; where there are no numbers in it, a list of its objects, or a mere name."""
     if type(dtype) is not Stranger:
         return array(raw, expect(dtype, Dtype).value, expect(shape, tuple), order)
