@@ -15,8 +15,6 @@ import urllib.parse
 
 import pytest
 
-from emigm_jax.io import hub as access
-
 COMMIT = 'c0ffee' + '0' * 34
 _FILE = re.compile(r'/(?:datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)')
 _API = re.compile(r'/api/(?:models|datasets)/([^/]+/[^/]+)/(revision|tree)/([^/]+)/?(.*)')
@@ -106,6 +104,8 @@ def _handler(hub):
 
 def forget():
     """The library reads its settings again, when it is next imported, and all is asked anew."""
+    from emigm_jax.io import hub as access
+
     access._copies.clear()
     for name in [n for n in sys.modules if n.partition('.')[0] == 'huggingface_hub']:
         del sys.modules[name]
