@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from importlib import metadata
 
-pytest_plugins = ('support.gcs',)  # the fixture `bucket`
+pytest_plugins = ('support.gcs', 'support.hub')  # the fixtures `bucket` and `hub`
 
 # Most of the suite's time is compilation of small programs that run once or twice, so the compiler
 # is told not to polish them. `pytest -m full` runs full-size networks as users do.

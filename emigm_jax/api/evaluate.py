@@ -41,8 +41,9 @@ def evaluate(
     Args:
       what: a `Model`, whose image i comes from seed i, class by class; a folder of pictures of one
         size; or an npz file with uint8 images in arr_0.
-      reference: file of statistics (ADM, eMIGM, MAR, MeanFlow, EDM2, our own); None: a model of
-        the digits is compared with the real ones in pixel space.
+      reference: file of statistics (ADM, eMIGM, MAR, MeanFlow, EDM2, our own), or a folder of
+        pictures, whose statistics are made at the size of the images and kept beside it; None: a
+        model of the digits is compared with the real ones in pixel space.
       inception: checkpoint of FID's network, from `convert`.
       metrics: fid, sfid, inception_score, kid, precision_recall, fid_infinite,
         fid_standard_error; one that cannot be computed is in `Result.missing`.
@@ -119,4 +120,5 @@ def generated(
         'nfe_as_the_paper_counts': f'{reveal.steps}x{1 + share:g}',
         'nfe': make.nfe,
     }
-    return image_sets.Generated(make.batch, count, saved.config.model.classes, content), facts
+    model, side = saved.config.model, saved.config.model.grid * make.codec.spec.stride
+    return image_sets.Generated(make.batch, count, model.classes, content, side), facts

@@ -43,4 +43,6 @@ def train(
 def evaluator(config: Config, data: Dataset) -> Callable[[dict, int], dict[str, float]]:
     """What `loop.train` takes: measures the EMA weights of a run on the way."""
     ready = generator.while_training(config, data)
-    return online(config.evaluation, config.model.classes, lambda params: ready(params).batch)
+    assert data.codec is not None  # or `while_training` would have raised
+    side, classes = config.model.grid * data.codec.spec.stride, config.model.classes
+    return online(config.evaluation, classes, lambda params: ready(params).batch, side)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from emigm_jax.checkpoints import store
 from emigm_jax.errors import UserError
-from emigm_jax.io import access, files, paths
+from emigm_jax.io import access, files, hub, paths
 
 PARALLEL = 8  # files at a time
 _PIECE = 2**24
@@ -80,6 +80,7 @@ def copy(
       UserError: the source is no checkpoint, the target holds something else, or bytes did not
         arrive as they were sent.
     """
+    hub.check_not_target(target)
     source, target = paths.absolute(source), paths.absolute(target)
     if not store.is_checkpoint(source):
         raise UserError(f'{source}: holds no finished checkpoint')

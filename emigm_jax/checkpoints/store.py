@@ -18,7 +18,7 @@ from etils import epath
 
 import emigm_jax
 from emigm_jax.errors import Damaged, UserError
-from emigm_jax.io import access, gcs
+from emigm_jax.io import access, gcs, hub
 from emigm_jax.io.paths import absolute
 
 MARK = '_CHECKPOINT_METADATA'  # what Orbax puts into every finished checkpoint
@@ -27,6 +27,8 @@ COMMIT_MARK = 'commit_success.txt'  # and last of all where nothing can be renam
 
 def is_checkpoint(path: os.PathLike | str) -> bool:
     """Whether a finished checkpoint lies at `path` (local or gs://)."""
+    if hub.on_hub(path):  # without the whole of a folder that may be something else
+        return hub.is_folder(path) and hub.file(f'{path}/{MARK}') is not None
     path = absolute(path)
     with access.reachable(path):
         return (path / mark(path)).exists()
@@ -39,6 +41,7 @@ def mark(path: os.PathLike | str) -> str:
 
 def check_free(path: os.PathLike | str) -> None:
     """Raises UserError unless a new checkpoint can be written to `path`; leaves nothing there."""
+    hub.check_not_target(path)
     # Orbax's threads would wait for minutes for a place that cannot be written.
     path = absolute(path)
     with access.reachable(path):

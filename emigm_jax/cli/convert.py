@@ -14,12 +14,12 @@ def run(argv: list[str]) -> int:
         'Inception network of FID (.pth, .ckpt, .safetensors, Flax msgpack, a Hugging Face\n'
         'folder) without running anything in them; or exports one of our checkpoints with\n'
         'official names (--to safetensors).',
-        'emigm convert eMIGM_large_256_checkpoint.pth emigm-l-256\n'
+        'emigm convert hf://GSAI-ML/eMIGM/eMIGM_large_256_checkpoint.pth emigm-l-256\n'
         '  emigm convert kl16.ckpt kl16\n'
         '  emigm convert pt_inception-2015-12-05-6726825d.pth fid-inception\n'
         '  emigm convert emigm-l-256 emigm-l-256.safetensors --to safetensors',
     )
-    parser.add_argument('source', help='file or folder to read, local or gs://')
+    parser.add_argument('source', help='file or folder to read, local, gs:// or hf://')
     parser.add_argument('target', help='what to write, local or gs://; must not exist')
     parser.add_argument('--to', choices=('checkpoint', 'safetensors'), default='checkpoint')
     kinds = list(map(str, Kind))
@@ -28,7 +28,8 @@ def run(argv: list[str]) -> int:
         '--weights',
         default='',
         metavar='NAME',
-        help='model_ema or model (default: model_ema if there); exporting: an EMA decay or params',
+        help='an entry of the file, as model_ema or model (default: averaged ones if there are '
+        'any); exporting: an EMA decay or params',
     )
     parser.add_argument(
         '--null',

@@ -32,8 +32,8 @@ def run(argv: list[str]) -> int:
     )
     parser.add_argument(
         '--reference',
-        help='statistics of real images: ADM, eMIGM, MAR, MeanFlow, '
-        'pytorch-fid, EDM2, or `emigm prepare reference`',
+        help='statistics of real images: ADM, eMIGM, MAR, MeanFlow, pytorch-fid, EDM2, or `emigm '
+        'prepare reference`; or a folder of pictures, beside which theirs are made and kept',
     )
     parser.add_argument('--inception', help='its checkpoint, from `emigm convert`')
     metrics = ','.join(DEFAULT)
@@ -78,7 +78,7 @@ def run(argv: list[str]) -> int:
 
 
 def _against_reference(arguments):
-    from emigm_jax.evaluation import evaluate, inception, measure, metrics, references
+    from emigm_jax.evaluation import evaluate, inception, measure, metrics
     from emigm_jax.io import files, npz
     from emigm_jax.parallel import agreement
 
@@ -86,18 +86,14 @@ def _against_reference(arguments):
     metrics.check(names)
     paper = _paper(arguments) if arguments.compare else {}
     # What one process cannot read ends all of them.
-    reference, network, (images, about) = agreement.agreed(
-        lambda: (
-            references.read(arguments.reference),
-            inception.load(arguments.inception),
-            _images(arguments),
-        )
+    network, (images, about) = agreement.agreed(
+        lambda: (inception.load(arguments.inception), _images(arguments))
     )
     folder = arguments.out or 'evaluation'
     say = functools.partial(print, flush=True) if agreement.first() else lambda line: None
     work = _work(arguments, about, folder=folder, keep_images=bool(arguments.save_npz), say=say)
     result = evaluate.evaluate(
-        images, reference=reference, inception=network, metrics=names, work=work
+        images, reference=arguments.reference, inception=network, metrics=names, work=work
     )
     if result is not None:
         _print(result, paper)

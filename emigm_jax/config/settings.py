@@ -166,7 +166,9 @@ class EvaluationConfig:
         low=4,
         high=randomness.LAST_SEED + 1,
     )
-    reference: str = setting('', "statistics of real images; digits: '' compares pixels")
+    reference: str = setting(
+        '', "statistics of real images, or a folder of them; digits: '' compares pixels"
+    )
     inception: str = setting('', "checkpoint of FID's network, from `emigm convert`")
     metrics: str = setting(
         'fid,inception_score', 'of those of `emigm evaluate`; not heeded in pixels'

@@ -4,11 +4,11 @@ import os
 from typing import Unpack
 
 from emigm_jax.checkpoints import store
-from emigm_jax.conversion import kinds, rules
+from emigm_jax.conversion import kinds, places, rules
 from emigm_jax.conversion.conversion import Conversion, Export
 from emigm_jax.conversion.options import Given, Options
 from emigm_jax.errors import UserError
-from emigm_jax.io import files, paths
+from emigm_jax.io import files, hub, paths
 from emigm_jax.io.formats import torch_files
 
 
@@ -28,12 +28,13 @@ def convert(
         print(*done.lines(), sep='\\n')
 
     Args:
-      source: a .pth, .ckpt, .safetensors or Flax msgpack file, or a Hugging Face folder, local or
-        gs://.
+      source: a .pth, .ckpt, .safetensors or Flax msgpack file, or a Hugging Face folder, local,
+        gs:// or hf://USER/REPOSITORY/FILE.
       target: folder that does not exist yet, local or gs://.
       dry_run: read and check, write nothing.
       kind: a `Kind`, None to recognise it.
-      weights: 'model_ema' or 'model', '' for the best there is; models only.
+      weights: which of several in the file, as 'model_ema' or 'model', '' for averaged ones if
+        there are any; models only.
       null: 'mask_token' or 'fake_latent', what becomes eMIGM's shared token; '' for `mask_token`,
         as the official loader does; models only.
       heads: attention heads, for sizes that were never published; models only.
@@ -58,7 +59,7 @@ def read(source: os.PathLike | str, options: Options | None = None) -> Conversio
     source = os.fspath(source)
     tree = torch_files.read(source)
     if not isinstance(tree, dict):
-        raise UserError(f'{source}: holds no table of tensors')
+        raise UserError(f'{source}: holds {places.described(tree)}, no table of tensors by name')
     return kinds.read(tree, source, options or Options())
 
 
@@ -86,6 +87,7 @@ def export(
       UserError: there is no such checkpoint, it has no such weights, or the target exists or
         cannot be written.
     """
+    hub.check_not_target(target)
     source, target = os.fspath(source), paths.absolute(target)
     if not files.remote(target) and not target.parent.is_dir():
         raise UserError(f'{target}: its folder does not exist')

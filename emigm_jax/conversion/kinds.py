@@ -1,13 +1,12 @@
 """The kinds of official weights: how each is known by its tensors, and what reads it."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from flax import traverse_util
-
 from emigm_jax.checkpoints.store import Checkpoint
-from emigm_jax.conversion import inception, models, tokenizers
+from emigm_jax.conversion import inception, models, places, tokenizer_tables, tokenizers
 from emigm_jax.conversion.conversion import Conversion, Export
 from emigm_jax.conversion.options import Kind, Options
 from emigm_jax.conversion.rules import Tensors
@@ -20,20 +19,21 @@ class Row(NamedTuple):
     """What distinguishes one kind from another."""
 
     title: str
-    mark: str  # a tensor that no other kind has
-    entries: tuple[str, ...]  # of a file that may hold the tensors, best first; '': the file itself
-    # (the tensors at each entry, source, options) -> what comes of it
+    marks: tuple[str, ...]  # a tensor that no other kind has, of each form that it is stored in
+    # Entries of a file that are read before any other, best first; '': the file itself.
+    entries: tuple[str, ...]
+    # (the tensors at each place in the file, source, options) -> what comes of it
     read: Callable[[dict[str, Tensors], str, Options], Conversion]
 
 
 def _model(title):
     # Which of the two it is, the shape of the mask token tells their reader.
-    mark = 'diffloss.net.input_proj.weight'
-    return Row(title, mark, ('model_ema', 'model', ''), models.read)
+    return Row(title, ('diffloss.net.input_proj.weight',), ('model_ema',), models.read)
 
 
 def _tokenizer(kind, mark, entries):
-    return Row(learned.KINDS[kind].title, mark, entries, functools.partial(tokenizers.read, kind))
+    marks = (mark, *tokenizer_tables.OTHER_FORMS.get(kind, ()))
+    return Row(learned.KINDS[kind].title, marks, entries, functools.partial(tokenizers.read, kind))
 
 
 KINDS = {
@@ -43,7 +43,7 @@ KINDS = {
     Kind.DC_AE: _tokenizer(Kind.DC_AE, 'decoder.project_in.main.conv.weight', ('state_dict', '')),
     Kind.VQGAN: _tokenizer(Kind.VQGAN, 'quantizer/codebook', ('params', '')),
     Kind.INCEPTION: Row(
-        'the Inception network of FID', 'Conv2d_1a_3x3.conv.weight', ('',), inception.read
+        'the Inception network of FID', ('Conv2d_1a_3x3.conv.weight',), ('',), inception.read
     ),
 }
 # entry of a checkpoint's description, '' for models: (source, checkpoint, weights) -> export
@@ -66,36 +66,41 @@ def read(tree: dict[Any, Any], source: str, options: Options) -> Conversion:
       UserError: it is nothing that can be converted, or not what the user says.
       rules.Misfit: its tensors do not fit the model.
     """
-    places = recognise(tree, source)
-    kind = Kind(options.kind or next(iter(places)))
-    if kind not in places:
-        titles = ' or '.join(KINDS[k].title for k in places)
-        raise UserError(f'{source}: is no {kind}, its tensors are those of {titles}')
-    return KINDS[kind].read(places[kind], source, options)
+    found = recognise(tree, source)
+    kind = Kind(options.kind or next(iter(found)))
+    if kind not in found:
+        titles = ' or '.join(KINDS[k].title for k in found)
+        raise UserError(
+            f'{source}: is no {kind}, its tensors are those of {titles}; '
+            f'{kind} has {" or ".join(KINDS[kind].marks)}'
+        )
+    conversion = KINDS[kind].read(found[kind], source, options)
+    stored = {tensor.dtype.name for tensors in found[kind].values() for tensor in tensors.values()}
+    narrow = ', '.join(sorted(name for name in stored if 'float' in name and name != 'float32'))
+    note = (f'stored as {narrow}, kept as float32',) if narrow else ()
+    return dataclasses.replace(conversion, notes=(*conversion.notes, *note))
 
 
 def recognise(tree: dict[Any, Any], source: str) -> dict[Kind, dict[str, Tensors]]:
-    """{kind: the tensors at each entry of the file} of the kinds whose mark is there.
+    """{kind: the tensors at each place in the file} of the kinds whose mark is there.
 
     Raises:
-      UserError: there are none.
+      UserError: there are none; it says what is there, and what would be.
     """
-    places = {kind: _places(tree, row) for kind, row in KINDS.items()}
-    if not any(places.values()):
+    tensors = places.flat(tree)
+    found = {kind: _places(tensors, row, source) for kind, row in KINDS.items()}
+    if not any(found.values()):
         *titles, last = (row.title for row in KINDS.values())
-        some = ', '.join(map(repr, list(_tensors(tree, ''))[:4]))
-        raise UserError(f'{source}: is neither {", ".join(titles)} nor {last}; it holds {some}')
-    return {kind: place for kind, place in places.items() if place}
+        marks = dict.fromkeys(mark for row in KINDS.values() for mark in row.marks)
+        raise UserError(
+            f'{source}: is neither {", ".join(titles)} nor {last}; it holds '
+            f'{places.described(tree)}, and one of {", ".join(marks)} would be needed'
+        )
+    return {kind: place for kind, place in found.items() if place}
 
 
-def _places(tree, row):
-    tensors = {entry: _tensors(tree, entry) for entry in row.entries}
-    return {entry: named for entry, named in tensors.items() if row.mark in named}
-
-
-def _tensors(tree, entry):
-    """{joined name: tensor} of an entry of a file, {} if there is no such entry."""
-    part = tree.get(entry) if entry else tree
-    flat = traverse_util.flatten_dict(part) if isinstance(part, dict) else {}
-    # Joined here, as not all the names in a file need be strings.
-    return {'/'.join(map(str, path)): tensor for path, tensor in flat.items()}
+def _places(tensors, row, source):
+    found = {}
+    for mark in row.marks:
+        found |= places.find(tensors, mark, source)
+    return places.best_first(found, row.entries)

@@ -37,10 +37,12 @@ def read(places: dict[str, rules.Tensors], source: str, options: Options) -> Con
     if entry not in places:
         entries = ', '.join(filter(None, places)) or 'one nameless set'
         raise UserError(f'{source}: has no weights {entry!r}, but {entries}')
-    tensors, notes, unread = places[entry], [], {}
+    tensors, tied = _untied(places[entry], options, source)
+    notes, unread = [], {}
     model = sizes.model_config(tensors, source, options.heads)
     if model.shared_null:
         tensors, notes, unread = _one_token(tensors, options.null or NULLS[0], source)
+        notes = [*tied, *notes]
     elif options.null:
         raise UserError(f'{source}: has a separate null token, so --null does not apply')
     shapes, anyway = emigm.network(model).shapes(), options.allow_non_finite
@@ -79,6 +81,22 @@ def _settings(kind, model):
         'pixels are put in'
     )
     return f'{kind}, own sizes', config, presets, (note,)
+
+
+def _untied(tensors, options, source):
+    """State dict with both names of eMIGM's token, and what to say about it.
+
+    The two are one parameter while a model is trained, and who stores a parameter once drops a
+    name: safetensors the later one in the alphabet. MAR's tokens are two.
+    """
+    there = [name for name in NULLS if name in tensors]
+    if len(there) != 1 or options.kind == Kind.MAR or len(np.shape(tensors[there[0]])) != 2:
+        return tensors, []
+    if options.null not in ('', *there):
+        raise UserError(f'{source}: has no {options.null}, only {there[0]}')
+    missing = next(name for name in NULLS if name not in tensors)
+    note = f'mask and null token: {there[0]}, as {missing}, which is tied to it, was left out'
+    return {**tensors, missing: tensors[there[0]]}, [note]
 
 
 def _one_token(tensors, null, origin):

@@ -36,7 +36,7 @@ class Options:
     """What a user says about official weights; None and '' leave it to the file."""
 
     kind: str | None = None  # a `Kind`
-    weights: str = ''  # 'model_ema' or 'model'
+    weights: str = ''  # a place in the file, as 'model_ema' or 'model'
     null: str = ''  # one of NULLS
     heads: int | None = None  # attention heads, for sizes that were never published
     allow_non_finite: bool = False  # take numbers that are not finite as they are

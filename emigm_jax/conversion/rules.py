@@ -1,9 +1,11 @@
 """The conversion engine: tables of entries turn official state dicts into our parameters and back.
 
 An `Entry` says which official tensors make one of our parameters: one tensor, or one per layer for
-a scanned stack. The same table runs in both directions.
+a scanned stack; or several one below the other where another project keeps them apart. The same
+table runs in both directions.
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +23,8 @@ OPERATIONS = {
     'transpose': (lambda a: a.T, lambda a: a.T),
     # PyTorch: (out, in, rows, columns), `in` being 1 for depthwise; ours (rows, columns, in, out).
     'conv': (lambda a: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1)),
+    # A linear layer of PyTorch (out, in) in the place of a convolution of one pixel.
+    'pixel': (lambda a: a.T[None, None], lambda a: a[0, 0].T),
 }
 
 
@@ -51,9 +55,15 @@ class Entry(NamedTuple):
     """One of our parameters and where it comes from."""
 
     path: str  # ours, joined by '/'
-    sources: tuple[str, ...]  # official names, one per layer if stacked, else one
+    sources: tuple[str, ...]  # official names, `parts` per layer if stacked, else `parts`
     operation: str = 'copy'  # a key of OPERATIONS
     stacked: bool = False
+    parts: int = 1  # official tensors that are joined along their first axis
+
+    def layers(self) -> Iterator[tuple[str, ...]]:
+        """The official names of each layer."""
+        parts = [iter(self.sources)] * self.parts
+        return zip(*parts, strict=True)
 
 
 def to_params(
@@ -85,7 +95,8 @@ def to_params(
     for entry in entries:
         shape = wanted[entry.path].shape
         layer = shape[1:] if entry.stacked else shape
-        expected = _official_shape(entry.operation, layer)
+        whole = _official_shape(entry.operation, layer)
+        expected = (whole[0] // entry.parts, *whole[1:]) if whole else whole
         have = [name for name in entry.sources if name in tensors]
         bad = [n for n in have if getattr(tensors[n], 'shape', None) != expected]
         problems += [
@@ -97,11 +108,13 @@ def to_params(
         # Filled in place: one copy of a parameter, however many layers it stacks.
         params[entry.path] = target = np.empty(shape, np.float32)
         change = OPERATIONS[entry.operation][0]
-        for i, name in enumerate(entry.sources):
+        for i, names in enumerate(entry.layers()):
+            joined = [np.asarray(tensors[name]) for name in names]
+            official = joined[0] if entry.parts == 1 else np.concatenate(joined)
             place = target[i, ...] if entry.stacked else target
             with np.errstate(over='ignore'):  # of float64: it is told below
-                place[...] = change(np.asarray(tensors[name]))
-            broken += non_finite(name, place)
+                place[...] = change(official)
+            broken += non_finite(', '.join(names), place)
     if problems:
         raise Misfit(origin, problems)
     if broken and not allow_non_finite:
@@ -130,6 +143,8 @@ def to_official(entries: list[Entry], params: dict[str, Any]) -> dict[str, np.nd
     flat, tensors = traverse_util.flatten_dict(params, sep='/'), {}
     for entry in entries:
         back, ours = OPERATIONS[entry.operation][1], np.asarray(flat[entry.path])
-        for i, name in enumerate(entry.sources):
-            tensors[name] = back(ours[i] if entry.stacked else ours)
+        for i, names in enumerate(entry.layers()):
+            official = back(ours[i] if entry.stacked else ours)
+            parts = [official] if entry.parts == 1 else np.split(official, entry.parts)
+            tensors.update(zip(names, parts, strict=True))
     return tensors

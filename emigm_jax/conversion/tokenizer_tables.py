@@ -19,7 +19,8 @@ _KERNEL = (('kernel', 'kernel', 'copy'),)  # of Flax, in our layout already
 _FLAX_CONV = (*_KERNEL, ('bias', 'bias', 'copy'))
 _FLAX_NORM = (('scale', 'scale', 'copy'), ('bias', 'bias', 'copy'))
 
-# kind of layer: (official part, our part, leaves); '' where a layer is no more than that part.
+# kind of layer: (official part, our part, leaves); '' where a layer is no more than that part;
+# several official parts are one of ours, one below the other.
 _KL_VAE = {
     'conv1': (('', '', _CONV),),
     'conv3': (('', '', _CONV),),
@@ -68,6 +69,36 @@ _DC_AE = {
         ('local_module.main.point_conv.norm', 'contract_norm', _NORM),
     ),
 }
+_PIXEL = (('weight', 'kernel', 'pixel'),)
+# DC-AE as diffusers names it (AutoencoderDC). Its q, k and v are the rows of the official `qkv`,
+# head by head as they are there, cut in three (huggingface/diffusers#9708).
+_DC_AE_DIFFUSERS = {
+    'unshuffle': (('conv', 'conv', _CONV),),
+    'average': (('', 'conv', _CONV),),
+    'repeat': (('', 'conv', _CONV),),
+    'output': (('norm_out', 'norm', _NORM), ('conv_out.conv', 'conv', _CONV)),
+    'downsample': (('conv', 'conv', _CONV),),
+    'upsample': (('conv', 'conv', _CONV),),
+    'block_rms': (
+        ('conv1', 'conv1', _CONV),
+        ('conv2', 'conv2', _WEIGHT),
+        ('norm', 'norm', _NORM),
+    ),
+    'block_batch': (
+        ('conv1', 'conv1', _CONV),
+        ('conv2', 'conv2', _WEIGHT),
+        ('norm', 'norm', _BATCH_NORM),
+    ),
+    'attention': (
+        (('attn.to_q', 'attn.to_k', 'attn.to_v'), 'qkv', _PIXEL),
+        ('attn.to_out', 'out', _PIXEL),
+        ('attn.norm_out', 'out_norm', _NORM),
+        ('conv_out.conv_inverted', 'expand', _CONV),
+        ('conv_out.conv_depth', 'depthwise', _CONV),
+        ('conv_out.conv_point', 'contract', _WEIGHT),
+        ('conv_out.norm', 'contract_norm', _NORM),
+    ),
+}
 _VQGAN = {
     'conv1': (('', '', _FLAX_CONV),),
     'conv3': (('', '', _FLAX_CONV),),
@@ -97,22 +128,44 @@ def kl16(config: kl_vae.KLVAEConfig) -> list[Entry]:
 
 
 def dc_ae_f32c32(config: dc_ae.DCAEConfig) -> list[Entry]:
-    """Entries of DC-AE. Officially, a stage and its change of scale share one list."""
+    """Entries of DC-AE."""
 
     def official(half, layer):
-        kind, number = layer.name.split('_')
-        if kind == 'project':
+        if layer.name.startswith('project'):
             return (f'{half}.{layer.name}',)
-        stage = int(number)
-        ups = half == 'decoder' and stage < len(config.widths)  # then its list begins with `up`
-        first, count = {
-            'stage': (int(ups), layer.depth),
-            'down': (config.encoder_depths[stage - 1], 1),
-            'up': (0, 1),
-        }[kind]
-        return tuple(f'{half}.stages.{stage}.op_list.{first + i}' for i in range(count))
+        stage, numbers = _dc_ae_blocks(config, half, layer)
+        return tuple(f'{half}.stages.{stage}.op_list.{i}' for i in numbers)
 
     return _entries(dc_ae, config, _DC_AE, official, '.')
+
+
+def dc_ae_diffusers(config: dc_ae.DCAEConfig) -> list[Entry]:
+    """Entries of DC-AE as diffusers stores it."""
+    ends = {'project_in': '.conv_in', 'project_out': '.conv_out'}
+    lists = {'encoder': 'down_blocks', 'decoder': 'up_blocks'}
+
+    def official(half, layer):
+        if layer.kind == 'output':  # its norm lies beside its convolution
+            return (half,)
+        if layer.name in ends:
+            return (f'{half}{ends[layer.name]}',)
+        stage, numbers = _dc_ae_blocks(config, half, layer)
+        return tuple(f'{half}.{lists[half]}.{stage}.{i}' for i in numbers)
+
+    return _entries(dc_ae, config, _DC_AE_DIFFUSERS, official, '.')
+
+
+def _dc_ae_blocks(config, half, layer):
+    """(stage, numbers in its list): a stage and its change of scale share one list."""
+    kind, number = layer.name.split('_')
+    stage = int(number)
+    ups = half == 'decoder' and stage < len(config.widths)  # then its list begins with `up`
+    first, count = {
+        'stage': (int(ups), layer.depth),
+        'down': (config.encoder_depths[stage - 1], 1),
+        'up': (0, 1),
+    }[kind]
+    return stage, range(first, first + count)
 
 
 def maskgit_vqgan(config: vqgan.VQGANConfig) -> list[Entry]:
@@ -142,13 +195,16 @@ def _entries(module, config, kinds, official, separator):
         for theirs, ours, leaves in kinds[layer.kind]:
             if ours == 'shortcut' and layer.inputs == layer.outputs:
                 continue
+            parts = (theirs,) if isinstance(theirs, str) else theirs
             for their_leaf, our_leaf, operation in leaves:
                 path = '/'.join(filter(None, (half, layer.attribute, ours, our_leaf)))
-                sources = (
-                    separator.join(filter(None, (name, theirs, their_leaf)))
+                sources = tuple(
+                    separator.join(filter(None, (name, part, their_leaf)))
                     for name in official(half, layer)
+                    for part in parts
                 )
-                entries.append(Entry(path, tuple(sources), operation, layer.depth is not None))
+                stacked = layer.depth is not None
+                entries.append(Entry(path, sources, operation, stacked, len(parts)))
     return entries
 
 
@@ -157,6 +213,10 @@ ENTRIES: dict[str, Callable[[Any], list[Entry]]] = {
     'kl16': kl16,
     'dc_ae': dc_ae_f32c32,
     'vqgan': maskgit_vqgan,
+}
+# tokenizer: {a tensor that only this form has: config -> entries}, beside the official ones
+OTHER_FORMS: dict[str, dict[str, Callable[[Any], list[Entry]]]] = {
+    'dc_ae': {'decoder.conv_out.conv.weight': dc_ae_diffusers},
 }
 # tokenizer: rows (pattern of whole names, why they are not needed)
 IGNORED: dict[str, tuple[tuple[str, str], ...]] = {

@@ -31,7 +31,9 @@ def read(kind: Kind, places: dict[str, rules.Tensors], source: str, options: Opt
     kept, unused = left_out.split(tensors, tokenizer_tables.IGNORED[kind])
     shapes = tokenizer.network.shapes()
     origin = f'{source}{_own_name(source)}'
-    entries = tokenizer_tables.ENTRIES[kind](config)
+    official = tokenizer_tables.ENTRIES[kind](config)
+    forms = tokenizer_tables.OTHER_FORMS.get(kind, {})
+    entries = next((form(config) for mark, form in forms.items() if mark in tensors), official)
     params = rules.to_params(entries, kept, shapes, origin, options.allow_non_finite)
     return Conversion(
         kind=kind,
@@ -41,11 +43,24 @@ def read(kind: Kind, places: dict[str, rules.Tensors], source: str, options: Opt
         params=params,
         facts={
             'source': {'file': pathlib.Path(source).name},
-            'counters': left_out.counters(tensors, unused),
+            'counters': _officially(left_out.counters(tensors, unused), entries, official),
         },
         writer=lambda target, params, facts: codec.save(target, Codec(tokenizer, params), **facts),
         left_out=unused,
     )
+
+
+def _officially(counters, entries, official):
+    """Counters of batch norms under official names, whatever the form of the file."""
+    pairs = (
+        (theirs.rpartition('.')[0], ours.rpartition('.')[0])
+        for entry, same in zip(entries, official, strict=True)
+        if entry.parts == 1
+        for theirs, ours in zip(entry.sources, same.sources, strict=True)
+    )
+    norms = dict(pairs)
+    split = ((name.rpartition('.'), count) for name, count in counters.items())
+    return {f'{norms.get(norm, norm)}.{leaf}': count for (norm, _, leaf), count in split}
 
 
 def _own_name(source):

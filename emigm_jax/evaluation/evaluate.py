@@ -5,8 +5,17 @@ from collections.abc import Iterable
 
 from emigm_jax.data import sources
 from emigm_jax.errors import whole
-from emigm_jax.evaluation import evaluator, image_sets, measure, references, scores, statistics
+from emigm_jax.evaluation import (
+    evaluator,
+    image_sets,
+    make_reference,
+    measure,
+    references,
+    scores,
+    statistics,
+)
 from emigm_jax.evaluation import inception as networks
+from emigm_jax.evaluation import metrics as table
 from emigm_jax.evaluation.against_reference import AgainstReference
 from emigm_jax.evaluation.evaluator import Work
 from emigm_jax.evaluation.image_sets import ImageSet
@@ -36,7 +45,8 @@ def evaluate(
 
     Args:
       images: uint8, of one size, which the network gets resized to 299 pixels.
-      reference: file of statistics, or what is in it.
+      reference: file of statistics, what is in it, or a folder of pictures, whose statistics are
+        made for squares of the size of `images` and kept beside it (`make_reference.opened`).
       inception: checkpoint of the network, or what is in it.
       metrics: of `metrics.METRICS`; one that cannot be computed is `Result.missing`.
       work: batch size, and the folder from which an interrupted evaluation goes on.
@@ -47,8 +57,17 @@ def evaluate(
     Raises:
       UserError: a metric is unknown, a file cannot be read, or the folder holds something else.
     """
-    against = agreement.agreed(lambda: AgainstReference(reference, inception, metrics))
+    names, work = tuple(metrics), work or Work()
+    network = agreement.agreed(lambda: _checked(inception, names))
+    side = lambda: image_sets.side(images, work.batch_size)
+    real = make_reference.opened(reference, network, side, work)
+    against = agreement.agreed(lambda: AgainstReference(real, network, names))
     return evaluator.measure(against, images, work)
+
+
+def _checked(inception, names):
+    table.check(names)
+    return networks.opened(inception)
 
 
 def evaluate_digits(images: ImageSet, work: Work | None = None) -> Result | None:
@@ -81,6 +100,7 @@ def fid(
 
     Args:
       first, second: a folder of pictures, an npz file of images, or a file of statistics each.
+        The statistics of a second folder, which may be the large one, are kept beside it.
       inception: checkpoint of the network, or what is in it.
       image_size: pixels per side of a centre crop of pictures in folders; None: as they are.
       batch_size: images at a time.
@@ -91,8 +111,14 @@ def fid(
     batch_size = whole('batch_size', batch_size, low=1)
     if image_size is not None:
         image_size = whole('image_size', image_size, low=1)
-    network = measure.Network(agreement.agreed(lambda: networks.opened(inception)).params)
-    plan = measure.Plan(('fid',), batch_size)
+    weights = agreement.agreed(lambda: networks.opened(inception))
+    network, plan = measure.Network(weights.params), measure.Plan(('fid',), batch_size)
+
+    def kept(place):
+        if not agreement.agreed(lambda: paths.absolute(place).is_dir()):
+            return moments(place)
+        real = make_reference.opened(place, weights, lambda: image_size, Work(batch_size))
+        return real.mean, real.covariance
 
     def moments(place):
         images = agreement.agreed(lambda: _images(place, image_size))
@@ -107,7 +133,7 @@ def fid(
 
         return agreement.by_first(of_images)
 
-    pair = moments(first), moments(second)
+    pair = moments(first), kept(second)
 
     def distance():
         one, other = pair

@@ -54,6 +54,7 @@ class Generated:
     count: int
     classes: int
     name: str  # of the function: what decides its images, weights and settings
+    side: int | None = None  # pixels; None: nobody said
 
     @property
     def labels(self) -> np.ndarray:
@@ -181,6 +182,19 @@ class Stored:
     def batches(self, pieces: Sequence[slice], size: int) -> Iterator[np.ndarray]:
         """See `ImageSet`."""
         return self.rows.slices(pieces)
+
+
+def side(images: ImageSet, size: int) -> int | None:
+    """Pixels per side of the images; None if they are no squares.
+
+    Args:
+      images: of which the first batch is made, if need be.
+      size: of the batches.
+    """
+    if isinstance(images, Generated) and images.side is not None:
+        return images.side
+    height, width = next(iter(images.batches([slice(0, 1)], size))).shape[1:3]
+    return height if height == width else None
 
 
 def folder(path: os.PathLike | str, image_size: int | None = None) -> Pictures:

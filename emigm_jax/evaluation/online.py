@@ -12,7 +12,7 @@ import tqdm
 
 from emigm_jax.config.settings import EvaluationConfig
 from emigm_jax.data import sources
-from emigm_jax.evaluation import evaluator, image_sets
+from emigm_jax.evaluation import evaluator, image_sets, inception, make_reference
 from emigm_jax.evaluation.against_reference import AgainstReference
 from emigm_jax.evaluation.in_pixels import InPixels
 from emigm_jax.parallel import agreement
@@ -21,7 +21,10 @@ Maker = Callable[[np.ndarray, np.ndarray], np.ndarray]  # labels, seeds -> image
 
 
 def online(
-    settings: EvaluationConfig, classes: int, maker: Callable[[dict], Maker]
+    settings: EvaluationConfig,
+    classes: int,
+    maker: Callable[[dict], Maker],
+    side: int | None = None,
 ) -> Callable[[dict, int], dict[str, float]]:
     """Makes the function that measures a run's weights; all files are read now, not on the way.
 
@@ -29,6 +32,8 @@ def online(
       settings: what is measured, how many images and against what.
       classes: of the model; as many images are made of each as of any other.
       maker: parameters -> what makes images of them, as `image_sets.Generated` has it.
+      side: pixels of the images, to which the pictures of a folder are cropped that is the
+        reference; None: they are of that size.
 
     Returns:
       evaluate(params, step) -> {name: float}: the scores for parameters that are replicated on this
@@ -41,7 +46,10 @@ def online(
     """
     if settings.reference:
         names = settings.metrics.split(',')
-        measuring = AgainstReference(settings.reference, settings.inception, names)
+        network = inception.opened(settings.inception)
+        work = evaluator.Work(settings.batch_size, say=functools.partial(print, flush=True))
+        real = make_reference.opened(settings.reference, network, lambda: side, work)
+        measuring = AgainstReference(real, network, names)
     else:
         measuring = InPixels(sources.digits())
     silent = None if agreement.first() else True

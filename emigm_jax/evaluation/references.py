@@ -5,12 +5,16 @@ MAR, eMIGM, pytorch-fid, clean-fid     mu, sigma
 MeanFlow                               ref_mu, ref_sigma
 EDM2, diffuse_nnx                      pickle of {'fid': {'mu', 'sigma'}}
 torch-fidelity's cache                 .pt of {'mu', 'sigma'}
+CelebA-HQ of several projects          .npy of a dict of mu, sigma
 this library                           mu, sigma, mu_s, sigma_s, features, count, source,
-                                       fingerprint
+                                       fingerprint, seen
+
+Numbers may be of any float dtype and in any order; whatever else is in a file is not looked at.
 """
 
 import dataclasses
 import hashlib
+import math
 import os
 import pathlib
 from collections.abc import Collection
@@ -44,7 +48,7 @@ class Reference:
 
 
 def read(path: os.PathLike | str) -> Reference:
-    """The statistics in a file (npz: local or gs://; pickle: local).
+    """The statistics in a file, local, gs:// or hf://.
 
     Raises:
       UserError: missing, damaged or of another kind; wrong shapes, numbers that are not finite, a
@@ -108,6 +112,7 @@ def write(
     count: int,
     spatial: tuple[np.ndarray, np.ndarray] | None = None,
     features: np.ndarray | None = None,
+    seen: str = '',
 ) -> None:
     """Writes statistics as an npz file (local or gs://) that `read` and other projects take.
 
@@ -118,11 +123,12 @@ def write(
       count: how many there were.
       spatial: mean (2023,) and covariance (2023, 2023) for sFID.
       features: (M, 2048), of some or all of the images, for KID, precision and recall.
+      seen: digest of all that decides the numbers, to know whether they still hold.
 
     Raises:
       UserError: a wrong shape, numbers that are not finite, or the place cannot be written.
     """
-    arrays = dict(count=np.asarray(count), source=np.asarray(source))
+    arrays = dict(count=np.asarray(count), source=np.asarray(source), seen=np.asarray(seen))
     statistics = []
     for (mean, covariance, size), values in zip(_PAIRS, (moments, spatial), strict=True):
         if values is None:
@@ -146,17 +152,14 @@ def fingerprint_of(*statistics: np.ndarray | None) -> str:
 
 
 def _pickled(path):
-    """{name: array} of a pickle or a .pt file, through the reader that runs nothing."""
-    if '://' in str(path):
-        raise UserError(
-            f'{path}: is no npz file, and pickles are read from local disks only: copy it here'
-        )
+    """{name: array} of a pickle, a .pt or .npy file, through the reader that runs nothing."""
     tree = torch_files.read(path)
     if isinstance(tree, dict) and isinstance(tree.get('fid'), dict):
         tree = tree['fid']
     if not isinstance(tree, dict):
         raise UserError(f'{path}: holds a {type(tree).__name__}, no statistics; {_EXPECTED}')
-    return tree
+    named = {str(key): value for key, value in tree.items()}
+    return {_RENAMED.get(key, key): value for key, value in named.items()}
 
 
 def _checked(path, mean_name, mean, covariance_name, covariance, size):
@@ -167,6 +170,8 @@ def _checked(path, mean_name, mean, covariance_name, covariance, size):
         (covariance_name, covariance, (size, size)),
     ):
         array = np.asarray(array)
+        if array.size == math.prod(shape):  # some are saved as a batch of one
+            array = array.reshape([side for side in array.shape if side != 1])
         if array.dtype.kind != 'f' or array.shape != shape:
             raise UserError(
                 f'{path}: {name} must be real numbers of shape {shape}, not {array.dtype} '

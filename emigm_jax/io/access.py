@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 
 from emigm_jax.errors import UserError
-from emigm_jax.io import gcs
+from emigm_jax.io import gcs, hub
 from emigm_jax.io.paths import absolute
 
 
@@ -18,6 +18,8 @@ def probe(path: os.PathLike | str, write: bool = True) -> None:
       path: file or folder, local or gs://; need not exist.
       write: also whether new files and folders can be made there; none are left.
     """
+    if write:
+        hub.check_not_target(path)
     path = absolute(path)
     with reachable(path):
         if str(path).startswith('gs://'):

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any
 
 from emigm_jax.errors import UserError
-from emigm_jax.io import gcs
+from emigm_jax.io import gcs, hub
 from emigm_jax.io.gcs import remote
 from emigm_jax.io.paths import absolute
 
@@ -38,6 +38,7 @@ def replacing(path: os.PathLike | str) -> Iterator[IO[bytes]]:
     Raises:
       UserError: the place cannot be written (full disk, no permission).
     """
+    hub.check_not_target(path)
     path = absolute(path)
     with reported(path):
         if remote(path):

@@ -8,13 +8,13 @@ import os
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from emigm_jax.errors import UserError
-from emigm_jax.io import files, paths
+from emigm_jax.io import files, hub, paths
 
 # What zipfile, zlib and numpy raise on damaged files.
 DAMAGE = (ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
@@ -89,6 +89,7 @@ def write_rows(path: os.PathLike | str, count: int, parts: Iterable[np.ndarray])
 @contextlib.contextmanager
 def _replacing(path):
     """As `files.replacing`; a missing folder is taken for a misspelt one."""
+    hub.check_not_target(path)
     path = paths.absolute(path)
     if not files.remote(path) and not path.parent.is_dir():
         raise UserError(f'{path}: cannot be written, its folder does not exist')
@@ -104,12 +105,17 @@ class Rows:
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype
+    columns: bool = False  # stored column by column, as Fortran does
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def slices(self, pieces: Iterable[slice]) -> Iterator[np.ndarray]:
         """Yields the rows of slices, which come in rising order."""
+        if self.columns:  # no row lies in one piece
+            whole = self.read()
+            yield from (whole[piece] for piece in pieces)
+            return
         width, at = math.prod(self.shape[1:]) * self.dtype.itemsize, 0
         with self._content() as file:
             for piece in pieces:
@@ -120,6 +126,8 @@ class Rows:
     def read(self) -> np.ndarray:
         """The whole array."""
         with self._content() as file:
+            if self.columns:
+                return self._array(file.read(), self.shape[::-1]).T
             return self._array(file.read(), self.shape)
 
     @contextlib.contextmanager
@@ -129,7 +137,9 @@ class Rows:
             _opened(self.path) as archive,
             archive.open(f'{self.name}.npy') as file,
         ):
-            _header(file)
+            header(file)
+            if self.dtype.hasobject:
+                raise ValueError(f'{self.name} holds Python objects, not numbers')
             yield file
 
     def _array(self, data, shape):
@@ -142,7 +152,7 @@ def members(path: os.PathLike | str) -> dict[str, Rows]:
     """The arrays of an npz file by name (local or gs://); only the headers are read.
 
     Raises:
-      UserError: no such file, a damaged one, or one that holds something other than numbers.
+      UserError: no such file, or a damaged one; reading an array that holds no numbers.
     """
     with _one_line(path), _opened(path) as archive:
         return {name: _member(path, archive, name) for name in _names(archive)}
@@ -160,15 +170,15 @@ def _names(archive):
 
 def _member(path, archive, name):
     with archive.open(f'{name}.npy') as file:
-        shape, fortran, dtype = _header(file)
-    if dtype.hasobject:
-        raise ValueError(f'{name} holds Python objects, not numbers')
-    if fortran and len(shape) > 1 and shape[0] > 1 and shape[1:] != (1,) * (len(shape) - 1):
-        raise ValueError(f'{name} is stored column by column; save it with np.ascontiguousarray')
-    return Rows(str(path), name, shape, dtype)
+        shape, columns, dtype = header(file)
+    return Rows(str(path), name, shape, dtype, columns)
 
 
-def _header(file):
+def header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """(shape, whether it is stored column by column, dtype) at the start of an .npy file.
+
+    Raises ValueError if it is none.
+    """
     version = np.lib.format.read_magic(file)
     readers = {
         (1, 0): np.lib.format.read_array_header_1_0,

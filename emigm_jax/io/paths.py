@@ -1,19 +1,21 @@
-"""Paths, local or gs://. Apart from `storage`, so that nothing heavy is imported for a path."""
+"""Paths, local, gs:// or hf://. Nothing heavy is imported for one, so it is apart from `files`."""
 
 import os
 
 from etils import epath
 
 from emigm_jax.errors import UserError
-from emigm_jax.io import gcs
+from emigm_jax.io import gcs, hub
 
 
 def absolute(path: os.PathLike | str) -> epath.Path:
-    """`path` as Orbax wants it; gs:// and the like as they are.
+    """`path` as Orbax wants it; gs:// and the like as they are, hf:// as the copy in its cache.
 
     Raises:
-      UserError: its kind of place is unknown here.
+      UserError: its kind of place is unknown here, or it cannot be fetched from hf://.
     """
+    if hub.on_hub(path):
+        path = hub.fetched(path)
     if gcs.remote(path):
         gcs.set_up()
     try:

@@ -64,8 +64,8 @@ def train(
       NonFinite: a loss or gradient was not finite.
       Preempted: SIGTERM or a maintenance notice came.
     """
+    access.probe(workdir)
     folder, first = paths.absolute(workdir), processes.is_first()
-    access.probe(folder)
     say = functools.partial(print, flush=True) if first else lambda *_: None
     mesh = sharding.make_mesh(config.mesh)
     data = datasets.dataset(config)

@@ -116,8 +116,9 @@ def test_every_kind_has_a_row():
 
 def test_names_that_are_no_strings():
     """Files of training hold an optimizer, whose parameters are numbered."""
-    with pytest.raises(UserError, match="it holds 'optimizer/0/a', 'None', 'b/c'"):
-        kinds.recognise({'optimizer': {0: {'a': 1}, 1: {}}, None: 2, 'b/c': 3}, 'x.pth')
+    x = np.zeros(2)
+    with pytest.raises(UserError, match="it holds 'optimizer/0/a', 'None', 'b/c', and one of"):
+        kinds.recognise({'optimizer': {0: {'a': x}, 1: {}}, None: x, 'b/c': x, 'step': 3}, 'x')
 
 
 def test_null_token(tmp_path, capsys):

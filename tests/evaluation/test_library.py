@@ -1,6 +1,8 @@
 """Measuring from Python: sets of images in, a `Result` out; with a network computed by hand."""
 
+import functools
 import json
+import os
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,13 +10,17 @@ import pytest
 from PIL import Image
 
 from emigm_jax.cli import evaluate as command
+from emigm_jax.cli import main
+from emigm_jax.config.settings import EvaluationConfig
 from emigm_jax.data import sources
 from emigm_jax.errors import UserError
 from emigm_jax.evaluation import (
     evaluate,
     image_sets,
     inception,
+    make_reference,
     measure,
+    online,
     references,
     scores,
     statistics,
@@ -22,7 +28,7 @@ from emigm_jax.evaluation import (
 from emigm_jax.evaluation.evaluator import Work
 from emigm_jax.evaluation.result import Result
 from emigm_jax.evaluation.score_table import SCORES
-from emigm_jax.io import npz
+from emigm_jax.io import access, npz
 from emigm_jax.parallel import batches as spread
 from support.pictures import scene
 
@@ -30,11 +36,16 @@ WIDTH, COUNT, SIDE = 12, 30, 16
 EXTRACTOR = inception.Extractor({'w': np.ones(3, np.float32)})
 
 
+@functools.cache
+def adder():
+    return statistics.adder(spread.mesh())  # compiled once for all
+
+
 class Network:
     """Stands for Inception."""
 
     def __init__(self, params):
-        self.add = statistics.adder(spread.mesh())
+        self.add = adder()
 
     def __call__(self, images):
         pool = jnp.asarray(pool_of(images))
@@ -42,13 +53,17 @@ class Network:
 
 
 def pool_of(images):
-    return np.asarray(images, np.float32).reshape(len(images), -1)[:, ::64] / np.float32(255.0)
+    flat = np.asarray(images, np.float32).reshape(len(images), -1) / np.float32(255.0)
+    return flat[:, :: flat.shape[1] // WIDTH]
 
 
 @pytest.fixture
 def folders(tmp_path, monkeypatch):
     """Two folders of pictures, and their pixels."""
     monkeypatch.setattr(measure, 'Network', Network)
+    monkeypatch.setattr(references, 'POOL', WIDTH)
+    pairs = (('mu', 'sigma', WIDTH), ('mu_s', 'sigma_s', WIDTH))
+    monkeypatch.setattr(references, '_PAIRS', pairs)
     rng, held = np.random.default_rng(0), {}
     for name in ('first', 'second'):
         (tmp_path / name).mkdir()
@@ -77,6 +92,128 @@ def test_fid_of_two_folders(folders, tmp_path):
     assert cropped == fid_of(*crops)
     with pytest.raises(UserError, match='no such file'):
         evaluate.fid(one, tmp_path / 'nowhere.npz', inception=EXTRACTOR)
+
+
+def listing(folder):
+    return sorted(str(f.relative_to(folder)) for f in folder.rglob('*'))
+
+
+def test_a_folder_is_a_reference(folders, tmp_path, monkeypatch):
+    """Its statistics are made once, and again when anything changes that decides them."""
+    (one, first), (two, second) = folders.items()
+    pictures, said, made = listing(two), [], []
+    monkeypatch.setattr(make_reference, 'KEPT_FEATURES', COUNT)
+    real = make_reference.measured_anew
+    monkeypatch.setattr(
+        make_reference, 'measured_anew', lambda *rest: made.append(0) or real(*rest)
+    )
+
+    def fid():
+        work = Work(batch_size=8, say=said.append)
+        known = dict(reference=two, inception=EXTRACTOR, metrics=('fid', 'sfid', 'kid'))
+        return evaluate.evaluate(image_sets.folder(one), **known, work=work)
+
+    result = fid()
+    assert result.scores['fid'] == fid_of(first, second) and 'sfid' in result.scores
+    assert 'at least 1000 generated' in result.missing['kid']  # the real ones have features
+    kept = tmp_path / 'second.fid-16.npz'
+    assert said[0] == f'statistics of the 30 pictures in {two} -> {kept}'
+    assert result.reference['name'] == f'30 images of {two}, centre crops of 16'
+    assert listing(two) == pictures
+    assert sorted(f.name for f in tmp_path.iterdir()) == ['first', 'second', kept.name]
+    assert fid().scores == result.scores and len(made) == 1
+
+    def opened(extractor=EXTRACTOR, side=SIDE):
+        return make_reference.opened(two, extractor, lambda: side, Work(batch_size=8))
+
+    changed = two / pictures[0]
+    os.utime(changed, (1, 1))  # another picture of that name and size may lie there
+    same = opened().fingerprint
+    assert opened().fingerprint == same and len(made) == 2
+    opened(inception.Extractor({'w': np.zeros(3, np.float32)}))
+    assert opened().features.shape == (COUNT, WIDTH) and len(made) == 4
+    changed.rename(two / 'renamed.png')
+    opened()
+    opened()
+    assert len(made) == 5
+    kept.write_bytes(kept.read_bytes()[:1000])
+    opened()
+    assert len(made) == 6
+    monkeypatch.setattr(make_reference, 'KEPT_FEATURES', COUNT - 1)
+    assert opened(side=8).name.endswith('centre crops of 8')
+    assert opened(side=8).features is None and len(made) == 7  # too many to keep them all
+    assert opened().fingerprint != opened(side=8).fingerprint and len(made) == 7
+    assert not [f for f in tmp_path.iterdir() if f.name.startswith('.')]
+
+
+def test_sides_of_images():
+    """What the pictures of a reference are cropped to."""
+    made = lambda labels, seeds: np.zeros((len(labels), 8, 8, 1), np.uint8)
+    assert image_sets.side(image_sets.Generated(made, 4, 2, ''), 2) == 8
+    assert image_sets.side(image_sets.Generated(None, 4, 2, '', 256), 2) == 256
+    wide = lambda labels, seeds: np.zeros((len(labels), 8, 12, 3), np.uint8)
+    assert image_sets.side(image_sets.Generated(wide, 4, 2, ''), 2) is None
+
+
+def test_folders_that_are_no_references(folders, tmp_path, monkeypatch):
+    one, two = folders
+    known = dict(inception=EXTRACTOR, metrics=('fid',), work=Work(batch_size=8))
+    np.savez(tmp_path / 'second.fid-16.npz', mu=np.zeros(3))
+    with pytest.raises(UserError, match=r'second\.fid-16\.npz: was not made here'):
+        evaluate.evaluate(image_sets.folder(one), reference=two, **known)
+    (tmp_path / 'second.fid-16.npz').unlink()
+    for name, says in (('few', 'at least 2 images'), ('none', 'holds no pictures')):
+        (tmp_path / name).mkdir()
+        if name == 'few':
+            Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / name / 'a.png')
+        with pytest.raises(UserError, match=says):
+            evaluate.evaluate(image_sets.folder(one), reference=tmp_path / name, **known)
+    with pytest.raises(UserError, match='no such file'):
+        evaluate.evaluate(image_sets.folder(one), reference=tmp_path / 'nowhere', **known)
+
+    def full(path, write=True):
+        raise UserError(f'{path}: cannot be reached or written (Read-only file system)')
+
+    monkeypatch.setattr(access, 'probe', full)
+    with pytest.raises(UserError, match=r'Read-only.*`emigm prepare reference FILE\.npz --folder'):
+        evaluate.evaluate(image_sets.folder(one), reference=two, **known)
+    assert sorted(f.name for f in tmp_path.iterdir()) == ['few', 'first', 'none', 'second']
+
+
+def test_fid_keeps_the_statistics_of_the_second_folder(folders, tmp_path, monkeypatch):
+    (one, first), (two, second) = folders.items()
+    expected = evaluate.fid(one, two, inception=EXTRACTOR)
+    assert expected == fid_of(first, second)
+    assert sorted(f.name for f in tmp_path.iterdir()) == [
+        *('first', 'second', 'second.fid-uncropped.npz'),
+    ]
+    monkeypatch.setattr(make_reference, '_made', None)
+    assert evaluate.fid(one, two, inception=EXTRACTOR) == expected
+
+
+def test_the_command_takes_a_folder(folders, tmp_path, monkeypatch, capsys):
+    (one, first), (two, second) = folders.items()
+    monkeypatch.setattr(inception, 'load', lambda place: EXTRACTOR)
+    command = ['evaluate', '--images', one, '--reference', two, '--inception', 'x']
+    command += ['--metrics', 'fid', '--out', tmp_path / 'out', '--batch-size', 8]
+    assert main.main(list(map(str, command))) == 0
+    shown = capsys.readouterr().out
+    assert f'statistics of the 30 pictures in {two} -> {two}.fid-16.npz' in shown
+    assert f'30 images against 30 images of {two}, centre crops of 16' in shown
+    result = json.loads((tmp_path / 'out/result.json').read_text())
+    assert result['fid'] == fid_of(first, second)
+
+
+def test_a_folder_while_training(folders, monkeypatch):
+    _, (two, second) = folders.items()
+    monkeypatch.setattr(inception, 'opened', lambda place: EXTRACTOR)
+    settings = EvaluationConfig(
+        every='1 step', reference=str(two), inception='x', metrics='fid', num_images=20
+    )
+    maker = lambda params: lambda labels, seeds: second[seeds]
+    measured = online.online(settings, 10, maker, SIDE)({}, 3)
+    assert measured == {'fid': fid_of(second[:20], second)}
+    assert two.with_name('second.fid-16.npz').exists()
 
 
 def test_fid_takes_statistics(folders, tmp_path, monkeypatch):

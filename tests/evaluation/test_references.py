@@ -1,5 +1,6 @@
 """Reference statistics in every layout, written and read back; and files that hold none."""
 
+import pathlib
 import pickle
 
 import numpy as np
@@ -243,3 +244,73 @@ def test_a_metric_is_computed_or_says_why_not():
     _, missing = metrics.compute(broken, ['precision_recall'])
     assert missing == {'precision_recall': 'the features of generated images are not finite'}
     assert statistics.count(kept.totals) == 40
+
+
+@pytest.mark.parametrize(('dtype', 'order'), [('float16', 'C'), ('float32', 'F'), ('>f8', 'F')])
+def test_numbers_of_any_width_and_order(tmp_path, dtype, order):
+    mean, covariance = (np.asarray(x, dtype, order) for x in POOL)
+    np.savez(tmp_path / 'a.npz', mu=mean, sigma=covariance)
+    found = references.read(tmp_path / 'a.npz')
+    assert found.covariance.dtype == np.float64
+    tolerance = 0 if np.dtype(dtype).itemsize == 8 else float(np.finfo(dtype).eps)
+    np.testing.assert_allclose(found.covariance, POOL[1], rtol=tolerance, atol=tolerance)
+
+
+def write_dict(path):
+    np.save(path, {'mu': POOL[0], 'sigma': POOL[1], 'path': pathlib.Path('celeba'), 3: None})
+
+
+def write_fidelity_cache(path):
+    """As torch.save writes arrays of numpy: in the pickle, in its second protocol."""
+    checkpoint_files.write_zip(path, pickle.dumps(dict(mu=POOL[0], sigma=POOL[1], n=5), 2))
+
+
+def write_more(path):
+    extra = dict(config=np.array({'size': 256}), names=np.array(['a', 'b']), when=np.float64(3))
+    np.savez(path, mu=POOL[0], sigma=POOL[1], objects=np.array([{}, None]), **extra)
+
+
+def write_batch_of_one(path):
+    checkpoint_files.write_arrays(path, {'mu': POOL[0][None], 'sigma': POOL[1][None]})
+
+
+def write_renamed_pickle(path):
+    path.write_bytes(pickle.dumps({'ref_mu': POOL[0], 'ref_sigma': np.asfortranarray(POOL[1])}))
+
+
+@pytest.mark.parametrize(
+    'write, name, tolerance',
+    [
+        (write_dict, 'celebahq_stat.npy', 0),
+        (write_fidelity_cache, 'cache.pt', 0),
+        (write_more, 'more.npz', 0),
+        (write_batch_of_one, 'one.pt', 1e-6),
+        (write_renamed_pickle, 'stats.pkl', 0),
+    ],
+)
+def test_files_that_people_have(tmp_path, write, name, tolerance):
+    write(tmp_path / name)
+    found = references.read(tmp_path / name)
+    for array, exact in zip((found.mean, found.covariance), POOL, strict=True):
+        np.testing.assert_allclose(array, exact, rtol=tolerance, atol=tolerance)
+    assert found.name == name and found.images is None
+
+
+def test_images_stored_column_by_column(tmp_path):
+    np.savez(tmp_path / 'a.npz', mu=POOL[0], sigma=POOL[1], arr_0=np.asfortranarray(IMAGES))
+    images = references.read(tmp_path / 'a.npz').images
+    pieces = [slice(0, 2), slice(3, 5)]
+    for piece, rows in zip(pieces, images.slices(pieces), strict=True):
+        np.testing.assert_array_equal(rows, IMAGES[piece])
+
+
+def test_npy_files_without_statistics(tmp_path):
+    path = tmp_path / 'a.npy'
+    np.save(path, POOL[0])
+    assert 'holds a ndarray, no statistics' in complaint(path)
+    np.save(path, {'mu': POOL[0], 3: 4})
+    assert 'no reference statistics but mu, 3' in complaint(path)
+    path.write_bytes(path.read_bytes()[:1000])
+    assert 'cannot be read as a NumPy file' in complaint(path)
+    np.save(path, {'mu': print})
+    assert 'refuses to load' in complaint(path)

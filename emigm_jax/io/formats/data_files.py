@@ -56,7 +56,15 @@ def read_safetensors(mapping: bytes | mmap.mmap) -> dict[str, np.ndarray]:
             raise ValueError(f'the dtype {dtype!a} is not supported')
         return arrays.array(data[begin:end], arrays.DTYPES[_SAFETENSORS[dtype]], shape)
 
-    return {name: tensor(**row) for name, row in header.items() if name != '__metadata__'}
+    notes = header.pop('__metadata__', None)
+    tensors = {name: tensor(**row) for name, row in header.items()}
+    # Of tensors that are one, only one is stored; the notes say {other name: stored name}.
+    twins = notes.items() if isinstance(notes, dict) else ()
+    return tensors | {
+        other: tensors[name]
+        for other, name in twins
+        if isinstance(name, str) and name in tensors and other not in tensors
+    }
 
 
 def write_safetensors(path: os.PathLike | str, tensors: Mapping[str, np.ndarray]) -> None:

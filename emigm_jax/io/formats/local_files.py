@@ -1,12 +1,14 @@
 """Where checkpoints lie: files, which are memory-mapped, and folders in Hugging Face's style.
 
-A file on gs:// is first copied to an unnamed temporary file, so there must be room for it.
+A file on gs:// is first copied to an unnamed temporary file, so there must be room for it; one on
+hf:// comes from the cache of huggingface_hub, file by file of a folder.
 """
 
 import contextlib
 import json
 import mmap
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from typing import Any
@@ -14,15 +16,27 @@ from typing import Any
 import numpy as np
 
 from emigm_jax.errors import UserError
-from emigm_jax.io import files, paths
+from emigm_jax.io import files, hub, paths
 
-_WEIGHTS = ('model', 'diffusion_pytorch_model')  # transformers and hub mixins; diffusers
+# Of transformers and hub mixins, of diffusers, and what both wrote before safetensors.
+_WEIGHTS = (
+    'model.safetensors',
+    'diffusion_pytorch_model.safetensors',
+    'pytorch_model.bin',
+    'diffusion_pytorch_model.bin',
+)
+_INDEX = '.index.json'
+INDEX = tuple(f'{ending}{_INDEX}' for ending in ('.safetensors', '.bin'))  # how indices end
+_FILE = re.compile(r'\w[\w.-]*')  # the name of a file in the same folder, not hidden
 
 
 def map_file(path: os.PathLike | str) -> mmap.mmap:
     """A read-only map of a file; arrays that are made from it keep it alive."""
+    place = hub.file(path) if hub.on_hub(path) else path
     try:
-        with _fetched(path) if files.remote(path) else open(path, 'rb') as file:
+        if place is None:
+            raise FileNotFoundError
+        with _fetched(path) if files.remote(place) else open(place, 'rb') as file:
             if os.fstat(file.fileno()).st_size == 0:
                 raise UserError(f'{path}: the file is empty, fetch it again')
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -59,12 +73,16 @@ def _fetch(source, copy):
 
 
 def is_folder(path: os.PathLike | str) -> bool:
-    """Whether `path`, local or gs://, is a folder."""
+    """Whether `path` is a folder; of hf:// nothing in it is fetched."""
+    if hub.on_hub(path):
+        return hub.is_folder(path)
     return paths.absolute(path).is_dir() if files.remote(path) else os.path.isdir(path)
 
 
 def exists(path: os.PathLike | str) -> bool:
-    """Whether there is anything at `path`, local or gs://."""
+    """Whether there is anything at `path`; on hf://, a file."""
+    if hub.on_hub(path):
+        return hub.file(path) is not None
     return paths.absolute(path).exists() if files.remote(path) else os.path.exists(path)
 
 
@@ -79,37 +97,45 @@ def read_json(path: os.PathLike | str) -> dict[str, Any]:
     return content
 
 
-def read_folder(
-    folder: os.PathLike | str, read: Callable[[str], dict[str, np.ndarray]]
-) -> dict[str, np.ndarray]:
-    """The arrays, by name, of a folder with one safetensors file, or with an index of several.
+def read_folder(folder: str, read: Callable[[str], Any]) -> dict[str, np.ndarray]:
+    """The arrays, by name, of a folder with one file of weights, or with an index of several.
 
     Args:
       folder: its path.
-      read: path of a file -> its arrays.
+      read: path of a file -> what is in it.
 
     Raises:
       UserError: none of them is there, the index is malformed, or tensors are missing.
     """
-    for stem in _WEIGHTS:
-        single = os.path.join(folder, f'{stem}.safetensors')
+    for name in _WEIGHTS:
+        single = os.path.join(folder, name)
         if exists(single):
             return read(single)
-        if exists(f'{single}.index.json'):
-            return _read_shards(folder, f'{single}.index.json', read)
+        if exists(f'{single}{_INDEX}'):
+            return read_shards(f'{single}{_INDEX}', read)
     raise UserError(
-        f'{folder}: the folder holds no {_WEIGHTS[0]}.safetensors; name the file itself'
+        f'{folder}: the folder holds none of {", ".join(_WEIGHTS)}, nor an index of them '
+        f'(*{_INDEX}); name the file itself'
     )
 
 
-def _read_shards(folder, index, read):
+def read_shards(index: str, read: Callable[[str], Any]) -> dict[str, np.ndarray]:
+    """The arrays, by name, of the files beside `index` that it lists; arguments as `read_folder`.
+
+    Raises:
+      UserError: it is no index, it names something outside its folder, or tensors are missing.
+    """
     places = read_json(index).get('weight_map')
     if not isinstance(places, dict) or not all(isinstance(x, str) for x in places.values()):
         raise UserError(f'{index}: has no weight_map of files')
-    outside = sorted(name for name in places.values() if name != os.path.basename(name))
+    outside = sorted(name for name in places.values() if not _FILE.fullmatch(name))
     if outside:
         raise UserError(f'{index}: names a file outside its folder: {outside[0][:200]!a}')
+    folder = index.rpartition('/')[0] or '.'
     shards = {name: read(os.path.join(folder, name)) for name in sorted(set(places.values()))}
+    foreign = sorted(name for name, shard in shards.items() if not isinstance(shard, dict))
+    if foreign:
+        raise UserError(f'{index}: names a file without a table of tensors: {foreign[0]}')
     missing = sorted(name for name, file in places.items() if name not in shards[file])
     if missing:
         raise UserError(f'{index}: {len(missing)} tensors are not in their files: {missing[0]}')

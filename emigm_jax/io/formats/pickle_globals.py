@@ -1,18 +1,19 @@
 """The globals that a pickle may name, and what they build: inert values.
 
-A global that is not in the tables below is refused. None of those that are gets imported: what
-stands for them here checks its arguments and puts them together. Tensors come out as descriptions
-(`Tensor`), as their bytes lie outside the pickle.
+None of them gets imported: what stands for those in `CALLS` checks its arguments and puts them
+together. Tensors come out as descriptions (`Tensor`), as their bytes lie outside the pickle, and
+what people save beside them as mere names (`strangers`). Any other global is refused.
 """
 
 import dataclasses
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from emigm_jax.io.formats.arrays import DTYPES, EXTENDED, array
+from emigm_jax.io.formats.strangers import Stranger
 
 _T = TypeVar('_T')
 
@@ -36,6 +37,15 @@ STORAGES = {
 
 class Refused(ValueError):
     """The pickle asks for something that no checkpoint needs; nothing of it has run."""
+
+
+def asks_for(name: str) -> Refused:
+    """The refusal of a global. The name is the file's own text: it is cut, and on one line."""
+    return Refused(
+        f'refuses to load: the pickle asks for {ascii(name[:200])[1:-1]}, which no checkpoint '
+        'needs; nothing of it was run (a file of the tensors alone, as torch.save makes of '
+        'model.state_dict(), or safetensors can be read)'
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +86,9 @@ class Dtype:
 
 @dataclasses.dataclass
 class Array:
-    """A numpy array; its content follows in a BUILD."""
+    """A numpy array; its content follows in a BUILD. One of objects is a list of them."""
 
-    value: np.ndarray | None = None
+    value: np.ndarray | list | Stranger | None = None
 
 
 class _Ordered(dict):
@@ -86,7 +96,7 @@ class _Ordered(dict):
 
 
 class _Namespace(dict):
-    """The attributes of an argparse.Namespace."""
+    """The attributes of an argparse.Namespace or types.SimpleNamespace."""
 
 
 def expect(value: Any, *kinds: type[_T]) -> _T:
@@ -135,6 +145,20 @@ def _parameter(data, _grad=False, _hooks=None, _state=None):
     return expect(data, Tensor)
 
 
+def _of_type(function, _type, arguments, _state=None):
+    """A tensor of a subclass, or with attributes; both are dropped."""
+    if type(function) is not Name or function.text not in _TENSORS:
+        raise Refused('refuses to load: the pickle makes a tensor by something that makes none')
+    return _TENSORS[function.text](*expect(arguments, tuple))
+
+
+def _attribute(owner, name):
+    """A member of an enumeration, in pickles of Python 3.11 and of flags."""
+    if type(owner) is not Stranger:
+        raise asks_for('builtins.getattr')
+    return Stranger(f'{owner.name}.{expect(name, str)}')
+
+
 def _device(kind, index=None):
     expect(kind, str)
     return kind if index is None else f'{kind}:{expect(index, int)}'
@@ -150,24 +174,44 @@ def _encode(text, encoding):
 def _dtype(code, _align=False, _copy=True):
     if type(code) is Name:
         return Dtype(EXTENDED[code.text.removeprefix('ml_dtypes.')])
-    if not re.fullmatch(r'[biufc]\d{1,2}', expect(code, str)):
+    if re.fullmatch(r'[SUMmO]\d{1,9}', expect(code, str)):  # text, times, objects
+        return Stranger(f'numpy.dtype {code}')
+    if not re.fullmatch(r'[biufc]\d{1,2}', code):
         raise ValueError('a numpy array holds something other than numbers')
     return Dtype(np.dtype(code))
 
 
 def _frombuffer(raw, dtype, shape, order):
     expect(raw, bytes, bytearray)
-    return Array(array(raw, expect(dtype, Dtype).value, expect(shape, tuple), order))
+    return Array(_numbers(raw, dtype, shape, order))
 
 
 def _scalar(dtype, raw):
-    return array(expect(raw, bytes), expect(dtype, Dtype).value, ())[()]
+    value = _numbers(expect(raw, bytes, Stranger), dtype, ())
+    return value if type(value) is Stranger else value[()]
+
+
+def _numbers(raw: Any, dtype: Any, shape: Any, order: Literal['C', 'F'] = 'C') -> Any:
+    """An array; where there are no numbers in it, a list of its objects, or a mere name."""
+    if type(dtype) is not Stranger:
+        return array(raw, expect(dtype, Dtype).value, expect(shape, tuple), order)
+    if type(raw) is list:
+        return raw[0] if shape == () and len(raw) == 1 else raw
+    return dtype
+
+
+_SCALARS = (str, int, float, bool, bytes, type(None))
 
 
 def keyed(pairs: Iterable[tuple[Any, Any]], into: dict[Any, Any]) -> dict[Any, Any]:
-    """`into` with the (key, value) `pairs` set. Scalar keys only: hashing a deep tuple recurses."""
+    """`into` with the (key, value) `pairs` set.
+
+    Keys are scalars, flat tuples of scalars or names: hashing a deep tuple recurses.
+    """
     for key, value in pairs:
-        into[expect(key, str, int, float, bool, bytes, type(None))] = value
+        for part in key if type(key) is tuple else ():
+            expect(part, *_SCALARS)
+        into[expect(key, *_SCALARS, tuple, Stranger)] = value
     return into
 
 
@@ -181,17 +225,22 @@ def members(items: Iterable[Any] = ()) -> list[Any]:
     return list(keyed(((item, None) for item in items), {}))
 
 
-# global: what a call of it gives
-CALLS = {
+_TENSORS = {
     'torch._utils._rebuild_tensor': _tensor,
     'torch._utils._rebuild_tensor_v2': _tensor,
     'torch._utils._rebuild_tensor_v3': _tensor_v3,
     'torch._utils._rebuild_parameter': _parameter,
     'torch._utils._rebuild_parameter_with_state': _parameter,
+}
+# global: what a call of it gives
+CALLS = {
+    **_TENSORS,
+    'torch._tensor._rebuild_from_type_v2': _of_type,
     'torch.Size': lambda sizes=(): tuple(expect(sizes, tuple, list)),
     'torch.device': _device,
     'collections.OrderedDict': lambda pairs=(): keyed(pairs, _Ordered()),
     'argparse.Namespace': lambda: _Namespace(),
+    'types.SimpleNamespace': lambda: _Namespace(),
     '_codecs.encode': _encode,
     'numpy.dtype': _dtype,
 }
@@ -201,6 +250,7 @@ for _home in ('__builtin__', 'builtins'):
     CALLS[f'{_home}.frozenset'] = lambda items=(): frozenset(members(items))
     CALLS[f'{_home}.complex'] = lambda re, im: complex(expect(re, float), expect(im, float))
     CALLS[f'{_home}.bytes'] = lambda: b''
+    CALLS[f'{_home}.getattr'] = _attribute
 for _home in ('numpy.core', 'numpy._core'):
     CALLS[f'{_home}.multiarray._reconstruct'] = lambda _type, _shape, _code: Array()
     CALLS[f'{_home}.multiarray.scalar'] = _scalar
@@ -208,7 +258,8 @@ for _home in ('numpy.core', 'numpy._core'):
 
 # every global that may be named without a refusal
 NAMES = {*CALLS, *STORAGES, 'numpy.ndarray', *(f'ml_dtypes.{name}' for name in EXTENDED)}
-TORCH_DTYPES = {f'torch.{name}' for name in DTYPES}  # these are values: they become strings
+# these are values: they become strings
+WORDS = {f'{home}.{name}' for name in DTYPES for home in ('torch', 'numpy')}
 
 
 def _build_namespace(namespace, state):
@@ -228,9 +279,7 @@ def _build_dtype(dtype, state):
 
 def _build_array(target, state):
     *_, shape, dtype, fortran, raw = expect(state, tuple)
-    order = 'F' if fortran else 'C'
-    dtype = expect(dtype, Dtype).value
-    target.value = array(expect(raw, bytes), dtype, expect(shape, tuple), order)
+    target.value = _numbers(expect(raw, bytes, list), dtype, shape, 'F' if fortran else 'C')
 
 
 # type: what a BUILD does to a value of it, given the state
@@ -239,4 +288,5 @@ BUILDS = {
     _Namespace: _build_namespace,
     Dtype: _build_dtype,
     Array: _build_array,
+    Stranger: lambda _target, _state: None,
 }

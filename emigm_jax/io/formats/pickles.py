@@ -1,9 +1,9 @@
 """Pickles read as data, by a small interpreter that can run nothing a pickle names.
 
 A pickle is a program for a stack machine, and its usual reader imports and calls whatever the
-program asks for. This one imports nothing: a global is looked up in the tables of `pickle_globals`
-and is refused if it is not there, and what the tables hold only builds inert values. `plain` turns
-the descriptions of tensors into arrays once their bytes are at hand.
+program asks for. This one imports nothing: a global is looked up in the tables of `pickle_globals`,
+which only build inert values, else it is a mere name (`strangers`) or refused. `plain` turns the
+descriptions of tensors into arrays once their bytes are at hand.
 """
 
 import pickletools
@@ -20,11 +20,13 @@ from emigm_jax.io.formats.pickle_globals import (
     Refused,
     Storage,
     Tensor,
+    asks_for,
     expect,
     in_twos,
     keyed,
     members,
 )
+from emigm_jax.io.formats.strangers import Placeholder, Stranger, is_stranger
 
 # Limits of a finished tree. Real checkpoints nest about five deep and hold some ten thousand
 # values; a small hostile pickle can refer to itself, or unfold to more than any memory holds.
@@ -49,17 +51,18 @@ class _Machine:
 
     def find(self, module, name):
         full = f'{expect(module, str)}.{expect(name, str)}'
-        if full in pickle_globals.TORCH_DTYPES:
+        if full in pickle_globals.WORDS:
             return full
         if full in pickle_globals.NAMES:
             return Name(full)
-        # The name is the file's own text: it is cut, and kept on one line.
-        raise Refused(
-            f'refuses to load: the pickle asks for {ascii(full[:200])[1:-1]}, '
-            'which no checkpoint needs; nothing of it was run'
-        )
+        if is_stranger(full):
+            return Stranger(full)
+        raise asks_for(full)
 
     def call(self, function, arguments):
+        if type(function) is Stranger:
+            self.spend(expect(arguments, tuple))
+            return Stranger(function.name)
         call = pickle_globals.CALLS.get(function.text) if type(function) is Name else None
         if call is None:
             raise Refused('refuses to load: the pickle calls something that is no function')
@@ -101,7 +104,11 @@ def _add(kind, count, add):
     def operation(machine, _):
         items = machine.last(count) if count else machine.since_mark()
         target = machine.stack[-1]
-        if not isinstance(target, kind):
+        if type(target) is Stranger:
+            if kind is not dict:
+                return
+            target = target.items
+        elif not isinstance(target, kind):
             raise ValueError(f'adds to a {type(target).__name__} as if to a {kind.__name__}')
         add(target, items)
 
@@ -206,9 +213,10 @@ def load(stream: bytes | IO[bytes]) -> tuple[Any, list[Storage]]:
 
 
 def plain(tree: Any, view: Callable[[Tensor], np.ndarray]) -> Any:
-    """The tree in plain dicts, lists, tuples, sets, scalars, strings and arrays.
+    """The tree in plain dicts, lists, tuples, sets, scalars, strings, arrays and placeholders.
 
-    `view` makes the array of a `Tensor`. Namespaces become dicts, and dtypes their names.
+    `view` makes the array of a `Tensor`. Namespaces become dicts, and dtypes their names. An object
+    of an unknown class becomes the dict of its items, or a `Placeholder` if it has none.
     Raises ValueError for anything else, and for a tree that contains itself.
     """
     room = iter(range(MAX_NODES))
@@ -217,19 +225,23 @@ def plain(tree: Any, view: Callable[[Tensor], np.ndarray]) -> Any:
         if depth > MAX_DEPTH or next(room, None) is None:
             raise ValueError('the pickle contains itself, or unfolds without bounds')
         match node:
+            case Stranger(name, items):
+                return walk(items, depth + 1) if items else Placeholder(name)
             case dict():
-                return {key: walk(value, depth + 1) for key, value in node.items()}
-            case list() | tuple():
+                return {walk(key, depth + 1): walk(value, depth + 1) for key, value in node.items()}
+            case list() | tuple() | set() | frozenset():
                 return type(node)(walk(value, depth + 1) for value in node)
             case Tensor():
                 return view(node)
             case Array(np.ndarray() as value):
                 return value
+            case Array(list() | dict() | Stranger() as value):
+                return walk(value, depth + 1)
             case Dtype(value):
                 return str(value)
             case None | bool() | int() | float() | complex() | str() | bytes() | bytearray():
                 return node
-            case set() | frozenset() | np.generic():
+            case np.generic():
                 return node
         raise ValueError(f'holds a bare {type(node).__name__} where data belongs')
 

@@ -1,8 +1,8 @@
 """Reads other projects' checkpoints as plain trees of numpy arrays, without running any of them.
 
 Formats are told apart by content, not by name: PyTorch files (the zip archive and the older bare
-pickles), safetensors, Flax msgpack files and plain pickles of numpy arrays. Pickles go through the
-interpreter of `pickles`; PyTorch, h5py and the like are not needed.
+pickles), safetensors, Flax msgpack files, plain pickles of numpy arrays and .npy files. Pickles go
+through the interpreter of `pickles`; PyTorch, h5py and the like are not needed.
 
 Files are memory-mapped. Wherever a file holds the numbers as they are, the arrays are read-only
 views of it that cost no memory until they are used, and so the file must stay as it is meanwhile.
@@ -20,7 +20,7 @@ import msgpack
 import numpy as np
 
 from emigm_jax.errors import UserError
-from emigm_jax.io.formats import arrays, data_files, local_files, pickles
+from emigm_jax.io.formats import arrays, data_files, local_files, numpy_files, pickles
 
 # What readers raise on malformed data; everything else is a bug and shows as one.
 _DAMAGE = (
@@ -41,18 +41,25 @@ def read(path: os.PathLike | str) -> Any:
     """The content of a checkpoint file, or of a folder in the style of Hugging Face.
 
     Args:
-      path: local or gs://.
+      path: local, gs:// or hf://; the index of several files stands for them.
     Returns:
       nested dicts, lists, tuples and scalars, as the file holds them, with read-only numpy arrays
       in place of tensors (bfloat16 and float8 in the dtypes of ml_dtypes). An argparse.Namespace
-      becomes the dict of its attributes. safetensors files and folders give {name: array}.
+      becomes the dict of its attributes, another object a `strangers.Placeholder` or the dict of
+      its items. safetensors files and folders give {name: array}.
     Raises:
       UserError: the file is missing, damaged, of another kind, or its pickle asks for anything
         but data; in one line that starts with the path.
     """
     path = os.fspath(path)
+    if path.endswith(local_files.INDEX):
+        return local_files.read_shards(path, _read_file)
     if local_files.is_folder(path):
-        return local_files.read_folder(path, read)
+        return local_files.read_folder(path, _read_file)
+    return _read_file(path)
+
+
+def _read_file(path):
     mapping = local_files.map_file(path)
     fitting = next((row for row in _FORMATS if row[1](mapping)), None)
     if fitting is None:
@@ -223,6 +230,7 @@ def _is_msgpack(mapping):
 
 _FORMATS = (
     ('a PyTorch archive', lambda mapping: mapping[:4] == b'PK\x03\x04', _read_zip),
+    ('a NumPy file', lambda mapping: mapping[:6] == numpy_files.MAGIC, numpy_files.read),
     # Before pickles, which also may begin with the bytes of a length.
     ('safetensors', _is_safetensors, data_files.read_safetensors),
     ('a pickle', _is_pickle, _read_pickle),
@@ -243,4 +251,5 @@ _FOREIGN = (
 def _foreign(mapping):
     head = mapping[:512]
     what = next((what for pattern, what in _FOREIGN if re.match(pattern, head)), 'of unknown kind')
-    return f'is no checkpoint but {what} (expected .pth, .ckpt, .safetensors, msgpack or a pickle)'
+    known = '.pth, .ckpt, .safetensors, .npy, msgpack or a pickle'
+    return f'is no checkpoint but {what} (expected {known})'

@@ -74,18 +74,43 @@ def test_folders(tmp_path):
     got = read(tmp_path)
     np.testing.assert_array_equal(got['x'], SIX)
     np.testing.assert_array_equal(got['y'], [5, 4, 3])
+    for name in (str(index), index):  # its own name stands for the folder's
+        assert list(read(name)) == ['x', 'y']
+    (tmp_path / 'folder').mkdir()
+    (tmp_path / 'list.pkl').write_bytes(pickle.dumps([1]))
 
     for places, word in (
         ({'z': 'part-1.safetensors'}, '1 tensors are not'),
         ({'x': '../part-1.safetensors'}, 'outside its folder'),
+        ({'x': '..'}, 'outside its folder'),
+        ({'x': '.'}, 'outside its folder'),
+        ({'x': ''}, 'outside its folder'),
+        ({'x': '/etc/passwd'}, 'outside its folder'),
+        ({'x': 'a\\..\\b'}, 'outside its folder'),
+        ({'x': 'gs://bucket'}, 'outside its folder'),
+        ({'x': 'a\0b'}, 'outside its folder'),
+        ({'x': 'folder'}, 'Is a directory'),
+        ({'x': 'list.pkl'}, 'without a table of tensors: list.pkl'),
         ({'x': 'part-3.safetensors'}, 'no such file'),
         (None, 'weight_map'),
     ):
         index.write_text(json.dumps({'weight_map': places}))
-        with pytest.raises(UserError, match=word):
-            read(tmp_path)
+        for path in (tmp_path, index):
+            with pytest.raises(UserError, match=word):
+                read(path)
     write_safetensors(tmp_path / 'model.safetensors', one, SIX.tobytes())
     assert list(read(str(tmp_path))) == ['x', 'y']
+    for name in ('model.safetensors', index.name):
+        (tmp_path / name).unlink()
+    for name in ('pytorch_model.bin', 'diffusion_pytorch_model.bin.index.json'):
+        part = write_zip(tmp_path / 'part-1.bin', {'x': tensor((6,), (1,))}, [SIX])
+        (tmp_path / name).write_bytes(
+            b'{"weight_map": {"x": "part-1.bin"}}' if 'index' in name else part.read_bytes()
+        )
+        assert list(read(tmp_path)) == ['x']
+        (tmp_path / name).unlink()
+    with pytest.raises(UserError, match=r'none of model\.safetensors, .*name the file itself'):
+        read(tmp_path)
     (tmp_path / 'config.json').write_text('[')
     with pytest.raises(UserError, match='JSON'):
         read_config(tmp_path)
@@ -228,5 +253,5 @@ def test_foreign_files_are_named(tmp_path, what):
 
 def test_missing_files(tmp_path):
     assert 'no such file' in complaint(tmp_path / 'a.pth')
-    assert 'no model.safetensors' in complaint(tmp_path)
+    assert 'holds none of model.safetensors' in complaint(tmp_path)
     assert 'no such file' in complaint(str(tmp_path / 'a.pth'))

@@ -78,6 +78,12 @@ NAMED = {
     'argparse.ArgumentParser': Op(glob('argparse.ArgumentParser'), (), b'\x81'),
     'emigm_jax.errors.UserError': glob('emigm_jax.errors.UserError'),
     r'x\ny.z': stack_global('x\ny', 'z'),
+    'functools.reduce': call('functools.reduce', 1, 2),
+    'pathlib.os.system': stack_global('pathlib', 'os.system'),
+    'torch.hub.load': call('torch.hub.load', 'x'),
+    'numpy.f2py.crackfortran.myeval': call('numpy.f2py.crackfortran.myeval', '1'),
+    'runpy.run_path': call('runpy.run_path', 'x'),
+    'importlib.import_module': call('importlib.import_module', 'x'),
 }
 
 
@@ -126,8 +132,23 @@ MISUSED = {
     'unfilled array': NDARRAY,
     'array bomb': build(NDARRAY, (1, (2**40,), F4, False, b'')),
     'array of negative shape': build(NDARRAY, (1, (-1, -1), F4, False, bytes(4))),
-    'array of objects': build(NDARRAY, (1, (1,), call('numpy.dtype', 'O8'), False, ['x'])),
-    'array of text': build(NDARRAY, (1, (1,), call('numpy.dtype', 'S99'), False, bytes(99))),
+    'array of a tensor': build(NDARRAY, (1, (1,), call('numpy.dtype', 'O8'), False, storage())),
+    'array of voids': build(NDARRAY, (1, (1,), call('numpy.dtype', 'V8'), False, bytes(8))),
+    'objects in themselves': build(
+        Op(NDARRAY, b'q\x01'), (1, (1,), call('numpy.dtype', 'O8'), 0, Op(b'(h\x01l'))
+    ),
+    'attribute of a value': call('builtins.getattr', 'x', 'join'),
+    'attribute by number': call('builtins.getattr', glob('trainer.Mode'), 3),
+    'tensor of a type by another call': call(
+        'torch._tensor._rebuild_from_type_v2',
+        glob('_codecs.encode'),
+        glob('torch.Tensor'),
+        ('x', 'latin1'),
+        {},
+    ),
+    'tensor of a type by a stranger': call(
+        'torch._tensor._rebuild_from_type_v2', glob('trainer.Made'), glob('torch.Tensor'), (), {}
+    ),
     'array of no dtype': build(NDARRAY, (1, (1,), 'f4', False, bytes(4))),
     'array of records': build(call('numpy.dtype', 'f4'), (3, '<', None, ('a',), {'a': 1}, 4, 4, 0)),
     'scalar bomb': call('numpy.core.multiarray.scalar', F4, bytes(400)),

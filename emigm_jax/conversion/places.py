@@ -1,0 +1,94 @@
+"""Where in a file the tensors of a model are: under which entry, behind which prefixes."""
+
+import re
+from typing import Any
+
+from flax import traverse_util
+
+from emigm_jax.conversion.rules import Tensors
+from emigm_jax.errors import UserError
+from emigm_jax.io.formats.strangers import Placeholder
+
+# What DistributedDataParallel, torch.compile, FSDP, activation checkpoints and DeepSpeed put
+# before the names of a module that they wrap, be it the model or a part of it.
+_WRAPPERS = (
+    *('module', '_orig_mod', '_fsdp_wrapped_module', '_checkpoint_wrapped_module'),
+    '_forward_module',
+)
+_WRAPPED = rf'(?:(?:{"|".join(_WRAPPERS)})\.)'
+_AVERAGED = re.compile(r'(?i)(?<![a-z])(ema|averaged?|avg|shadow|swa)(?![a-z])')
+
+
+def flat(tree: dict[Any, Any]) -> Tensors:
+    """{names joined by '/': array} of all arrays in nested dicts."""
+    leaves = traverse_util.flatten_dict(tree)
+    # Joined here, as not all the names in a file need be strings.
+    named = {'/'.join(map(str, path)): leaf for path, leaf in leaves.items()}
+    return {name: leaf for name, leaf in named.items() if hasattr(leaf, 'dtype')}
+
+
+def find(tensors: Tensors, mark: str, source: str) -> dict[str, Tensors]:
+    """{name of the place: its tensors, by their own names} for every place where `mark` is.
+
+    Args:
+      tensors: of `flat`.
+      mark: a tensor of every model of a kind.
+      source: for messages.
+
+    Raises:
+      UserError: two tensors of a place have one name.
+    """
+    parts = r'\.'.join(f'{_WRAPPED}*{re.escape(part)}' for part in mark.split('.'))
+    pattern = re.compile(rf'((?:.*[./])?){parts.removeprefix(f"{_WRAPPED}*")}')
+    matches = filter(None, map(pattern.fullmatch, tensors))
+    prefixes = [match[1] for match in matches]
+    found = {}
+    for prefix in prefixes:
+        inner = tuple(other for other in prefixes if other != prefix and other.startswith(prefix))
+        own, name = {}, _unwrapped(prefix).rstrip('./')
+        for full, tensor in tensors.items():
+            rest = full[len(prefix) :]
+            if not full.startswith(prefix) or full.startswith(inner or '\0'):
+                continue
+            if '/' in rest and '/' not in mark:  # of another entry
+                continue
+            if _unwrapped(rest) in own:
+                raise UserError(
+                    f'{source}: holds two tensors {_unwrapped(rest)!a}, as {full!a} too'
+                )
+            own[_unwrapped(rest)] = tensor
+        found[prefix.rstrip('./') if name in found else name] = own
+    return found
+
+
+def _unwrapped(name):
+    return re.sub(rf'(?<![^./]){_WRAPPED}', '', name)
+
+
+def best_first(found: dict[str, Tensors], official: tuple[str, ...]) -> dict[str, Tensors]:
+    """The places in order: `official` ones, averages, all others as they are in the file."""
+
+    def rank(name):
+        last = re.split('[./]', name)[-1]
+        at = official.index(name) if name in official else len(official)
+        return at, not _AVERAGED.search(last), not _AVERAGED.search(name)
+
+    return {name: found[name] for name in sorted(found, key=rank)}
+
+
+def described(tree: object) -> str:
+    """What a file holds, in a few words for messages."""
+    names = list(flat(tree)) if isinstance(tree, dict) else []
+    if names:
+        more = f' and {len(names) - 4} more' * (len(names) > 4)
+        return f'{", ".join(map(repr, names[:4]))}{more}'[:300]
+    if isinstance(tree, dict) and tree:
+        rows = (f'{key!r} ({_kind(value)})' for key, value in list(tree.items())[:4])
+        return f'no tensors, but {", ".join(rows)}'[:300]
+    return _kind(tree)
+
+
+def _kind(value):
+    if isinstance(value, Placeholder):
+        return f'an object of {value.name[:80]}; if that is the model, save its state_dict()'
+    return f'a {type(value).__name__}'
