@@ -19,10 +19,16 @@ def _imagenet_sizes(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, 'model': {**sizes, **config.get('model', {})}}
 
 
+def _no_warmup(config: dict[str, Any]) -> dict[str, Any]:
+    """Averages had no warm-up."""
+    return {**config, 'optimizer': {'ema_warmup': False, **config.get('optimizer', {})}}
+
+
 # version: what lifts a nested config of that version to the next one. Configs from before there
 # were versions are of version 0.
 LIFTINGS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     0: _imagenet_sizes,
+    1: _no_warmup,
 }
 VERSION = len(LIFTINGS)  # of the configs that this code reads and writes
 
