@@ -45,6 +45,7 @@ def get_config(variant='default'):
     config.optimizer.base_learning_rate = rate * 256 / batch
     config.optimizer.lr_schedule = 'cosine'
     config.optimizer.ema_decays = decays
+    config.optimizer.ema_warmup = False  # these decays suit the length of the runs
 
     training = config.training
     training.batch_size = batch

@@ -1,11 +1,12 @@
 """Training with one call."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import ml_collections
 
+from emigm_jax.config import resuming
 from emigm_jax.config.load import config_of
 from emigm_jax.config.settings import Config
 from emigm_jax.data.interface import Dataset
@@ -17,6 +18,8 @@ from emigm_jax.training import loop
 def train(
     config: Config | ml_collections.ConfigDict | Mapping[str, Any] | os.PathLike | str,
     workdir: os.PathLike | str,
+    *,
+    allow_changes: Collection[str] = (),
     **settings: Any,
 ) -> None:
     """Trains a config in a workdir, or goes on from the newest checkpoint there.
@@ -25,6 +28,8 @@ def train(
       config: a shipped config by name ('digits:smoke'), a file ('my.py:smoke'), or settings in any
         other form.
       workdir: of checkpoints, metrics and samples; local or gs://.
+      allow_changes: settings, or groups of them ('optimizer'), in which a run that goes on may
+        differ from the config it began with; what that does to its schedule is said.
       **settings: single settings to change, with their dotted names:
         `**{'training.total': '100 steps'}`.
 
@@ -36,8 +41,9 @@ def train(
     Example:
       >>> em.train('digits:smoke', 'runs/smoke', **{'training.total': '6 steps'})
     """
+    resuming.check_names(allow_changes)
     resolved = config_of(config, settings)
-    loop.train(resolved, workdir, evaluator if resolved.evaluates else None)
+    loop.train(resolved, workdir, evaluator if resolved.evaluates else None, allow_changes)
 
 
 def evaluator(config: Config, data: Dataset) -> Callable[[dict, int], dict[str, float]]:

@@ -4,8 +4,10 @@ A run keeps WORKDIR/checkpoints/STEP/ with the whole train state; a converted mo
 folder anywhere, with EMA weights only.
 """
 
+import contextlib
 import dataclasses
 import functools
+import math
 import os
 from collections.abc import Mapping
 from typing import Any, Self
@@ -14,20 +16,21 @@ from etils import epath
 from orbax.checkpoint.experimental.v1 import training as ocp_training
 
 from emigm_jax.checkpoints import store
-from emigm_jax.config import liftings, nested, recipes, settings
+from emigm_jax.config import averages, liftings, nested, recipes, settings
 from emigm_jax.config.settings import SamplingConfig
 from emigm_jax.errors import UserError
 from emigm_jax.io import access, paths
 
 FOLDER = 'checkpoints'
-BEST = 'fid'  # the score whose lowest value is kept
+BEST = ('fid', 'frechet_distance')  # the scores of which the lowest value is kept, if there is one
 
 
 class Writer:
     """Saves train states of one run in the background, and keeps some of them.
 
     Kept are the newest `training.keep`, one every `training.keep_every`, and the one with the best
-    FID, if that is measured. All processes of a run must call `save` and `close`.
+    FID (in pixels: Frechet distance), if that is measured. All processes of a run must call `save`
+    and `close`.
     """
 
     def __init__(
@@ -49,7 +52,7 @@ class Writer:
             kept.append(policies.EveryNSteps(keep_every))
         kept.append(
             policies.BestN(
-                get_metric_fn=lambda scores: scores[BEST],
+                get_metric_fn=lambda scores: next(scores[n] for n in BEST if n in scores),
                 reverse=True,
                 n=1,
                 keep_checkpoints_without_metrics=False,
@@ -77,7 +80,10 @@ class Writer:
         if step == self._saved:
             return
         self.wait()
-        metrics: dict[str, Any] | None = {**scores} if scores and BEST in scores else None
+        scores = scores or {}
+        # One that is not finite would stay the best for ever.
+        counts = any(name in BEST and math.isfinite(value) for name, value in scores.items())
+        metrics: dict[str, Any] | None = {**scores} if counts else None
         with access.reachable(self._folder):
             self._pending = self._checkpointer.save_async(
                 step,
@@ -142,8 +148,14 @@ class Saved:
         """The whole train state; `abstract` has the shapes and shardings to restore into."""
         return self.stored.load(abstract)
 
-    def load_params(self, weights: str = '') -> tuple[dict[str, Any], str]:
+    def load_params(
+        self, weights: str = '', place: store.Place | None = None
+    ) -> tuple[dict[str, Any], str]:
         """Loads one set of parameters: weights '' (the first EMA decay), a decay, or 'params'.
+
+        Args:
+          weights: which.
+          place: on which devices; None: on the default one.
 
         Returns:
           (parameters as a nested dict of arrays, the name of what was loaded).
@@ -158,7 +170,13 @@ class Saved:
         name = weights or names[0]
         if name not in names:
             raise UserError(f'{self.path} has no weights {weights!r}, but {", ".join(names)}')
-        return self.stored.load_part(*(('params',) if name == 'params' else ('ema', name))), name
+        keys = ('params',) if name == 'params' else ('ema', name)
+        return self.stored.load_part(*keys, place=place), name
+
+    def remark(self, weights: str) -> str:
+        """One line to tell about weights that have hardly seen the training; '' about others."""
+        steps = self.source.get('step', self.step)  # of a model that was exported
+        return averages.remark(self.config.optimizer, weights, steps) if steps else ''
 
 
 def export(
@@ -185,6 +203,23 @@ def export(
     }
     name = str(config.optimizer.ema_decays[0])
     store.save(path, {'ema': {name: ema}}, description)
+
+
+def described(stored: store.Checkpoint) -> str:
+    """What a checkpoint is, in a few words."""
+    description, source = stored.description, stored.description.get('source', {})
+    if 'config' in description and 'opt' in stored.tree:
+        return f'step {stored.path.name} of a run'
+    if 'inception' in description:
+        return "FID's network"
+    for title, known in (
+        ('a model converted from {file}', source),
+        ('a model exported from step {step} of a run', source),
+        ('the tokenizer {name}', description.get('tokenizer', {})),
+    ):
+        with contextlib.suppress(KeyError):
+            return title.format_map(known)
+    return 'a model' if 'config' in description else 'no model, but another checkpoint'
 
 
 def finished(path: os.PathLike | str) -> list[epath.Path]:

@@ -8,7 +8,7 @@ import dataclasses
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from typing import Any, cast, final
 
@@ -105,6 +105,16 @@ def versions() -> dict[str, str]:
     }
 
 
+# Array metadata, nested -> jax.ShapeDtypeStruct of the same, with shardings.
+Place = Callable[[Any], Any]
+
+
+def _on_one_device(tree):
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    one = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    return jax.tree.map(one, tree)
+
+
 @final
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
@@ -119,14 +129,13 @@ class Checkpoint:
         with readable(self.path):
             return ocp.load(self.path, abstract)
 
-    def load_part(self, *keys: str) -> dict[str, Any]:
-        """The subtree under `keys` as arrays on the default device."""
-        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        want = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    def load_part(self, *keys: str, place: Place | None = None) -> Any:
+        """The subtree under `keys` as arrays on the default device, or where `place` says."""
+        place = place or _on_one_device
 
         def abstract(node, keys):
             if not keys:
-                return jax.tree.map(want, node)
+                return place(node)
             skipped = {k: jax.tree.map(lambda _: ocp.PLACEHOLDER, v) for k, v in node.items()}
             return {**skipped, keys[0]: abstract(node[keys[0]], keys[1:])}
 

@@ -20,8 +20,19 @@ def run(argv: list[str]) -> int:
         action='store_true',
         help='print the resolved config and stop; sizes that only the data tell stay 0',
     )
+    parser.add_argument(
+        '--allow-changes',
+        default='',
+        metavar='NAMES',
+        help='settings or groups in which a run that goes on may differ from its beginning:\n'
+        'training.batch_size,optimizer',
+    )
     shared.add_processes(parser)
     arguments, config = shared.parse_with_config(parser, argv)
+    from emigm_jax.config import resuming
+
+    allowed = tuple(name.strip() for name in arguments.allow_changes.split(',') if name.strip())
+    resuming.check_names(allowed)
     if arguments.dry_run:
         from emigm_jax.data import sizes
 
@@ -31,16 +42,16 @@ def run(argv: list[str]) -> int:
         parser.error('--workdir is required')
 
     with shared.join(arguments):
-        return _train(config, arguments.workdir)
+        return _train(config, arguments.workdir, allowed)
 
 
-def _train(config, workdir):
+def _train(config, workdir, allowed):
     from emigm_jax.api.train import train
     from emigm_jax.parallel import processes
     from emigm_jax.training import loop
 
     try:
-        train(config, workdir)
+        train(config, workdir, allow_changes=allowed)
     except loop.NonFinite as error:
         print(f'emigm: {error}', file=sys.stderr)
         return 1

@@ -30,11 +30,17 @@ def _seeds(config: dict[str, Any]) -> dict[str, Any]:
     return cut({**config, 'sampling': cut(sampling)} if isinstance(sampling, dict) else config)
 
 
+def _no_warmup(config: dict[str, Any]) -> dict[str, Any]:
+    """Averages had no warm-up."""
+    return {**config, 'optimizer': {'ema_warmup': False, **config.get('optimizer', {})}}
+
+
 # version: what lifts a nested config of that version to the next one. Configs from before there
 # were versions are of version 0.
 LIFTINGS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     0: _imagenet_sizes,
     1: _seeds,
+    2: _no_warmup,
 }
 VERSION = len(LIFTINGS)  # of the configs that this code reads and writes
 

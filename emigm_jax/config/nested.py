@@ -88,37 +88,6 @@ def _coerce(path, value, kind):
     return value
 
 
-# Settings that may differ when a run is resumed: they change no state that is already there.
-_FREE = (
-    'training.total',
-    'training.log_every',
-    'training.sample_every',
-    'training.keep',
-    'training.checkpoint_every',
-    'training.sample_images',
-    'training.wandb',
-    'sampling.',
-    'evaluation.',
-    'mesh.',
-    # Where the data lies; checkpoints carry a fingerprint of what it is.
-    'data.path',
-    'data.tokenizer',
-    'data.local_copy',
-    'data.verify',
-)
-
-
-def differences(saved: Config, requested: Config) -> list[str]:
-    """Settings that differ between two configs and must not on resuming: ['name: a -> b', ...]."""
-    flat = lambda c: flatten(as_dict(c))
-    old, new = flat(saved), flat(requested)
-    return [
-        f'{name} {old[name]!r} -> {value!r}'
-        for name, value in new.items()
-        if value != old[name] and not name.startswith(_FREE)
-    ]
-
-
 def near_setting(name: str, names: Collection[str]) -> str:
     """' (did you mean ...?)' of dotted names: one resembles `name`, or its last part does."""
     last = lambda name: name.rpartition('.')[2]

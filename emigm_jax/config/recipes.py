@@ -77,6 +77,7 @@ def published(method: str, image_size: int, size: str) -> settings.Config:
     config = settings.Config(
         data=settings.DataConfig(name='synthetic'),
         model=model,
+        optimizer=settings.OptimizerConfig(ema_warmup=False),
         training=settings.TrainingConfig(batch_size=BATCH[size]),
         sampling=sampling(method, image_size, size)['fast'],
     )

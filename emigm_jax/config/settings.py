@@ -5,6 +5,7 @@
 
 import dataclasses
 
+from emigm_jax.config.class_copies import class_copies
 from emigm_jax.config.durations import duration, parse_duration
 from emigm_jax.core import randomness
 from emigm_jax.core.masking import MaskingConfig
@@ -106,9 +107,14 @@ class OptimizerConfig:
     clip: float = setting(3.0, 'limit of the global gradient norm', low=1e-12)
     ema_decays: tuple[float, ...] = setting(
         (0.9999,),
-        'averages of the weights that are kept, the first of which is shown; no warmup',
+        'averages of the weights that are kept, the first of which is shown',
         low=0.0,
         high=_DECAY,
+    )
+    ema_warmup: bool = setting(
+        True,
+        'step n averages with at most (1 + n) / (10 + n), so that short runs have averages, too; '
+        'the published recipes have none',
     )
 
     def __post_init__(self):
@@ -136,9 +142,24 @@ class TrainingConfig:
     wandb: str = setting(
         '', "Weights & Biases beside the files: PROJECT or ENTITY/PROJECT; '': without"
     )
+    init: str = setting(
+        '',
+        'checkpoint whose weights the run begins with: converted, exported, a workdir or one of '
+        "its steps; '': random ones",
+    )
+    init_weights: str = setting(
+        '', "which of init's: an EMA decay, or params as they were trained; '': the first EMA"
+    )
+    init_classes: str = class_copies(
+        "classes that begin as one of init's, 'NEW=OLD,...': '0=207,1=otter'; the others are "
+        "new. '': all are taken if there are as many, else all are new"
+    )
 
     def __post_init__(self):
         validate(self, 'training')
+        for name in ('init_weights', 'init_classes'):
+            if getattr(self, name) and not self.init:
+                raise UserError(f'training.{name} goes with training.init')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,8 @@ from emigm_jax.errors import UserError
 from emigm_jax.nn import functional
 
 OF_DATA = ('grid', 'channels', 'classes')  # sizes that follow from the data
+# Settings that change no parameter, nor what one means.
+NO_WEIGHTS = ('attention_dropout', 'projection_dropout', 'remat', 'unroll', 'dtype')
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 

@@ -14,7 +14,7 @@ from emigm_jax.data import datasets
 from emigm_jax.data.interface import Dataset
 from emigm_jax.errors import UserError
 from emigm_jax.nn.functional import Params
-from emigm_jax.parallel import batches
+from emigm_jax.parallel import batches, processes
 from emigm_jax.sampling.sampler import Integers, Progress, Sampler
 from emigm_jax.tokenizers.codec import Codec
 
@@ -115,4 +115,6 @@ def from_checkpoint(
             f"this model's tokens have {model.channels}: at 256 pixels it is KL-16, at 512 DC-AE"
         )
     params, name = saved.load_params(weights)
+    if processes.is_first() and (remark := saved.remark(name)):
+        print(remark, flush=True)
     return Generator(batches.place(params), Sampler(model, sampling), codec, batch_size, name)

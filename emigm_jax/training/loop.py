@@ -3,21 +3,19 @@
 import functools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NoReturn
 
 import jax
 import numpy as np
 from clu import parameter_overview
 from etils import epath
-from jax.experimental import multihost_utils
 
-from emigm_jax.checkpoints import runs, store
-from emigm_jax.config import nested
+from emigm_jax.checkpoints import runs
+from emigm_jax.config import averages, nested
 from emigm_jax.config.settings import Config, SamplingConfig
 from emigm_jax.data import datasets, pipeline, sizes
 from emigm_jax.data.interface import Dataset
-from emigm_jax.errors import Damaged, UserError
 from emigm_jax.io import access, files, paths, png
 from emigm_jax.models.emigm import ModelConfig
 from emigm_jax.nn.functional import Functional, Params, parameter_count
@@ -25,7 +23,7 @@ from emigm_jax.parallel import agreement, preemption, processes, sharding
 from emigm_jax.parallel import batches as spread
 from emigm_jax.sampling.sampler import Sampler
 from emigm_jax.tokenizers import codec
-from emigm_jax.training import about, program
+from emigm_jax.training import about, initial, program, start
 from emigm_jax.training.metrics import Metrics
 from emigm_jax.training.state import State
 
@@ -45,6 +43,7 @@ def train(
     config: Config,
     workdir: os.PathLike | str,
     evaluator: Callable[[Config, Dataset], Evaluate] | None = None,
+    allow_changes: Collection[str] = (),
 ) -> State:
     """Trains `config` in `workdir` from where its newest checkpoint left off.
 
@@ -55,6 +54,7 @@ def train(
       workdir: local or gs://.
       evaluator: makes what measures the EMA parameters on the way, of a config with all sizes;
         None: no evaluation.
+      allow_changes: settings, or groups, in which a run that goes on may differ from its beginning.
 
     Returns:
       The final state.
@@ -66,10 +66,11 @@ def train(
     """
     access.probe(workdir)
     folder, first = paths.absolute(workdir), processes.is_first()
+    start.check_workdir(folder)
     say = functools.partial(print, flush=True) if first else lambda *_: None
     mesh = sharding.make_mesh(config.mesh)
     data = datasets.dataset(config)
-    config = sizes.fitted(config, data)
+    config = start.as_begun(sizes.fitted(config, data), folder, allow_changes, say)
     batch_size = config.training.batch_size
     steps = functools.partial(config.steps, examples=data.examples)
     total = steps('total')
@@ -77,33 +78,39 @@ def train(
     say(f'data: {contents}')
 
     built = program.build(config, mesh, steps('warmup'), total)
-    current = resumed(config, data, folder, total, built, say)
+    current = start.resumed(config, data, folder, built, allow_changes, say)
+    origin, init = None, config.training.init
+    if current is None and init:
+        origin = agreement.agreed(lambda: initial.origin(config, runs.require(init)))
     evaluate = evaluator and evaluator(config, data)
+    if current is None:
+        current = initial.begun(config, built, origin, say) if origin else built.create()
     if first:
         prepare(folder, config, built.net)
     axes = ' x '.join(f'{size} {axis}' for axis, size in mesh.shape.items() if size > 1)
     parameters = parameter_count(built.net.shapes())
     say(f'model: {parameters:,} parameters on {mesh.size} device(s)' + f' ({axes})' * bool(axes))
-    current = built.create() if current is None else current
-    start = int(current['step'])
+    at_first = int(current['step'])
+    if remark := averages.remark(config.optimizer, str(config.optimizer.ema_decays[0]), total):
+        say(remark)
 
     due = lambda name, at: steps(name) and at % steps(name) == 0
-    identity = lambda: about.write(folder, start, parameters, contents, mesh) if first else ''
-    metrics = agreement.agreed(lambda: Metrics(folder, start, total, first, config, identity()))
+    identity = lambda: about.write(folder, at_first, parameters, contents, mesh) if first else ''
+    metrics = agreement.agreed(lambda: Metrics(folder, at_first, total, first, config, identity()))
     before = None
-    if start < total:
+    if at_first < total:
         say('compiling the train step')
-    batches = pipeline.Timed(pipeline.batches(data, batch_size, config.seed, start, total, mesh))
+    batches = pipeline.Timed(pipeline.batches(data, batch_size, config.seed, at_first, total, mesh))
     with (
         runs.Writer(folder, config, steps('keep_every'), data.fingerprint) as writer,
         preemption.Watch() as watch,
     ):
         try:
-            for number, batch in enumerate(batches, start):
+            for number, batch in enumerate(batches, at_first):
                 at = number + 1
                 current, values = built.step(current, batch, np.int32(number))
                 metrics.tick(at)
-                if number == start:
+                if number == at_first:
                     jax.block_until_ready(values)  # compilation is not part of the rate
                     metrics.pause(batches.seconds)
                 # At most one step is queued behind the one that runs: deeper queues hide nothing
@@ -111,7 +118,9 @@ def train(
                 jax.block_until_ready(before)
                 before = values
                 leaving, last = watch.due(at), at == total
-                saving = leaving or last or due('checkpoint_every', at)
+                scoring = evaluate and (last or due('evaluation.every', at))
+                # What is scored is saved: it may be the best.
+                saving = leaving or last or scoring or due('checkpoint_every', at)
                 if saving or due('log_every', at):
                     values = {k: float(v) for k, v in values.items()}
                     if not values.pop('finite'):
@@ -126,7 +135,6 @@ def train(
                         f'{folder}; the same command goes on from there'
                     )
                 showing = steps('sample_every') and (last or due('sample_every', at))
-                scoring = evaluate and (last or due('evaluation.every', at))
                 scores = None
                 if showing or scoring:
                     ema = first_ema(config, mesh, current)
@@ -152,64 +160,6 @@ def train(
         finally:
             metrics.close()
     return current
-
-
-def resumed(
-    config: Config,
-    data: Dataset,
-    workdir: epath.Path,
-    total: int,
-    built: program.Program,
-    say: Callable[[str], None],
-) -> State | None:
-    """The state of the newest checkpoint that can be read; None if there is none."""
-    folders = runs.finished(workdir)
-    for number, folder in enumerate(folders):
-        saved = state = damage = None
-        try:
-            saved = runs.saved(store.checkpoint(folder))
-            check_resumable(saved, config, data, workdir, total)
-            state = saved.restore(built.state)
-        except Damaged as error:
-            damage = error
-        # All processes go on from the same step, or none does.
-        if not _anywhere(damage):
-            assert saved is not None
-            say(f'resumed from step {saved.step} in {folder}')
-            return state
-        if number + 1 == len(folders):
-            raise damage or Damaged(f'{folder}: another process cannot read it')
-        say(f'{damage or folder}\ngoing on from the checkpoint before it')
-    return None
-
-
-def _anywhere(condition):
-    if jax.process_count() == 1:
-        return bool(condition)
-    return bool(multihost_utils.process_allgather(np.array(bool(condition))).any())
-
-
-def check_resumable(
-    saved: runs.Saved, config: Config, data: Dataset, workdir: epath.Path, total: int
-) -> None:
-    """Refuses a workdir whose checkpoint belongs to another config or other data."""
-    changes = nested.differences(saved.config, config)
-    if changes:
-        shown = ', '.join(changes[:4]) + (', ...' if len(changes) > 4 else '')
-        raise UserError(
-            f'{workdir} holds a checkpoint of another config ({shown}): use another '
-            '--workdir, or the config it was made with'
-        )
-    if saved.data not in ('', data.fingerprint):
-        raise UserError(
-            f'{workdir} holds a checkpoint that was trained on other data of the same '
-            'kind: use another --workdir, or the data it was trained on'
-        )
-    if saved.step > total:
-        raise UserError(
-            f'{workdir} is at step {saved.step} already, beyond training.total = '
-            f'{config.training.total!r}'
-        )
 
 
 def prepare(workdir: epath.Path, config: Config, net: Functional) -> None:

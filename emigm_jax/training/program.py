@@ -12,7 +12,7 @@ from emigm_jax.config.settings import Config
 from emigm_jax.core import masking, randomness
 from emigm_jax.data.interface import Batch
 from emigm_jax.models import emigm
-from emigm_jax.nn.functional import Functional
+from emigm_jax.nn.functional import Functional, Params
 from emigm_jax.parallel import sharding
 from emigm_jax.training import state as states
 from emigm_jax.training.state import State
@@ -27,6 +27,7 @@ class Program:
     net: Functional
     rate: Callable[[ArrayLike], Array]  # step -> learning rate
     create: Callable[[], State]  # the state before the first step
+    begin: Callable[[Params], State]  # the same, of given parameters, which are donated
     # (state, batch, number) -> (state, metrics); the state is donated.
     step: Callable[[State, Batch, ArrayLike], tuple[State, dict[str, Array]]]
     jitted: jax.stages.Wrapped  # `step` without the mesh
@@ -61,6 +62,7 @@ def build(config: Config, mesh: jax.sharding.Mesh, warmup: int, total: int) -> P
     step = TrainStep(net, config.model, config.loss, config.optimizer, tx, config.seed, accumulate)
     sharding.check_batch(mesh, batch, accumulate, step.groups(batch))
     create = lambda: states.create(net, config.optimizer, tx, randomness.key(config.seed))
+    begin = lambda params: states.begun(params, config.optimizer, tx)
     shapes = jax.eval_shape(create)
     placed = sharding.of_state(mesh, shapes)
     rows, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
@@ -81,6 +83,7 @@ def build(config: Config, mesh: jax.sharding.Mesh, warmup: int, total: int) -> P
         net=net,
         rate=rate,
         create=sharding.with_mesh(mesh, jax.jit(create, out_shardings=placed)),
+        begin=sharding.with_mesh(mesh, jax.jit(begin, out_shardings=placed, donate_argnums=0)),
         step=sharding.with_mesh(mesh, jitted),
         jitted=jitted,
         state=sharding.abstract(mesh, shapes),

@@ -1,13 +1,13 @@
 """Optimizer, learning rate and the train state, a plain dict {step, params, opt, ema}."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float32, PRNGKeyArray
+from jaxtyping import Array, Float32, Int32, PRNGKeyArray
 
 from emigm_jax.config.settings import OptimizerConfig
 from emigm_jax.nn.functional import Functional, Params
@@ -71,7 +71,11 @@ def create(
     key: PRNGKeyArray,
 ) -> State:
     """The state before the first step."""
-    params = net.init(key)
+    return begun(net.init(key), config, tx)
+
+
+def begun(params: Params, config: OptimizerConfig, tx: optax.GradientTransformation) -> State:
+    """The state before the first step of a run that begins with `params`."""
     return {
         'step': jnp.zeros((), jnp.int32),
         'params': params,
@@ -81,8 +85,17 @@ def create(
 
 
 def averaged(
-    ema: dict[str, Params], params: optax.Params, decays: Sequence[float]
+    ema: dict[str, Params], params: optax.Params, config: OptimizerConfig, step: Int32[Array, '']
 ) -> dict[str, Params]:
-    """One EMA step of every decay: e <- d e + (1 - d) p, the shared mask/null token included."""
-    step = lambda d: jax.tree.map(lambda e, p: d * e + (1.0 - d) * p, ema[str(d)], params)
-    return {str(d): step(d) for d in decays}
+    """One EMA step of every decay: e <- d e + (1 - d) p, the shared mask/null token included.
+
+    With warm-up d is min(d, (1 + n) / (10 + n)) in step n from 0, as in TensorFlow's
+    ExponentialMovingAverage(num_updates=n).
+    """
+
+    def one(decay):
+        n = step.astype(jnp.float32)
+        d = jnp.minimum(decay, (1.0 + n) / (10.0 + n)) if config.ema_warmup else decay
+        return jax.tree.map(lambda e, p: d * e + (1.0 - d) * p, ema[str(decay)], params)
+
+    return {str(decay): one(decay) for decay in config.ema_decays}

@@ -98,7 +98,7 @@ class TrainStep:
             'step': state['step'] + 1,
             'params': params,
             'opt': opt,
-            'ema': states.averaged(state['ema'], params, self.optimizer.ema_decays),
+            'ema': states.averaged(state['ema'], params, self.optimizer, state['step']),
         }
         finite = jnp.isfinite(terms.loss) & jnp.isfinite(norm)
         if number is not None:

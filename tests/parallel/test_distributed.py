@@ -118,10 +118,10 @@ def test_a_damaged_checkpoint_is_stepped_over_and_replaced(part, tmp_path, capsy
 def test_which_checkpoints_are_kept(tmp_path):
     fid = iter([9.0, 3.0, 5.0, 7.0, 6.0, 8.0])
     evaluator = lambda config, data: lambda ema, step: {'fid': next(fid)}
-    config = smoke(total='12 steps', checkpoint_every='2 steps', keep=1, keep_every='6 steps')
+    config = smoke(total='12 steps', checkpoint_every='12 steps', keep=1, keep_every='6 steps')
     evaluation = dataclasses.replace(config.evaluation, every='2 steps')
     loop.train(dataclasses.replace(config, evaluation=evaluation), tmp_path, evaluator)
-    # The newest, those at multiples of 6, and the one with the lowest FID.
+    # The newest, those at multiples of 6, and the one with the lowest FID: what is scored is saved.
     assert [p.name for p in runs.finished(tmp_path)] == ['12', '6', '4']
     lines = [line for line in metrics.read(tmp_path) if 'fid' in line]
     assert [(line['step'], line['fid']) for line in lines][:2] == [(2, 9.0), (4, 3.0)]

@@ -1,0 +1,157 @@
+"""A run that begins with the weights of another model (`training.init`)."""
+
+import dataclasses
+import functools
+from collections import Counter
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from emigm_jax.checkpoints import runs
+from emigm_jax.config.class_copies import parse_copies
+from emigm_jax.config.settings import Config
+from emigm_jax.data import class_names
+from emigm_jax.errors import UserError
+from emigm_jax.models.config import NO_WEIGHTS, ModelConfig
+from emigm_jax.nn import layers
+from emigm_jax.nn.functional import Params
+from emigm_jax.parallel import sharding
+from emigm_jax.training.program import Program
+from emigm_jax.training.start import Say
+
+_CLASSES = 0x636C6173  # 'clas': keeps the noise of new classes apart from other draws of the seed
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """The checkpoint that a run begins with, and which of its classes go where."""
+
+    saved: runs.Saved
+    # Per class of the run, which old one it is; -1: new. None: all classes are taken as they are.
+    rows: tuple[int, ...] | None
+
+
+def origin(config: Config, saved: runs.Saved) -> Origin:
+    """What a run takes of `saved`, whose arrays are not read.
+
+    Raises:
+      UserError: its weights mean nothing in the model of this config, or there are no such classes.
+    """
+    theirs, ours = saved.config.model, config.model
+    check_fits(saved, ours)
+    text = config.training.init_classes
+    if not text and theirs.classes == ours.classes:
+        return Origin(saved, None)
+    rows = [-1] * ours.classes
+    for new, name in parse_copies('training.init_classes', text).items():
+        if new >= ours.classes:
+            raise UserError(
+                f'training.init_classes: there is no class {new} here, only 0 to {ours.classes - 1}'
+            )
+        rows[new] = _label(name, theirs.classes)
+    return Origin(saved, tuple(rows))
+
+
+def _label(name, classes):
+    if not name.isdecimal():
+        return class_names.label(name, classes)
+    if int(name) >= classes:
+        raise UserError(
+            f'training.init_classes: there is no class {name} in training.init, only 0 to '
+            f'{classes - 1}'
+        )
+    return int(name)
+
+
+def check_fits(saved: runs.Saved, ours: ModelConfig) -> None:
+    """Raises UserError, which lists all reasons, unless its weights mean something in `ours`."""
+    theirs = saved.config.model
+    names = [f.name for f in dataclasses.fields(ours) if f.name not in (*NO_WEIGHTS, 'classes')]
+    differ = {n: getattr(theirs, n) for n in names if getattr(theirs, n) != getattr(ours, n)}
+    reasons = []
+    if there := differ.pop('grid', 0):
+        reasons.append(
+            f'its tokens lie on a grid of {there} x {there}, those here on one of {ours.grid} x '
+            f'{ours.grid}, and position embeddings are learned place by place: they mean nothing '
+            'on another grid'
+        )
+    if there := differ.pop('channels', 0):
+        reasons.append(f'its tokens are of {there} numbers, those here of {ours.channels}')
+    if differ:
+        flags = ' '.join(f'--config.model.{name}={value}' for name, value in differ.items())
+        reasons.append(f'its network is another: say {flags}')
+    if reasons:
+        raise UserError(f'training.init = {saved.path}: {"; ".join(reasons)}')
+
+
+def begun(config: Config, built: Program, start: Origin, say: Say) -> dict[str, Any]:
+    """The state before the first step of a run that begins at `start`; says what is in it.
+
+    Raises:
+      UserError: the checkpoint cannot be read, or has no such weights.
+    """
+    place = functools.partial(sharding.abstract, built.mesh)
+    theirs, name = start.saved.load_params(config.training.init_weights, place)
+    ours = built.state['params']
+    if jax.tree.structure(theirs) != jax.tree.structure(ours):
+        raise UserError(f'{start.saved.path}: its parameters have other names than those here')
+    say(f'started from weights {name} of {start.saved.path}, {runs.described(start.saved.stored)}')
+    if remark := start.saved.remark(name):
+        say(f'{remark}; to start from those: --config.training.init_weights=params')
+    for line in table(theirs, ours, start.rows, config.training.init_classes):
+        say(line)
+    if start.rows is not None:
+        theirs = _with_classes(config, built, start.rows, theirs)
+    return built.begin(theirs)
+
+
+def _is_class_table(path):
+    return path[-1].key == 'class_embed'
+
+
+def _with_classes(config, built, rows, params):
+    """`params` with a new class table, placed as the state of the run wants it."""
+    key = jax.random.fold_in(jax.random.key(config.seed), _CLASSES)
+    placed = jax.tree.map(lambda leaf: leaf.sharding, built.state['params'])
+    make = lambda tree: jax.tree_util.tree_map_with_path(
+        lambda path, leaf: class_table(leaf, rows, key) if _is_class_table(path) else leaf, tree
+    )
+    return sharding.with_mesh(built.mesh, jax.jit(make, out_shardings=placed))(params)
+
+
+def class_table(old: jax.Array, rows: tuple[int, ...], key: jax.Array) -> jax.Array:
+    """Class embeddings (classes, D) made of those of another model (old classes, D).
+
+    Args:
+      old: its table.
+      rows: per new class the old one that it copies, or -1 for the mean of all of them plus what a
+        class embedding is at the start of training, N(0, 0.02).
+      key: of that noise.
+    """
+    chosen = np.array(rows)
+    fresh = old.mean(axis=0) + layers.normal(key, (len(rows), old.shape[1]), old.dtype)
+    return jnp.where((chosen >= 0)[:, None], old[np.maximum(chosen, 0)], fresh)
+
+
+def table(theirs: Params, ours: Params, rows: tuple[int, ...] | None, copies: str) -> list[str]:
+    """Lines that say, part by part, what is taken and what is new."""
+    counts, how = Counter[str](), {}
+    flat = zip(jax.tree_util.tree_leaves_with_path(theirs), jax.tree.leaves(ours), strict=True)
+    for (path, old), new in flat:
+        own = rows is not None and _is_class_table(path)
+        part = '/'.join(key.key for key in path) if own else f'{path[0].key}/'
+        counts[part] += new.size
+        how[part] = _classes(rows, len(old), copies) if own else 'taken'
+    shown = [(part, f'{count:,}', how[part]) for part, count in counts.items()]
+    shown = [('part', 'parameters', ''), *shown, ('optimizer, averages, step', '', 'new')]
+    left, right = (max(len(row[i]) for row in shown) for i in (0, 1))
+    return [f'  {a:{left}}  {b:>{right}}  {c}'.rstrip() for a, b, c in shown]
+
+
+def _classes(rows, there, copies):
+    new = sum(row < 0 for row in rows)
+    parts = [f'copies {copies}'] * (new < len(rows))
+    parts += [f'new: {new} classes, each the mean of the {there} there plus noise'] * (new > 0)
+    return '; '.join(parts)
