@@ -10,7 +10,6 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import ml_collections
-from flax import traverse_util
 
 from emigm_jax.config.settings import Config
 from emigm_jax.errors import UserError, near
@@ -128,4 +127,10 @@ def near_setting(name: str, names: Collection[str]) -> str:
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Nested dict -> {'group.name': value}."""
-    return traverse_util.flatten_dict(tree, sep='.')
+    flat = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= {f'{name}.{below}': each for below, each in flatten(value).items()}
+        else:
+            flat[name] = value
+    return flat

@@ -11,7 +11,7 @@ from emigm_jax.core.reveal import RevealConfig
 from emigm_jax.core.setting import setting, validate
 from emigm_jax.core.solvers import SolverConfig
 from emigm_jax.errors import UserError
-from emigm_jax.models.emigm import ModelConfig
+from emigm_jax.models.config import ModelConfig
 from emigm_jax.parallel.sharding import MeshConfig
 
 DATASETS = ('digits', 'synthetic', 'latents', 'folder', 'tfds')

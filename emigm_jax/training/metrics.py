@@ -15,10 +15,9 @@ import threading
 import time
 from typing import Any
 
-import tensorboardX
-
 from emigm_jax.errors import UserError
 from emigm_jax.io import files, paths
+from emigm_jax.training.events import Events
 
 FILE, EVENTS = 'metrics.jsonl', 'tensorboard'
 PERIOD = 60.0  # seconds between two writes to a bucket
@@ -46,10 +45,7 @@ class Metrics:
             return
         folder = paths.absolute(workdir)
         self._sink = (_Bucket if files.remote(folder) else _Disk)(folder, _kept(folder, start))
-        # purge_step tells TensorBoard to forget later events of a run that was cut off.
-        self._events = tensorboardX.SummaryWriter(
-            self._sink.events, purge_step=start + 1, filename_suffix=f'.from-{start}'
-        )
+        self._events = Events(self._sink.events, start)
 
     def write(
         self, step: int, values: dict[str, float], images_per_step: int, waited: float

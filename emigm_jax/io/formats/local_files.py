@@ -22,7 +22,7 @@ _WEIGHTS = ('model', 'diffusion_pytorch_model')  # transformers and hub mixins; 
 def map_file(path: os.PathLike | str) -> mmap.mmap:
     """A read-only map of a file; arrays that are made from it keep it alive."""
     try:
-        with _fetched(path) if files.remote(path) else open(path, 'rb') as file:
+        with _fetched(path) if files.remote(path) else open(paths.absolute(path), 'rb') as file:
             if os.fstat(file.fileno()).st_size == 0:
                 raise UserError(f'{path}: the file is empty, fetch it again')
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -60,12 +60,12 @@ def _fetch(source, copy):
 
 def is_folder(path: os.PathLike | str) -> bool:
     """Whether `path`, local or gs://, is a folder."""
-    return paths.absolute(path).is_dir() if files.remote(path) else os.path.isdir(path)
+    return paths.absolute(path).is_dir()
 
 
 def exists(path: os.PathLike | str) -> bool:
     """Whether there is anything at `path`, local or gs://."""
-    return paths.absolute(path).exists() if files.remote(path) else os.path.exists(path)
+    return paths.absolute(path).exists()
 
 
 def read_json(path: os.PathLike | str) -> dict[str, Any]:

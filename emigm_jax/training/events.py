@@ -1,0 +1,56 @@
+"""Scalars as TensorBoard events, written by whoever adds them.
+
+The writer of tensorboardX hands events to a thread of its own: where a disk is full that thread
+ends with a traceback, and whoever waits for it waits for ever. Its formats are used without it.
+"""
+
+import contextlib
+import os
+import socket
+import time
+
+from tensorboardX import record_writer, summary
+from tensorboardX.proto import event_pb2
+
+from emigm_jax.io import files
+
+
+class Events:
+    """A file of events.
+
+    Args:
+      folder: local; made if it does not exist.
+      start: a step; what a run that was cut off wrote about later ones is forgotten.
+
+    Raises:
+      UserError: the folder cannot be written; so do all methods but `close`.
+    """
+
+    def __init__(self, folder: str, start: int):
+        self._folder = folder
+        name = f'events.out.tfevents.{int(time.time())}.{socket.gethostname()}.from-{start}'
+        with files.reported(folder):
+            os.makedirs(folder, exist_ok=True)
+            self._file = record_writer.RecordWriter(os.path.join(folder, name))
+            self._write(file_version='brain.Event:2')
+            forget = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._write(step=start + 1, session_log=forget)
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        """Adds a value of a step; it is in the file after `flush`."""
+        with files.reported(self._folder):
+            self._write(step=step, summary=summary.scalar(name, value))
+
+    def flush(self) -> None:
+        """Returns when everything is in the file."""
+        with files.reported(self._folder):
+            self._file.flush()
+
+    def close(self) -> None:
+        """Ends the file; that it cannot be written was reported before."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+    def _write(self, **event):
+        content = event_pb2.Event(wall_time=time.time(), **event)
+        self._file.write(content.SerializeToString())
