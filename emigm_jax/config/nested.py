@@ -21,8 +21,8 @@ _Settings = TypeVar('_Settings', bound='DataclassInstance')
 
 
 def mutable(settings: 'DataclassInstance') -> ml_collections.ConfigDict:
-    """Settings that can be changed, with known names and types."""
-    return ml_collections.ConfigDict(as_dict(settings))
+    """Settings that can be changed, with known names and types; no others can be added."""
+    return ml_collections.ConfigDict(as_dict(settings)).lock()
 
 
 def defaults() -> ml_collections.ConfigDict:

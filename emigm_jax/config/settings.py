@@ -130,7 +130,9 @@ class TrainingConfig:
     keep_every: str = duration(
         '0 steps', 'checkpoints kept for good; 0 steps: none but the newest and the best'
     )
-    sample_images: int = setting(40, 'images in a grid', low=1)
+    sample_images: int = setting(
+        40, 'images in a grid, at most: a row for each of up to ten classes', low=1
+    )
 
     def __post_init__(self):
         validate(self, 'training')

@@ -23,10 +23,13 @@ from emigm_jax.models.emigm import ModelConfig
 from emigm_jax.nn.functional import Functional, Params, parameter_count
 from emigm_jax.parallel import batches as spread
 from emigm_jax.parallel import preemption, processes, sharding
+from emigm_jax.sampling import save
 from emigm_jax.sampling.sampler import Sampler
 from emigm_jax.training import program
 from emigm_jax.training.metrics import Metrics
 from emigm_jax.training.state import State
+
+MOST_CLASSES = 10  # in a grid of samples
 
 # Measures the EMA parameters of a step: {name: score}.
 Evaluate = Callable[[Params, int], dict[str, float]]
@@ -37,7 +40,7 @@ class NonFinite(Exception):
 
 
 class Preempted(Exception):
-    """The machine is about to be taken away; the state has been saved."""
+    """The run was asked to end; the state has been saved."""
 
 
 def train(
@@ -91,6 +94,8 @@ def train(
     metrics, before = Metrics(folder, start, total, writes=first), None
     if start < total:
         say('compiling the train step')
+    else:
+        say(f'finished before, at step {total}: a larger --config.training.total goes on')
     batches = pipeline.Timed(pipeline.batches(data, batch_size, config.seed, start, total, mesh))
     with (
         runs.Writer(folder, config, steps('keep_every'), data.fingerprint) as writer,
@@ -119,8 +124,8 @@ def train(
                     writer.save(current)
                     writer.wait()
                     raise Preempted(
-                        f'this machine is about to be taken away: saved step {at} in '
-                        f'{folder}; the same command goes on from there'
+                        f'{watch.reason}: saved step {at} in {folder}; the same command goes on '
+                        'from there'
                     )
                 showing = steps('sample_every') and (last or due('sample_every', at))
                 scoring = evaluate and (last or due('evaluation.every', at))
@@ -234,15 +239,16 @@ def first_ema(config: Config, mesh: jax.sharding.Mesh, current: State) -> Params
 
 
 def sample_grid(config: Config, data: Dataset, ema: Params, workdir: epath.Path, at: int) -> None:
-    """Writes WORKDIR/samples/STEP.png, one class per column."""
+    """Writes WORKDIR/samples/STEP.png: a few classes, as `emigm sample` shows them."""
     if data.codec is None:
         return  # latents without their tokenizer have no pictures
-    count, columns = config.training.sample_images, min(data.classes, 10)
-    tokens = sampler(config.model, config.sampling)(
-        ema, np.arange(count) % columns % data.classes, np.arange(count)
-    )
-    pictures = png.upscaled(np.asarray(data.codec.decode(tokens)))
-    png.save(workdir / 'samples' / f'{at:08}.png', png.grid(pictures, columns))
+    count = config.training.sample_images
+    classes = min(data.classes, MOST_CLASSES, count)
+    seeds = count // classes
+    labels = np.repeat(np.arange(classes), seeds)
+    tokens = sampler(config.model, config.sampling)(ema, labels, np.tile(np.arange(seeds), classes))
+    grid = save.class_grid(np.asarray(data.codec.decode(tokens)), labels, data.classes)
+    png.save(workdir / 'samples' / f'{at:08}.png', grid)
 
 
 @functools.lru_cache(maxsize=1)

@@ -15,6 +15,7 @@ import numpy as np
 
 from emigm_jax.errors import UserError
 from emigm_jax.io import files, paths
+from emigm_jax.io.progress import Bar
 
 _WEIGHTS = ('model', 'diffusion_pytorch_model')  # transformers and hub mixins; diffusers
 
@@ -47,10 +48,8 @@ def _fetched(path):
 
 
 def _fetch(source, copy):
-    import tqdm
-
     size = source.stat().length
-    bar = tqdm.tqdm(total=size, unit='B', unit_scale=True, disable=None)
+    bar = Bar(total=size, unit='B', unit_scale=True, desc=f'fetching {source}')
     with bar, source.open('rb') as file:
         while piece := file.read(2**24):
             copy.write(piece)
