@@ -149,7 +149,7 @@ def brief(error: BaseException) -> str:
     """An exception in one short line: the system's reason, where one is behind it."""
     cause = error
     while cause is not None:
-        if type(cause).__module__ == 'builtins' and getattr(cause, 'strerror', None):
+        if isinstance(cause, OSError) and type(cause).__module__ == 'builtins' and cause.strerror:
             return cause.strerror
         if code := _TENSORSTORE_ERROR.search(str(cause)):
             return os.strerror(int(code[1]))

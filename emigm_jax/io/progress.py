@@ -36,7 +36,7 @@ class Bar(tqdm.tqdm):
         silent = quiet or file is None
         super().__init__(iterable, total=total, unit=unit, file=file, disable=silent, **options)
 
-    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+    def display(self, msg: str | None = None, pos: int | None = None) -> Any:
         """Called by tqdm whenever there is something new to show."""
         if not self._lines:
             return super().display(msg, pos)

@@ -8,11 +8,14 @@ import contextlib
 import os
 import socket
 import time
+from typing import Any
 
 from tensorboardX import record_writer, summary
 from tensorboardX.proto import event_pb2
 
 from emigm_jax.io import files
+
+_proto: Any = event_pb2  # whose classes are made when it is imported
 
 
 class Events:
@@ -33,7 +36,7 @@ class Events:
             os.makedirs(folder, exist_ok=True)
             self._file = record_writer.RecordWriter(os.path.join(folder, name))
             self._write(file_version='brain.Event:2')
-            forget = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            forget = _proto.SessionLog(status=_proto.SessionLog.START)
             self._write(step=start + 1, session_log=forget)
 
     def add_scalar(self, name: str, value: float, step: int) -> None:
@@ -52,5 +55,5 @@ class Events:
             self._file.close()
 
     def _write(self, **event):
-        content = event_pb2.Event(wall_time=time.time(), **event)
+        content = _proto.Event(wall_time=time.time(), **event)
         self._file.write(content.SerializeToString())
