@@ -6,8 +6,6 @@ import os
 from collections.abc import Iterable
 from typing import Any, Unpack, cast
 
-import tqdm
-
 from emigm_jax.api.model import Model
 from emigm_jax.checkpoints.runs import Saved
 from emigm_jax.config.options import SamplingOptions
@@ -21,7 +19,8 @@ from emigm_jax.evaluation.references import Reference
 from emigm_jax.evaluation.result import Result
 from emigm_jax.evaluation.score_table import DEFAULT
 from emigm_jax.io import npz, paths
-from emigm_jax.nn.functional import fingerprint
+from emigm_jax.io.progress import Bar
+from emigm_jax.parallel import agreement
 from emigm_jax.sampling.generator import Generator
 
 
@@ -64,7 +63,7 @@ def evaluate(
     """
     if (reference is None) != (inception is None):
         raise UserError('reference and inception go together')
-    work = work or Work(bar=functools.partial(tqdm.tqdm, unit=' images', disable=None))
+    work = work or Work(bar=functools.partial(Bar, quiet=not agreement.first()))
     if not isinstance(what, Model):
         if reference is None:
             raise UserError(f'{what}: pictures are measured against a reference, by inception')
@@ -81,14 +80,12 @@ def evaluate(
         images, about = generated(what.saved, make, count)
         work = dataclasses.replace(work, about=work.about or about)
     if reference is None:
-        result = library.evaluate_digits(images, work)
-    else:
-        # Without both of them the first check would have failed.
-        network = cast(os.PathLike | str | Extractor, inception)
-        result = library.evaluate(
-            images, reference=reference, inception=network, metrics=metrics, work=work
-        )
-    return cast(Result, result)  # None only on processes that left (`Work.alone`)
+        return library.evaluate_digits(images, work)
+    # Without both of them the first check would have failed.
+    network = cast(os.PathLike | str | Extractor, inception)
+    return library.evaluate(
+        images, reference=reference, inception=network, metrics=metrics, work=work
+    )
 
 
 def _pictures(place):
@@ -104,21 +101,14 @@ def generated(
 ) -> tuple[image_sets.Generated, dict[str, Any]]:
     """`count` images of a model, class by class, and the JSON-like facts that decide them."""
     check_range('num_images', count, high=randomness.LAST_SEED + 1)
-    sampling, spec = make.sampler.config, make.codec.spec
-    reveal = sampling.reveal
+    reveal, about = make.sampler.config.reveal, make.about()
     share = (reveal.guidance_to - reveal.guidance_from) * (reveal.guidance != 1.0)
-    content = fingerprint(make.params)
     facts = {
         'source': 'checkpoint',
         'step': saved.step,
-        'weights': make.weights,
-        'content': content,
-        # Pixels have no weights to tell apart.
-        'tokenizer': make.codec.fingerprint if make.codec.params else spec.kind,
-        'sampling': dataclasses.asdict(sampling),
-        'dtype': make.sampler.model.dtype,
         'nfe_as_the_paper_counts': f'{reveal.steps}x{1 + share:g}',
         'nfe': make.nfe,
+        **about,
     }
     model, side = saved.config.model, saved.config.model.grid * make.codec.spec.stride
-    return image_sets.Generated(make.batch, count, model.classes, content, side), facts
+    return image_sets.Generated(make.batch, count, model.classes, about['content'], side), facts

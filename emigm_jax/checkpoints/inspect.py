@@ -18,7 +18,7 @@ from emigm_jax.models.config import OF_DATA
 from emigm_jax.models.emigm import preset_name
 
 # Names of what is being written: by Orbax, by `copying`.
-_UNFINISHED = ('orbax-checkpoint-tmp', '.copying')
+_UNFINISHED = (store.UNFINISHED, '.copying')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ import os
 from collections.abc import Mapping
 from typing import Any, Self
 
+import jax
 from etils import epath
 from orbax.checkpoint.experimental.v1 import training as ocp_training
 
@@ -84,7 +85,7 @@ class Writer:
         # One that is not finite would stay the best for ever.
         counts = any(name in BEST and math.isfinite(value) for name, value in scores.items())
         metrics: dict[str, Any] | None = {**scores} if counts else None
-        with access.reachable(self._folder):
+        with self._writing():
             self._pending = self._checkpointer.save_async(
                 step,
                 state,
@@ -97,15 +98,21 @@ class Writer:
 
     def wait(self) -> None:
         """Returns when nothing is being written any more; raises what went wrong there."""
-        with access.reachable(self._folder):
-            if self._pending is not None:
-                self._pending.result()
-        self._pending = None
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            with self._writing():
+                pending.result()
+
+    def _writing(self):
+        leader = jax.process_index() == 0
+        remains = lambda: self._folder.glob(f'*{store.UNFINISHED}*') if leader else ()
+        return store.writable(self._folder, remains)
 
     def close(self) -> None:
         """Waits for what is being written."""
         self.wait()
-        self._checkpointer.close()
+        with self._writing():
+            self._checkpointer.close()
 
     def __enter__(self) -> Self:
         return self

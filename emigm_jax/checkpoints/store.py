@@ -4,13 +4,16 @@ Orbax writes to a temporary name and renames at the end (on gs:// it marks the e
 process leaves nothing that looks like a checkpoint.
 """
 
+import contextlib
 import dataclasses
 import logging
 import os
+import pathlib
 import sys
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
-from typing import Any, cast, final
+from typing import Any, NoReturn, cast, final
 
 import jax
 import orbax.checkpoint.experimental.v1 as ocp
@@ -23,6 +26,7 @@ from emigm_jax.io.paths import absolute
 
 MARK = '_CHECKPOINT_METADATA'  # what Orbax puts into every finished checkpoint
 COMMIT_MARK = 'commit_success.txt'  # and last of all where nothing can be renamed
+UNFINISHED = 'orbax-checkpoint-tmp'  # in the name of what Orbax has begun to write
 
 
 def is_checkpoint(path: os.PathLike | str) -> bool:
@@ -86,14 +90,14 @@ def save(path: os.PathLike | str, tree: dict[str, Any], description: Mapping[str
     # Nobody changes the arrays while they are written, so no second copy of them is needed.
     context.memory.deepcopy_host_arrays = False
     context.memory.write_concurrent_bytes = 2**30
-    try:
-        described: dict[str, Any] = {'versions': versions(), **description}
-        with context:
-            ocp.save(path, tree, custom_metadata=described)
-    except Exception as error:  # of the file system, of TensorStore, of a bucket
-        for rest in path.parent.glob(f'{path.name}*orbax-checkpoint-tmp*'):
-            rest.rmtree(missing_ok=True)
-        raise UserError(f'{path}: cannot be written ({gcs.brief(error)})') from error
+    described: dict[str, Any] = {'versions': versions(), **description}
+    with writable(path, lambda: _remains(path)), context:
+        ocp.save(path, tree, custom_metadata=described)
+
+
+def _remains(path):
+    """What a failed writing left of a checkpoint."""
+    return path.parent.glob(f'{path.name}*{UNFINISHED}*')
 
 
 def versions() -> dict[str, str]:
@@ -162,19 +166,16 @@ def checkpoint(path: os.PathLike | str) -> Checkpoint:
         return Checkpoint(path, description, metadata_.metadata)
 
 
-class readable:
-    """Turns the many exceptions of a damaged checkpoint into one line.
+class _quiet:
+    """Around calls of Orbax: what goes wrong there is raised, and not printed as well.
 
-    TensorStore has hundreds of reads under way when the first one fails; they fail too, or end
-    after the load has closed its event loop, and Python would print a traceback for each beside our
-    line, at any time until they are collected.
+    TensorStore has hundreds of reads or writes under way when the first one fails; they fail too,
+    or end after Orbax has closed its event loop. Orbax would log a traceback in each of its
+    threads, and Python print one for each beside our line, at any time until they are collected.
     """
 
-    def __init__(self, path: os.PathLike | str):
-        self._path = path
-
     def __enter__(self):
-        logging.getLogger('absl').setLevel(logging.ERROR)
+        logging.getLogger('absl').addFilter(_not_of_orbax)  # for good: its threads outlive the call
         self._report = sys.unraisablehook
         sys.unraisablehook = self._filtered
 
@@ -189,6 +190,24 @@ class readable:
             sys.unraisablehook = self._report
             return
         logging.getLogger('asyncio').setLevel(logging.CRITICAL)
+        self._explain(error)
+
+    def _explain(self, error: Exception) -> NoReturn:
+        """Raises the one line for what went wrong."""
+        raise NotImplementedError
+
+
+def _not_of_orbax(record):
+    return 'orbax' not in pathlib.PurePath(record.pathname).parts
+
+
+class readable(_quiet):
+    """Turns the many exceptions of a damaged checkpoint into one line."""
+
+    def __init__(self, path: os.PathLike | str):
+        self._path = path
+
+    def _explain(self, error):
         if isinstance(error, (OSError, MemoryError)) and not isinstance(error, FileNotFoundError):
             raise UserError(f'{self._path}: cannot be read ({gcs.brief(error)})') from error
         cause = error
@@ -199,3 +218,24 @@ class readable:
             f'({gcs.brief(cause)}); if it is a step of a run, delete this folder to go on '
             'from an earlier one'
         ) from error
+
+
+class writable(_quiet):
+    """Turns what goes wrong while a checkpoint is written into one line with the reason.
+
+    Args:
+      path: what the line names.
+      remains: finds what a failed writing leaves, to be removed.
+    """
+
+    def __init__(self, path: os.PathLike | str, remains: Callable[[], Iterable[epath.Path]]):
+        self._path, self._remains = path, remains
+
+    def _explain(self, error):
+        # Threads that are still at work may make a folder again that has just gone.
+        for _ in range(5):
+            with contextlib.suppress(OSError):
+                for path in list(self._remains()):
+                    path.rmtree(missing_ok=True)
+            time.sleep(0.1)
+        raise UserError(f'{self._path}: cannot be written ({gcs.brief(error)})') from error

@@ -150,6 +150,8 @@ def add_sampling(parser: Parser) -> None:
     group = parser.add_argument_group('sampling (default: as the checkpoint says)')
     for name, option in OPTIONS.items():
         kind, metavar = (_pair, 'FROM,TO') if name == 'interval' else (option.kind, None)
+        if option.choices:
+            metavar = f'{{{",".join(option.choices)}}}'
         flag = f'--{name.replace("_", "-")}'
         group.add_argument(flag, help=option.meaning, type=kind, metavar=metavar)
     group.add_argument(

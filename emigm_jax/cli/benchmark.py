@@ -43,6 +43,7 @@ def _steps(what, summary, argv):
     from emigm_jax.benchmark.steps import measure
 
     batch, repeats = arguments.batch_size or 8 * jax.device_count(), arguments.repeats or 3
+    print(f'compiling, then {repeats} timed steps', flush=True)
     figures = measure(what, config, batch, repeats)
     return _show({'what': f'{what} {arguments.config}', **figures}, arguments.json)
 

@@ -158,16 +158,15 @@ def copy(argv: list[str]) -> int:
     parser.add_argument('target', help='must not exist, but for an unfinished copy')
     arguments = parser.parse_args(argv)
 
-    import tqdm
-
     from emigm_jax.checkpoints import copy, inspect, runs
     from emigm_jax.io import paths
+    from emigm_jax.io.progress import Bar
 
     path, target = inspect.located(arguments.source, arguments.step), arguments.target
     if path != paths.absolute(arguments.source):  # from a workdir into a workdir
         target = f'{target.rstrip("/")}/{runs.FOLDER}/{path.name}'
     total = sum(file.size for file in copy.listing(path).values())
-    with tqdm.tqdm(total=total, unit='B', unit_scale=True, disable=None) as bar:
+    with Bar(total=total, unit='B', unit_scale=True) as bar:
         count, size, kept = copy.copy(path, target, bar.update)
     again = f', {_size(kept)} of them there already' if kept else ''
     print(f'{path} -> {target}: {count} files, {_size(size)}{again}, checksums compared')

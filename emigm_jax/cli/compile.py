@@ -1,7 +1,6 @@
 """`emigm compile`: will it fit, and how fast can it be, on TPUs that are not there."""
 
 import json
-import pathlib
 
 from emigm_jax.cli import arguments as shared
 from emigm_jax.cli.main import Parser
@@ -44,13 +43,14 @@ def run(argv: list[str]) -> int:
     _platform()
     from emigm_jax.aot import chips
     from emigm_jax.data import sizes
+    from emigm_jax.io import paths
 
     config = sizes.without_data(config)
     topology = chips.topology(arguments.topology, config.mesh.slices)
     batch = 8 * topology.chips if arguments.batch_size is None else arguments.batch_size
     if arguments.what == 'sample' and (batch < 1 or batch % topology.chips):
         raise UserError(f'--batch-size {batch} must be a multiple of the {topology.chips} devices')
-    if arguments.json and not pathlib.Path(arguments.json).resolve().parent.is_dir():
+    if arguments.json and not paths.absolute(arguments.json).parent.is_dir():
         raise UserError(f'--json {arguments.json}: no such folder')
     if arguments.dry_run:
         _describe(arguments.what, config, topology, batch)
@@ -119,6 +119,7 @@ def _sample(config, topology, batch):
 
 def _finish(work, topology, arguments):
     from emigm_jax.aot import report
+    from emigm_jax.io import files
 
     compiled, flags = work
     if compiled is None:
@@ -140,5 +141,5 @@ def _finish(work, topology, arguments):
     if arguments.what == 'train':
         print(f'\nsuggested: {" ".join(flags) if flags else "the config as it is"}')
     if arguments.json:
-        pathlib.Path(arguments.json).write_text(json.dumps(values, indent=2) + '\n')
+        files.write_text(arguments.json, json.dumps(values, indent=2) + '\n')
     return 0

@@ -1,7 +1,6 @@
 """`emigm evaluate`: FID and its kin of a checkpoint, a folder of images or an npz."""
 
 import functools
-import pathlib
 
 from emigm_jax.cli import arguments as shared
 from emigm_jax.cli.main import Parser
@@ -50,15 +49,7 @@ def run(argv: list[str]) -> int:
     shared.add_sampling(parser)
     shared.add_processes(parser)
     arguments = parser.parse_args(argv)
-    for name in ('json', 'save_npz'):
-        file = getattr(arguments, name)
-        if file and '://' not in file and not pathlib.Path(file).absolute().parent.is_dir():
-            raise UserError(f'--{name.replace("_", "-")} {file}: its folder does not exist')
-    for file in (arguments.json, arguments.save_npz, arguments.out):
-        if file and '://' in file:
-            from emigm_jax.io import access
-
-            access.probe(file)
+    _check_writable(arguments)
     if arguments.num_images is not None and not arguments.checkpoint:
         raise UserError('--num-images goes with --checkpoint')
     if arguments.compare and not arguments.checkpoint:
@@ -77,8 +68,21 @@ def run(argv: list[str]) -> int:
         return 0
 
 
+def _check_writable(arguments):
+    """Refuses places before the work that could not be written after it."""
+    from emigm_jax.io import access, files, paths
+
+    for name in ('json', 'save_npz'):
+        file = getattr(arguments, name)
+        if file and not files.remote(file) and not paths.absolute(file).parent.is_dir():
+            raise UserError(f'--{name.replace("_", "-")} {file}: its folder does not exist')
+    for file in (arguments.json, arguments.save_npz, arguments.out):
+        if file:
+            access.probe(file)
+
+
 def _against_reference(arguments):
-    from emigm_jax.evaluation import evaluate, inception, measure, metrics
+    from emigm_jax.evaluation import evaluate, evaluator, inception, measure, metrics
     from emigm_jax.io import files, npz
     from emigm_jax.parallel import agreement
 
@@ -90,11 +94,9 @@ def _against_reference(arguments):
         lambda: (inception.load(arguments.inception), _images(arguments))
     )
     folder = arguments.out or 'evaluation'
-    say = functools.partial(print, flush=True) if agreement.first() else lambda line: None
-    work = _work(arguments, about, folder=folder, keep_images=bool(arguments.save_npz), say=say)
-    result = evaluate.evaluate(
-        images, reference=arguments.reference, inception=network, metrics=names, work=work
-    )
+    work = _work(arguments, about, folder=folder, keep_images=bool(arguments.save_npz))
+    against = evaluate.against(images, arguments.reference, network, names, work)
+    result = evaluator.measure_and_leave(against, images, work)
     if result is not None:
         _print(result, paper)
         files.write_json(f'{folder}/result.json', result.to_json())
@@ -106,7 +108,9 @@ def _against_reference(arguments):
 def _digits(arguments):
     """Without a reference: in pixel space, beside real digits against real ones."""
     from emigm_jax.checkpoints import runs
-    from emigm_jax.evaluation import evaluate
+    from emigm_jax.data import sources
+    from emigm_jax.evaluation import evaluator
+    from emigm_jax.evaluation.in_pixels import InPixels
 
     saved = runs.require(arguments.checkpoint)
     if saved.config.data.name != 'digits':
@@ -120,21 +124,23 @@ def _digits(arguments):
         raise UserError(f'--num-images must be a multiple of the {classes} classes, not {count}')
     images, about = _generated(arguments, saved, count)
     about = {name: about[name] for name in ('step', 'weights', 'nfe')}
-    result = evaluate.evaluate_digits(images, _work(arguments, about))
+    result = evaluator.measure_and_leave(
+        InPixels(sources.digits()), images, _work(arguments, about)
+    )
     if result is not None:
         _print_digits(result)
     return result
 
 
 def _work(arguments, about, **more):
-    import tqdm
-
     from emigm_jax.evaluation.evaluator import Work
+    from emigm_jax.io.progress import Bar
     from emigm_jax.parallel import agreement
 
-    silent = None if agreement.first() else True  # None: unless nobody looks
-    bar = functools.partial(tqdm.tqdm, unit=' images', disable=silent)
-    return Work(arguments.batch_size, about=about, alone=True, bar=bar, **more)
+    first = agreement.first()
+    bar = functools.partial(Bar, quiet=not first)
+    say = functools.partial(print, flush=True) if first else lambda line: None
+    return Work(arguments.batch_size, about=about, bar=bar, say=say, **more)
 
 
 def _images(arguments):

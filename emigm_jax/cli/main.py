@@ -1,7 +1,9 @@
 """The `emigm` command: finds the subcommand, turns user errors into one line and exit code 2."""
 
 import argparse
+import contextlib
 import importlib
+import io
 import os
 import select
 import signal
@@ -29,25 +31,45 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Runs `emigm COMMAND ...` and returns the exit code."""
-    argv = sys.argv[1:] if argv is None else argv
+    streams = [stream for stream in (sys.stdout, sys.stderr) if stream is not None]
+    try:
+        code = _code(sys.argv[1:] if argv is None else argv)
+        for stream in streams:
+            stream.flush()  # a reader who has gone is met here, not at exit
+        return code
+    except BrokenPipeError:
+        unread = [stream for stream in streams if _unread(stream)]
+        if not unread:
+            raise
+        for stream in unread:  # for the flush at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return 128 + signal.SIGPIPE
+
+
+def _code(argv):
+    """The exit code of a command; what a user can mend is said in one line."""
     try:
         if argv == ['--version']:
             print(f'emigm_jax {emigm_jax.__version__}')
             return 0
-        code = dispatch('emigm', COMMANDS, argv)
-        sys.stdout.flush()  # a reader who has gone is met here, not at exit
-        return code
+        return dispatch('emigm', COMMANDS, argv)
+    except SystemExit as ended:
+        if ended.code:
+            raise
+        return 0  # argparse has shown --help
     except UserError as error:
-        print(f'emigm: {error}', file=sys.stderr)
-        return 2
+        reason = str(error)
     except KeyboardInterrupt:
         print('emigm: interrupted', file=sys.stderr)
         return 128 + signal.SIGINT
     except BrokenPipeError:
-        if not _unread():
+        raise
+    except OSError as error:  # a disk or a network, wherever it was touched
+        if not error.strerror:
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
-        return 128 + signal.SIGPIPE
+        reason = f'{error.filename}: {error.strerror}' if error.filename else error.strerror
+    print(f'emigm: {reason}', file=sys.stderr)
+    return 2
 
 
 def dispatch(program: str, commands: Mapping[str, tuple[str, str]], argv: list[str]) -> int:
@@ -64,10 +86,10 @@ def dispatch(program: str, commands: Mapping[str, tuple[str, str]], argv: list[s
     if not argv or argv[0] in ('-h', '--help'):
         width = max(map(len, commands))
         summary = '\n'.join(f'  {name:<{width}}  {text}' for name, (_, text) in commands.items())
-        print(
-            f'usage: {program} COMMAND ...\n\ncommands:\n{summary}\n\n'
-            f'{program} COMMAND --help says more, with an example.'
-        )
+        print(f'usage: {program} COMMAND ...\n\ncommands:\n{summary}\n')
+        if commands is not COMMANDS:
+            print(*(_use(commands[name]) for name in commands), sep='\n')
+        print(f'{program} COMMAND --help says more, with an example.')
         return 0 if argv else 2
     name, *rest = argv
     if name not in commands:
@@ -75,15 +97,27 @@ def dispatch(program: str, commands: Mapping[str, tuple[str, str]], argv: list[s
             f'no command {f"{program} {name}".removeprefix("emigm ")!r}{near(name, commands)}; '
             f'there are {", ".join(commands)}'
         )
-    module, _, function = commands[name][0].partition(':')
-    return getattr(importlib.import_module(module), function or 'run')(rest) or 0
+    return _function(commands[name])(rest) or 0
 
 
-def _unread():
-    """Whether nobody reads standard output any more, as after `| head`."""
+def _function(command):
+    module, _, function = command[0].partition(':')
+    return getattr(importlib.import_module(module), function or 'run')
+
+
+def _use(command):
+    """The first and the last part of a command's --help: its usage, and an example."""
+    with contextlib.redirect_stdout(io.StringIO()) as shown, contextlib.suppress(SystemExit):
+        _function(command)(['--help'])
+    usage, *_, example = shown.getvalue().split('\n\n')
+    return f'{usage}\n{example}'
+
+
+def _unread(stream):
+    """Whether nobody reads a stream any more, as after `| head`."""
     poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)
-    return any(event & select.POLLERR for _, event in poll.poll(0))
+    poll.register(stream.fileno(), 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 class Parser(argparse.ArgumentParser):

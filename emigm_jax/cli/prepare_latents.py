@@ -86,10 +86,10 @@ def _latents(arguments):
     import math
 
     import numpy as np
-    import tqdm
 
     from emigm_jax.data import latents, prepare
     from emigm_jax.io import access
+    from emigm_jax.io.progress import Bar
     from emigm_jax.tokenizers import codec
 
     worker = _worker(arguments.worker)
@@ -109,7 +109,7 @@ def _latents(arguments):
         print(json.dumps(contents.to_json(), indent=2))
         return 0
     mine = len(rows) if worker[1] == 1 else None
-    with tqdm.tqdm(total=mine, unit=' pictures', disable=None) as bar:
+    with Bar(total=mine, unit=' pictures') as bar:
         manifest = prepare.prepare(
             arguments.target, rows, contents, worker, arguments.max_unreadable, bar.update
         )

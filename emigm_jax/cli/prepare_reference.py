@@ -31,12 +31,9 @@ def run(argv: list[str]) -> int:
     if arguments.npz and arguments.image_size:
         parser.error('--image-size goes with --folder and --tfds')
 
-    import functools
-
-    import tqdm
-
     from emigm_jax.evaluation.evaluator import Work
     from emigm_jax.evaluation.make_reference import check_new, make_reference
+    from emigm_jax.io.progress import Bar
 
     check_new(arguments.target)  # before what may take long
     images, source = _images(arguments)
@@ -47,7 +44,7 @@ def run(argv: list[str]) -> int:
         inception=arguments.inception,
         source=f'{source}, centre crops of {size}' if size else source,
         keep_features=arguments.keep_features,
-        work=Work(batch, bar=functools.partial(tqdm.tqdm, unit=' images', disable=None)),
+        work=Work(batch, bar=Bar),
     )
     print(f'{len(images):,} images -> {arguments.target} ({reference.fingerprint})')
     return 0

@@ -13,13 +13,12 @@ def run(argv: list[str]) -> int:
     parser.add_argument('cache', help='of `emigm prepare latents`, local or gs://')
     path = parser.parse_args(argv).cache
 
-    import tqdm
+    import functools
 
     from emigm_jax.data import latents, scale
+    from emigm_jax.io.progress import Bar
 
-    measured = scale.measure(
-        latents.Cache(path), lambda shards: tqdm.tqdm(shards, unit=' shards', disable=None)
-    )
+    measured = scale.measure(latents.Cache(path), functools.partial(Bar, unit=' shards'))
     print(f'images              {measured.images:,}, every shard as its checksum says')
     print(f'mean                {measured.mean:.5f}')
     print(f'scale (1 / std)     {measured.scale:.5f} +- {measured.error:.5f}')

@@ -26,14 +26,13 @@ def run(argv: list[str]) -> int:
     import datetime
     import functools
 
-    import tqdm
-
+    from emigm_jax.io.progress import Bar
     from emigm_jax.report import gather, page, write
 
     write.check(arguments.out)
     runs = gather.gather(arguments.runs)
     date = datetime.datetime.now().astimezone().strftime('%Y-%m-%d %H:%M %Z')
-    progress = functools.partial(tqdm.tqdm, unit=' figures', disable=None)
+    progress = functools.partial(Bar, unit=' figures')
     text, pictures = page.build(runs, date, progress)
     write.write(arguments.out, text, pictures)
     for run in runs:

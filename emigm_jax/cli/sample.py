@@ -8,7 +8,7 @@ def run(argv: list[str]) -> int:
     """Runs the command."""
     parser = Parser(
         'sample',
-        'Generates one image for every class and seed: PNG files, a grid and an npz.',
+        'Generates one image for every class and seed: PNG files in OUT/images, a grid and an npz.',
         'emigm sample --checkpoint runs/digits --classes 0-9 --seeds 0-7 --out samples/\n  '
         'emigm sample --checkpoint emigm-l-256 --tokenizer kl16 --classes 207,360 --out samples/',
     )
@@ -25,6 +25,9 @@ def run(argv: list[str]) -> int:
     parser.add_argument(
         '--out', default='samples', help='folder to write to, local or gs:// (samples)'
     )
+    parser.add_argument(
+        '--overwrite', action='store_true', help='clear pictures of other settings in OUT first'
+    )
     parser.add_argument('--tokenizer', help="checkpoint of the latents' tokenizer (KL-16, DC-AE)")
     parser.add_argument('--preset', help='published sampling settings of a model: fast or best')
     parser.add_argument('--dtype', choices=('float32', 'bfloat16'), help='of matrix products')
@@ -35,8 +38,9 @@ def run(argv: list[str]) -> int:
 
     from emigm_jax.api.model import opened
     from emigm_jax.checkpoints import runs
+    from emigm_jax.config import nested
     from emigm_jax.io import access, paths
-    from emigm_jax.sampling.save import save_samples
+    from emigm_jax.sampling import save
     from emigm_jax.tokenizers import codec
 
     saved = runs.require(arguments.checkpoint)
@@ -54,8 +58,13 @@ def run(argv: list[str]) -> int:
         batch_size=arguments.batch_size,
     )
     labels, numbers = _once(*model.pairs(_classes(arguments.classes), seeds))
-    make = model.with_sampling(config)
-    save_samples(arguments.out, make.images(labels, numbers), labels, numbers, model.classes)
+    make, out = model.with_sampling(config), arguments.out
+    settings = nested.flatten(make.about())
+    settings |= {'classes': [int(label) for label in labels[:: len(seeds)]], 'seeds': seeds}
+    save.check(out, settings, arguments.overwrite)  # before the work
+    images = make.images(labels, numbers)
+    save.begin(out, settings, arguments.overwrite)
+    save.save_samples(out, images, labels, numbers, model.classes)
     print(
         f'{len(labels)} images, weights {make.weights}, NFE {make.nfe} -> '
         f'{paths.absolute(arguments.out)}'

@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import traceback
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -11,7 +10,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from emigm_jax.config import nested, shipped
+from emigm_jax.config import faults, nested, shipped
 from emigm_jax.config.settings import Config
 from emigm_jax.errors import UserError
 
@@ -26,22 +25,39 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
     Raises:
       UserError: no such file, name, variant or setting, or a value that makes no sense.
     """
-    config = _run(name)
+    file, _, variant = shipped.located(name).partition(':')
+    config = _run(name, file, variant)
+    given = config.to_dict()
     values, argv = flags.FlagValues(), ['emigm', *overrides]
     try:
         config_flags.DEFINE_config_dict('config', config, flag_values=values, sys_argv=argv)
         rest = values(argv)
         if rest[1:]:
             raise UserError(f'--config: unknown argument {rest[1]!r}; write --config.NAME=VALUE')
-        return nested.resolve(cast('ml_collections.ConfigDict', values['config'].value))
+        resolved = cast('ml_collections.ConfigDict', values['config'].value)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         _check_names(nested.flatten(nested.as_dict(Config())), overrides)
-        raise UserError(f'--config {name}: {_line(error)}') from error
+        raise UserError(f'--config {name}: {" ".join(str(error).split())}') from error
+    try:
+        return nested.resolve(resolved)
+    except (UserError, TypeError, ValueError) as error:
+        reason = faults.message(error)
+        if overrides and _reason(given) != reason:
+            raise UserError(reason) from error  # the file is not to blame
+        raise UserError(f'--config {name}: {reason}{faults.mention(file, reason)}') from error
 
 
-def _run(name: str) -> ml_collections.ConfigDict:
+def _reason(config):
+    """Why a config makes no sense, or None."""
+    try:
+        nested.resolve(config)
+    except (UserError, TypeError, ValueError) as error:
+        return faults.message(error)
+    return None
+
+
+def _run(name: str, file: str, variant: str) -> ml_collections.ConfigDict:
     """What `get_config` of a file returns, as a config that can be changed."""
-    file, _, variant = shipped.located(name).partition(':')
     module = types.ModuleType('emigm_jax_config')
     module.__file__ = file
     try:
@@ -49,13 +65,9 @@ def _run(name: str) -> ml_collections.ConfigDict:
         if not callable(getattr(module, 'get_config', None)):
             raise UserError('has no function get_config')
         config = module.get_config(variant) if variant else module.get_config()
-    except (UserError, ValueError) as error:
-        raise UserError(f'--config {name}: {_line(error)}') from error
-    except Exception as error:  # of code that is the user's own
-        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
-        where = f' (line {lines[-1]})' if lines else ''
-        kind = type(error).__name__
-        raise UserError(f'--config {name}: {kind}: {_line(error)}{where}') from error
+    except (Exception, SystemExit) as error:  # of code that is the user's own
+        where = faults.place(file, error, module)
+        raise UserError(f'--config {name}: {faults.message(error)}{where}') from error
     if isinstance(config, Config):
         return nested.mutable(config)
     if isinstance(config, ml_collections.ConfigDict):
@@ -63,10 +75,6 @@ def _run(name: str) -> ml_collections.ConfigDict:
     if not isinstance(config, dict):
         raise UserError(f'--config {name}: get_config returns no config, but {config!r}')
     return ml_collections.ConfigDict(nested.filled(config, nested.as_dict(Config())))
-
-
-def _line(error):
-    return ' '.join(str(error).split())
 
 
 def _check_names(known, overrides):

@@ -11,7 +11,6 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import ml_collections
-from flax import traverse_util
 
 from emigm_jax.config.settings import Config
 from emigm_jax.errors import UserError, near
@@ -23,8 +22,8 @@ _Settings = TypeVar('_Settings', bound='DataclassInstance')
 
 
 def mutable(settings: 'DataclassInstance') -> ml_collections.ConfigDict:
-    """Settings that can be changed, with known names and types."""
-    return ml_collections.ConfigDict(as_dict(settings))
+    """Settings that can be changed, with known names and types; no others can be added."""
+    return ml_collections.ConfigDict(as_dict(settings)).lock()
 
 
 def defaults() -> ml_collections.ConfigDict:
@@ -100,4 +99,10 @@ def near_setting(name: str, names: Collection[str]) -> str:
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Nested dict -> {'group.name': value}."""
-    return traverse_util.flatten_dict(tree, sep='.')
+    flat = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= {f'{name}.{below}': each for below, each in flatten(value).items()}
+        else:
+            flat[name] = value
+    return flat

@@ -37,21 +37,34 @@ class Option(NamedTuple):
     fields: tuple[str, ...]
     kind: type
     meaning: str
+    choices: tuple[str, ...] = ()
 
+
+# What the declarations say, which import jax; a test compares them.
+_SCHEDULES = ('linear', 'cosine', 'exp', 'log-exp', 'poly-0.5')
+_RULES = ('bernoulli', 'fixed')
+_ORDERS = ('random', 'halton', 'raster')
+_COUNTS = ('shared', 'per_image')
+_GUIDANCE_SCHEDULES = ('constant', 'linear', 'power', 'cubic', 'exp', 'cosine')
+_SOLVERS = ('dpm', 'ddim', 'ddpm')
 
 OPTIONS = {
     'steps': Option('reveal', ('steps',), int, 'transformer steps K'),
-    'schedule': Option('reveal', ('schedule',), str, 'mask schedule gamma(t)'),
-    'rule': Option('reveal', ('rule',), str, 'counts by chance (bernoulli) or by schedule (fixed)'),
-    'order': Option('reveal', ('order',), str, 'which positions come first'),
+    'schedule': Option('reveal', ('schedule',), str, 'mask schedule gamma(t)', _SCHEDULES),
+    'rule': Option('reveal', ('rule',), str, 'counts by chance, or by schedule', _RULES),
+    'order': Option('reveal', ('order',), str, 'which positions come first', _ORDERS),
     'guidance': Option('reveal', ('guidance',), float, 'guidance scale; 1 switches it off'),
-    'guidance_schedule': Option('reveal', ('guidance_schedule',), str, 'course of guidance'),
+    'guidance_schedule': Option(
+        'reveal', ('guidance_schedule',), str, 'course of guidance', _GUIDANCE_SCHEDULES
+    ),
     'interval': Option(
         'reveal', ('guidance_from', 'guidance_to'), float, 'guided while FROM < s <= TO'
     ),
     'plan_seed': Option('reveal', ('plan_seed',), int, 'seed of the reveal counts'),
-    'counts': Option('reveal', ('counts',), str, 'reveal counts: shared, or per_image'),
-    'solver': Option('solver', ('name',), str, 'dpm, ddim or ddpm'),
+    'counts': Option(
+        'reveal', ('counts',), str, 'reveal counts: the same for all images, or not', _COUNTS
+    ),
+    'solver': Option('solver', ('name',), str, 'what draws a token', _SOLVERS),
     'solver_steps': Option('solver', ('steps',), int, 'network calls per token'),
     'solver_order': Option('solver', ('order',), int, 'order of dpm, 1 to 3'),
     'temperature': Option('solver', ('temperature',), float, 'noise scale of ddpm'),

@@ -13,7 +13,7 @@ from emigm_jax.core.reveal import RevealConfig
 from emigm_jax.core.setting import setting, validate
 from emigm_jax.core.solvers import SolverConfig
 from emigm_jax.errors import UserError, check_range
-from emigm_jax.models.emigm import ModelConfig
+from emigm_jax.models.config import ModelConfig
 from emigm_jax.parallel.sharding import MeshConfig
 
 DATASETS = ('digits', 'synthetic', 'latents', 'folder', 'tfds')
@@ -138,7 +138,9 @@ class TrainingConfig:
     keep_every: str = duration(
         '0 steps', 'checkpoints kept for good; 0 steps: none but the newest and the best'
     )
-    sample_images: int = setting(40, 'images in a grid', low=1)
+    sample_images: int = setting(
+        40, 'images in a grid, at most: a row for each of up to ten classes', low=1
+    )
     wandb: str = setting(
         '', "Weights & Biases beside the files: PROJECT or ENTITY/PROJECT; '': without"
     )

@@ -1,5 +1,6 @@
 """Configs that come with the package, found by name wherever it is installed."""
 
+import os
 import pathlib
 
 from emigm_jax.errors import UserError, near
@@ -27,8 +28,9 @@ def located(name: str) -> str:
       UserError: there is neither.
     """
     file, colon, variant = name.partition(':')
-    if pathlib.Path(file).is_file():
-        return name
+    path = pathlib.Path(os.path.expanduser(file))
+    if path.is_file():
+        return f'{path}{colon}{variant}'
     if file in names():
         return f'{folder() / file}.py{colon}{variant}'
     raise UserError(

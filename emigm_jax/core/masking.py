@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
+import scipy  # whose parts are imported when they are used
 from jaxtyping import Array, Float, Int32, PRNGKeyArray
 
 from emigm_jax.core import orders, schedules

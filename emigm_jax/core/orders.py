@@ -10,7 +10,7 @@ from typing import final
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
+import scipy  # whose parts are imported when they are used
 from jaxtyping import Array, Int, Int32, PRNGKeyArray
 
 _POINTS = 10_000  # of the Halton sequence at a time

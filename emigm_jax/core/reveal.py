@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import scipy.stats
+import scipy  # whose parts are imported when they are used
 from jaxtyping import Array, Bool, Float32, Float64, Int
 
 from emigm_jax.core import orders, schedules

@@ -12,6 +12,7 @@ from emigm_jax.data import latents, sources
 from emigm_jax.data.interface import Batch, Dataset
 from emigm_jax.errors import UserError
 from emigm_jax.io import files
+from emigm_jax.io.progress import Bar
 from emigm_jax.models.config import OF_DATA, ModelConfig
 from emigm_jax.parallel import batches, sharding
 from emigm_jax.tokenizers import codec as codecs
@@ -74,6 +75,11 @@ class Synthetic(Dataset):
         return _as_they_are(rows)
 
 
+def _shards(what):
+    """Progress through the shards of a cache."""
+    return functools.partial(Bar, unit=' shards', desc=what, quiet=jax.process_index() > 0)
+
+
 @final
 class Latents(Dataset):
     """A cache of raw latents; moments are sampled afresh, and scaled, on the devices."""
@@ -82,10 +88,10 @@ class Latents(Dataset):
         path = config.path
         if config.local_copy:
             print(f'copying {path} to {config.local_copy}', flush=True)
-            path = latents.copied(path, config.local_copy)
+            path = latents.copied(path, config.local_copy, _shards('copying'))
         self.cache, self.flip = latents.Cache(path), config.flip
         if config.verify:
-            self.cache.verify()
+            self.cache.verify(_shards('comparing checksums'))
         manifest = self.cache.manifest
         self.fingerprint = files.text_hash(shard.sha256 for shard in manifest.shards)
         self.examples, self.classes = len(self.cache), len(manifest.class_names)

@@ -9,7 +9,7 @@ from typing import Any, final
 from emigm_jax.data.pictures import decode
 from emigm_jax.data.sources import Example, Source
 from emigm_jax.errors import UserError
-from emigm_jax.io import files
+from emigm_jax.io import files, paths
 
 
 @final
@@ -36,13 +36,14 @@ class TFDS(Source):
             raise UserError(
                 f"reading TFDS data sets needs the extra: pip install 'emigm_jax[tfds]' ({error})"
             ) from error
-        place = f' --data_dir={data_dir}' if data_dir else ''
+        flag = f' --data_dir={data_dir}' if data_dir else ''
         remedy = (
-            f'prepare it once, with TensorFlow installed: tfds build {name}{place} '
+            f'prepare it once, with TensorFlow installed: tfds build {name}{flag} '
             '--file_format=array_record'
         )
         try:
-            builder: Any = read_only_builder.builder_from_files(name, data_dir=data_dir)
+            place = paths.absolute(data_dir) if data_dir else None
+            builder: Any = read_only_builder.builder_from_files(name, data_dir=place)
         except Exception as error:  # TFDS has many, and they are long
             where = f'not found in {data_dir}' if data_dir else 'not found'
             raise UserError(f'TFDS data set {name!r}: {where}; {remedy}') from error

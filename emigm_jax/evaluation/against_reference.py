@@ -62,7 +62,7 @@ class AgainstReference:
             measured = measure.once(images, *how)
         else:
             measured = measure.totals(images, work.folder, settings, *how)
-        return Gathered(measured.done, lambda: self._result(measured, settings))
+        return Gathered(measured.done, lambda: self._result(measured, settings, work))
 
     def prepare(self, work: Work) -> None:
         """See `Evaluator`: features of a reference that has images in their place."""
@@ -76,11 +76,12 @@ class AgainstReference:
         with work.bar(total=len(images)) as bar:
             self._real = measure.each(images, pool, work.batch_size, bar.update)
 
-    def _result(self, measured, settings):
+    def _result(self, measured, settings, work):
         reference = self._reference
         assert measured.totals is not None  # on the first process, which computes this
         inputs = metrics.Inputs(measured.totals, reference, measured.features, self._real)
-        values, missing = metrics.compute(inputs, self._names)
+        with work.bar(self._names, unit=' metrics', desc='computing the metrics') as names:
+            values, missing = metrics.compute(inputs, names)
         return Result(
             scores=values,
             images=settings['images'],

@@ -26,6 +26,7 @@ from emigm_jax.evaluation.references import Reference
 from emigm_jax.evaluation.result import Result
 from emigm_jax.evaluation.score_table import DEFAULT
 from emigm_jax.io import npz, paths
+from emigm_jax.io.progress import Bar
 from emigm_jax.parallel import agreement
 
 
@@ -36,7 +37,7 @@ def evaluate(
     inception: os.PathLike | str | Extractor,
     metrics: Iterable[str] = DEFAULT,
     work: Work | None = None,
-) -> Result | None:
+) -> Result:
     """FID and its kin of images against statistics of real ones.
 
         images = image_sets.folder('samples')
@@ -52,17 +53,28 @@ def evaluate(
       work: batch size, and the folder from which an interrupted evaluation goes on.
 
     Returns:
-      the `Result`, on all processes; None on those that left (`Work.alone`).
+      the `Result`, on all processes.
 
     Raises:
       UserError: a metric is unknown, a file cannot be read, or the folder holds something else.
     """
-    names, work = tuple(metrics), work or Work()
+    work = work or Work()
+    return evaluator.measure(against(images, reference, inception, metrics, work), images, work)
+
+
+def against(
+    images: ImageSet,
+    reference: os.PathLike | str | Reference,
+    inception: os.PathLike | str | Extractor,
+    metrics: Iterable[str],
+    work: Work,
+) -> AgainstReference:
+    """What `evaluate` measures with; arguments and errors are its own."""
+    names = tuple(metrics)
     network = agreement.agreed(lambda: _checked(inception, names))
     side = lambda: image_sets.side(images, work.batch_size)
     real = make_reference.opened(reference, network, side, work)
-    against = agreement.agreed(lambda: AgainstReference(real, network, names))
-    return evaluator.measure(against, images, work)
+    return agreement.agreed(lambda: AgainstReference(real, network, names))
 
 
 def _checked(inception, names):
@@ -70,7 +82,7 @@ def _checked(inception, names):
     return networks.opened(inception)
 
 
-def evaluate_digits(images: ImageSet, work: Work | None = None) -> Result | None:
+def evaluate_digits(images: ImageSet, work: Work | None = None) -> Result:
     """Scores of images of the digits, 8 x 8 pixels, beside those of real ones against real ones.
 
         images = image_sets.Generated(make, 1000, 10, 'my model')
@@ -125,7 +137,8 @@ def fid(
         if images is None:
             reference = references.read(place)
             return reference.mean, reference.covariance
-        measured = measured_anew(images, network, plan)
+        with Bar(total=len(images), quiet=not agreement.first()) as bar:
+            measured = measured_anew(images, network, plan, bar.update)
 
         def of_images():
             assert measured.totals is not None

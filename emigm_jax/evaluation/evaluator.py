@@ -7,12 +7,11 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
-import tqdm
-
 from emigm_jax.errors import whole
 from emigm_jax.evaluation.image_sets import ImageSet
 from emigm_jax.evaluation.measure import Progress
 from emigm_jax.evaluation.result import Result
+from emigm_jax.io.progress import Bar
 from emigm_jax.parallel import agreement
 
 
@@ -26,8 +25,7 @@ class Work:
     keep_images: bool = False  # in FOLDER/images, for an npz of them
     # JSON-like facts of the images for the result; None: a fingerprint.
     about: dict[str, Any] | None = None
-    alone: bool = False  # the first process computes the scores when the others have left
-    bar: Callable[..., tqdm.tqdm] = functools.partial(tqdm.tqdm, disable=True)  # takes total=N
+    bar: Callable[..., Bar] = functools.partial(Bar, quiet=True)  # of images, and of metrics
     say: Callable[[str], object] = lambda line: None  # gets a line for the user now and then
 
     def __post_init__(self):
@@ -56,13 +54,31 @@ class Evaluator(Protocol):
         """Makes what is needed of the real images, unless it is there."""
 
 
-def measure(evaluator: Evaluator, images: ImageSet, work: Work | None = None) -> Result | None:
-    """The `Result` of the images, on all processes; None on those that left (`Work.alone`).
+def measure(evaluator: Evaluator, images: ImageSet, work: Work | None = None) -> Result:
+    """The `Result` of the images, on all processes.
 
     Raises:
       UserError: as `Evaluator.gather`, on all processes.
     """
-    work = work or Work()
+    result = _gone_through(evaluator, images, work or Work())
+    value = agreement.from_first(agreement.by_first(lambda: result().to_json()))
+    assert value is not None
+    return Result.from_json(value)
+
+
+def measure_and_leave(evaluator: Evaluator, images: ImageSet, work: Work) -> Result | None:
+    """As `measure`, of the last work in common: the other processes do not wait for the scores.
+
+    Returns:
+      the `Result` on the first process; None on the others, which have left the run.
+    """
+    result, first = _gone_through(evaluator, images, work), agreement.first()
+    agreement.leave()
+    return result() if first else None
+
+
+def _gone_through(evaluator, images, work) -> Callable[[], Result]:
+    """Goes through the images; what computes their `Result` on the first process."""
     start = time.perf_counter()
     with work.bar(total=len(images)) as bar:
         gathered = evaluator.gather(images, work, bar.update)
@@ -73,10 +89,4 @@ def measure(evaluator: Evaluator, images: ImageSet, work: Work | None = None) ->
         work.say('computing the metrics')
         return dataclasses.replace(gathered.result(), seconds_per_image=seconds)
 
-    if work.alone:
-        first = agreement.first()
-        agreement.leave()
-        return result() if first else None
-    value = agreement.from_first(agreement.by_first(lambda: result().to_json()))
-    assert value is not None
-    return Result.from_json(value)
+    return result

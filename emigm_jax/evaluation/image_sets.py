@@ -74,8 +74,7 @@ class Generated:
         for piece in pieces:
             # Every batch is filled up to the shape that was compiled.
             numbers = np.asarray(spread.fill(np.arange(self.count)[piece], size))
-            batch = self.make(labels[numbers], numbers)
-            batch = np.repeat(batch, 3, axis=-1) if batch.shape[-1] == 1 else batch
+            batch = _coloured(self.make(labels[numbers], numbers))
             yield batch[: piece.stop - piece.start]
 
 
@@ -167,7 +166,7 @@ class Pictures:
 @final
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """The images (N, H, W, 3) of an `npz.Rows`."""
+    """The images (N, H, W, 1 or 3) of an `npz.Rows`."""
 
     rows: npz.Rows
     labels = None
@@ -180,8 +179,8 @@ class Stored:
         return files.sha256(self.rows.path)[:16]
 
     def batches(self, pieces: Sequence[slice], size: int) -> Iterator[np.ndarray]:
-        """See `ImageSet`."""
-        return self.rows.slices(pieces)
+        """See `ImageSet`; images in grey come in three equal colours."""
+        return map(_coloured, self.rows.slices(pieces))
 
 
 def side(images: ImageSet, size: int) -> int | None:
@@ -198,20 +197,29 @@ def side(images: ImageSet, size: int) -> int | None:
 
 
 def folder(path: os.PathLike | str, image_size: int | None = None) -> Pictures:
-    """All pictures below a folder; UserError as `Below`."""
+    """All pictures below a folder, or of one of `emigm sample` its images; UserError as `Below`."""
+    images = paths.absolute(path) / 'images'
+    if files.claimed(images):  # beside them lies a grid of them all
+        path = images
     return Pictures(Below(path), path, image_size)
 
 
 def stored(path: os.PathLike | str) -> Stored:
-    """The images of an npz file in ADM's layout: arr_0 uint8 (N, H, W, 3).
+    """The images of an npz file: uint8 (N, H, W, 3) in arr_0, as ADM's, or in images, as ours.
 
     Raises:
       UserError: the file is missing, damaged, or holds something else.
     """
     members = npz.members(path)
-    if 'arr_0' not in members:
-        raise UserError(f'{path}: has no arr_0 (uint8 images), but {", ".join(members)}')
-    rows = members['arr_0']
-    if rows.dtype != np.uint8 or len(rows.shape) != 4 or rows.shape[-1] != 3 or not len(rows):
-        raise UserError(f'{path}: arr_0 is {rows.dtype} {rows.shape}, not uint8 (N, H, W, 3)')
+    name = next((name for name in ('arr_0', 'images') if name in members), None)
+    if name is None:
+        raise UserError(f'{path}: has no arr_0 or images (uint8), but {", ".join(members)}')
+    rows = members[name]
+    fits = rows.dtype == np.uint8 and len(rows.shape) == 4 and rows.shape[-1] in (1, 3)
+    if not fits or not len(rows):
+        raise UserError(f'{path}: {name} is {rows.dtype} {rows.shape}, not uint8 (N, H, W, 3)')
     return Stored(rows)
+
+
+def _coloured(images):
+    return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images

@@ -8,13 +8,13 @@ import functools
 from collections.abc import Callable
 
 import numpy as np
-import tqdm
 
 from emigm_jax.config.settings import EvaluationConfig
 from emigm_jax.data import sources
 from emigm_jax.evaluation import evaluator, image_sets, inception, make_reference
 from emigm_jax.evaluation.against_reference import AgainstReference
 from emigm_jax.evaluation.in_pixels import InPixels
+from emigm_jax.io.progress import Bar
 from emigm_jax.parallel import agreement
 
 Maker = Callable[[np.ndarray, np.ndarray], np.ndarray]  # labels, seeds -> images
@@ -52,16 +52,16 @@ def online(
         measuring = AgainstReference(real, network, names)
     else:
         measuring = InPixels(sources.digits())
-    silent = None if agreement.first() else True
-    measuring.prepare(evaluator.Work(settings.batch_size))
+    bar = functools.partial(Bar, quiet=not agreement.first())
+    measuring.prepare(evaluator.Work(settings.batch_size, bar=bar))
 
     def evaluate(params, step):
         name = f'evaluating step {step}'
-        bar = functools.partial(tqdm.tqdm, desc=name, leave=False, disable=silent)
         images = image_sets.Generated(maker(params), settings.num_images, classes, name)
-        work = evaluator.Work(settings.batch_size, bar=bar)
-        result = evaluator.measure(measuring, images, work)
-        assert result is not None  # nobody leaves
+        named = functools.partial(bar, desc=name, leave=False)
+        result = evaluator.measure(
+            measuring, images, evaluator.Work(settings.batch_size, bar=named)
+        )
         for metric, reason in result.missing.items() if agreement.first() else ():
             print(f'{metric}: not computed, {reason}', flush=True)
         return result.scores

@@ -13,6 +13,7 @@ from emigm_jax.io.gcs import remote
 from emigm_jax.io.paths import absolute
 
 _PARTIAL = '.partial'
+_SETTINGS = 'settings.json'  # of a claimed folder
 
 
 @contextlib.contextmanager
@@ -105,34 +106,53 @@ def read_json(path: os.PathLike | str) -> dict[str, Any] | None:
 
 
 def claim(
-    folder: os.PathLike | str, settings: Mapping[str, Any], what: str, write: bool = True
+    folder: os.PathLike | str,
+    settings: Mapping[str, Any],
+    what: str,
+    write: bool = True,
+    remedy: str = 'choose another folder, or delete it',
 ) -> None:
     """Makes `folder` that of `settings` (JSON-like), or checks that it is already.
 
     Args:
       folder: local or gs://.
-      settings: written to settings.json, and compared with what is there.
+      settings: written to settings.json there, and compared with what is there.
       what: the folder's content, for messages.
       write: False only checks.
+      remedy: what to do where it is that of other settings, for messages.
 
     Raises:
       UserError: it holds something else, or `what` of other settings.
     """
     folder = absolute(folder)
-    existing, settings = read_json(folder / 'settings.json'), json.loads(json.dumps(settings))
+    existing, settings = read_json(folder / _SETTINGS), json.loads(json.dumps(settings))
     if existing is None:
         with reported(folder):
             if folder.exists() and any(not p.name.startswith('.') for p in folder.iterdir()):
                 raise UserError(f'{folder}: holds something else; choose another folder')
         if write:
-            write_json(folder / 'settings.json', settings)
+            write_json(folder / _SETTINGS, settings)
         return
     for name in sorted({*existing, *settings}):
         if existing.get(name) != settings.get(name):
             raise UserError(
                 f'{folder}: holds {what} with {name} = {_brief(existing.get(name))}, not '
-                f'{_brief(settings.get(name))}; choose another folder, or delete it'
+                f'{_brief(settings.get(name))}; {remedy}'
             )
+
+
+def claimed(folder: os.PathLike | str) -> bool:
+    """Whether `claim` has made a folder that of some settings."""
+    file = absolute(folder) / _SETTINGS
+    with reported(file):
+        return file.exists()
+
+
+def unclaim(folder: os.PathLike | str) -> None:
+    """Takes back what `claim` did."""
+    file = absolute(folder) / _SETTINGS
+    with reported(file):
+        file.unlink(missing_ok=True)
 
 
 def _brief(value):

@@ -8,12 +8,14 @@ import functools
 import importlib.util
 import logging
 import os
+import re
 import uuid
 
 from emigm_jax.errors import UserError
 
 WRITER, READER = 'roles/storage.objectAdmin', 'roles/storage.objectViewer'
 _LIBRARIES = ('gcsfs', 'google', 'aiohttp', 'requests', 'tensorflow')
+_TENSORSTORE_ERROR = re.compile(r"os_error_code='(\d+)'")
 _LOGIN = (
     'no credentials were found: run `gcloud auth application-default login`, or set '
     'GOOGLE_APPLICATION_CREDENTIALS to the key file of a service account'
@@ -144,8 +146,17 @@ def _who(system):
 
 
 def brief(error: BaseException) -> str:
-    """An exception in one short line."""
-    text = ' '.join(str(error).split())[:160]
+    """An exception in one short line: the system's reason, where one is behind it."""
+    cause = error
+    while cause is not None:
+        if isinstance(cause, OSError) and type(cause).__module__ == 'builtins' and cause.strerror:
+            return cause.strerror
+        if code := _TENSORSTORE_ERROR.search(str(cause)):
+            return os.strerror(int(code[1]))
+        cause = cause.__cause__
+    text = ' '.join(str(error).split())
+    if len(text) > 160:  # the reason stands at the end
+        text = f'{text[:80]} ... {text[-75:]}'
     return f'{type(error).__name__}: {text}' if text else type(error).__name__
 
 

@@ -9,7 +9,10 @@ from emigm_jax.io import gcs, hub
 
 
 def absolute(path: os.PathLike | str) -> epath.Path:
-    """`path` as Orbax wants it; gs:// and the like as they are, hf:// as the copy in its cache.
+    """`path` as Orbax wants it, `~` the home folder; gs:// and the like as they are.
+
+    hf:// is the copy in its cache. Whatever a user names goes through here, so that a path means
+    the same wherever it is written.
 
     Raises:
       UserError: its kind of place is unknown here, or it cannot be fetched from hf://.
@@ -19,8 +22,9 @@ def absolute(path: os.PathLike | str) -> epath.Path:
     if gcs.remote(path):
         gcs.set_up()
     try:
-        path = epath.Path(path)
-        return path if gcs.remote(path) else path.resolve()
+        if gcs.remote(path):
+            return epath.Path(path)
+        return epath.Path(os.path.expanduser(path)).resolve()
     except (KeyError, ImportError) as error:
         raise UserError(
             f'{path}: no access to such places ({error}); gs:// needs the extra emigm_jax[gcs]'

@@ -7,7 +7,7 @@ from jax.typing import DTypeLike
 
 from emigm_jax.core.setting import setting, validate
 from emigm_jax.errors import UserError
-from emigm_jax.nn import functional
+from emigm_jax.nn import loops
 
 OF_DATA = ('grid', 'channels', 'classes')  # sizes that follow from the data
 # Settings that change no parameter, nor what one means.
@@ -51,7 +51,7 @@ class ModelConfig:
         'none',
         'what the backward pass recomputes to save memory: nothing, everything, or all but matrix '
         'products',
-        choices=functional.REMAT,
+        choices=loops.REMAT,
     )
     unroll: bool = setting(
         False, 'layers as a Python loop, not a scan: faster for small models on CPUs'
@@ -94,6 +94,6 @@ class ModelConfig:
         return DTYPES[self.dtype]
 
     @property
-    def loop(self) -> functional.Loop:
+    def loop(self) -> loops.Loop:
         """How stacks of layers are run."""
-        return functional.Loop(self.compute_dtype, self.remat, self.unroll)
+        return loops.Loop(self.compute_dtype, self.remat, self.unroll)

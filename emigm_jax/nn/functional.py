@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from flax import nnx
-from jax.typing import DTypeLike
 from jaxtyping import PRNGKeyArray
 
 from emigm_jax.core import randomness
+from emigm_jax.nn import loops
 from emigm_jax.parallel import sharding
 
 Params = dict[str, Any]  # parameters: a nested dict of arrays, or of their shapes
@@ -52,22 +52,11 @@ def stack(build: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -
     return net.bind(params)
 
 
-@dataclasses.dataclass(frozen=True)
-class Loop:
-    """How a stack of layers is run."""
-
-    dtype: DTypeLike | None = None  # of matrix products, in which sharded kernels are gathered
-    remat: str = 'none'  # what the backward pass recomputes, a key of REMAT
-    # A Python loop in place of `lax.scan`: no stacking of what the backward pass needs, which pays
-    # for small models on CPUs, but compile time grows with depth.
-    unroll: bool = False
-
-
 def scan(
     module: nnx.Module,
     x: Carry,
     body: Callable[[Any, Carry, Any], Carry],
-    loop: Loop = Loop(),
+    loop: loops.Loop = loops.PLAIN,
     xs: Any = None,
 ) -> Carry:
     """Applies a `stack`ed module layer by layer: x = body(layer, x, xs_l), by one `lax.scan`.
@@ -87,25 +76,12 @@ def scan(
 
     if loop.remat != 'none' or sharding.is_sharded():
         # A loop's body is not merged with its backward pass; a straight line of layers would be.
-        step = jax.checkpoint(step, policy=REMAT[loop.remat], prevent_cse=loop.unroll)
+        step = jax.checkpoint(step, policy=loops.REMAT[loop.remat], prevent_cse=loop.unroll)
     if not loop.unroll:
         return jax.lax.scan(step, x, (state, xs))[0]
     for i in range(jax.tree.leaves(state)[0].shape[0]):
         x, _ = step(x, jax.tree.map(lambda a, i=i: a[i], (state, xs)))
     return x
-
-
-# They compute nothing, so what goes in can be kept in place of what comes out. The first is how
-# `sharding.gathered_for_use` gathers parameters, which are then not kept either.
-_FREE = ('custom_vjp_call', 'sharding_constraint', 'name', 'reshape', 'slice', 'squeeze')
-
-# Checkpoint policies by name: none recomputes nothing (but gathers sharded parameters again), full
-# recomputes everything, dots keeps the results of matmuls.
-REMAT = {
-    'none': lambda primitive, *_, **__: primitive.name not in _FREE,
-    'full': jax.checkpoint_policies.nothing_saveable,
-    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
 
 
 def parameter_count(params: Any) -> int:

@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Int, PRNGKeyArray
 
-from emigm_jax.nn import attention, functional
+from emigm_jax.nn import attention, functional, loops
 from emigm_jax.nn.dropout import dropout
 from emigm_jax.nn.layers import layer_norm, linear
 from emigm_jax.parallel import sharding
@@ -132,7 +132,7 @@ class Block(nnx.Module):
 class Stack(nnx.Module):
     """`depth` blocks with stacked parameters, run by one scan."""
 
-    def __init__(self, depth: int, config: BlockConfig, loop: functional.Loop, rngs: nnx.Rngs):
+    def __init__(self, depth: int, config: BlockConfig, loop: loops.Loop, rngs: nnx.Rngs):
         self.depth, self.loop = depth, loop
         self.blocks = functional.stack(lambda rngs: Block(config, rngs), depth, rngs)
 

@@ -1,4 +1,4 @@
-"""Notices that this machine is about to be taken away: SIGTERM, or the metadata server's word.
+"""Notices that a run is to end now: SIGTERM, or the word of a metadata server on this machine.
 
 All processes of a run must stop at the same step; jax's coordination service finds one.
 """
@@ -20,10 +20,15 @@ POLL = 5.0  # seconds
 
 
 class Watch:
-    """`due(step)` says whether the run should save and end after this step; a context manager."""
+    """`due(step)` says whether the run should save and end after this step; a context manager.
+
+    Attributes:
+      reason: why, as far as this process knows.
+    """
 
     def __init__(self):
         self._noticed, self._over = threading.Event(), threading.Event()
+        self.reason = 'asked to end by SIGTERM'
 
     def __enter__(self) -> Self:
         # With several processes jax's own handler of SIGTERM tells the coordinator.
@@ -48,6 +53,7 @@ class Watch:
     def _poll(self):
         while not self._over.wait(POLL):
             if any(_metadata(key) not in _QUIET for key in _KEYS):
+                self.reason = 'this machine is about to be taken away'
                 os.kill(os.getpid(), signal.SIGTERM)  # the one way in, whoever listens
                 return
 

@@ -2,10 +2,9 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import final
+from typing import Any, final
 
 import numpy as np
-import tqdm
 from jaxtyping import UInt8
 
 from emigm_jax.checkpoints.runs import Saved
@@ -13,7 +12,8 @@ from emigm_jax.config.settings import Config, SamplingConfig
 from emigm_jax.data import datasets
 from emigm_jax.data.interface import Dataset
 from emigm_jax.errors import UserError
-from emigm_jax.nn.functional import Params
+from emigm_jax.io.progress import Bar
+from emigm_jax.nn.functional import Params, fingerprint
 from emigm_jax.parallel import batches, processes
 from emigm_jax.sampling.sampler import Integers, Progress, Sampler
 from emigm_jax.tokenizers.codec import Codec
@@ -39,6 +39,17 @@ class Generator:
         """The same model with other sampling settings."""
         return dataclasses.replace(self, sampler=Sampler(self.sampler.model, config))
 
+    def about(self) -> dict[str, Any]:
+        """JSON-like: all that decides the image of a class and a seed."""
+        return {
+            'weights': self.weights,
+            'content': fingerprint(self.params),
+            # Pixels have no weights to tell apart.
+            'tokenizer': self.codec.fingerprint if self.codec.params else self.codec.spec.kind,
+            'sampling': dataclasses.asdict(self.sampler.config),
+            'dtype': self.sampler.model.dtype,
+        }
+
     def batch(self, labels: Integers, seeds: Integers) -> UInt8[np.ndarray, 'B H W colours']:
         """One batch of images as it is; raises `codec.NonFinite` where there are none."""
         # Tokens stay on the devices between sampler and decoder.
@@ -49,7 +60,7 @@ class Generator:
         labels, seeds = np.asarray(labels), np.asarray(seeds)
         size = min(self.batch_size, len(labels))
         images = []
-        for start in tqdm.trange(0, len(labels), size, desc='batches', disable=None):
+        for start in Bar(range(0, len(labels), size), unit=' batches', desc='sampling'):
             # The last batch gets the shape that was compiled.
             rows = [batches.fill(a[start : start + size], size) for a in (labels, seeds)]
             images.append(self.batch(*rows))

@@ -1,13 +1,44 @@
-"""A set of generated images as files."""
+"""A set of generated images as files: FOLDER/images/*.png, a grid, and an npz of all."""
 
 import concurrent.futures
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
 from emigm_jax.data import class_names
-from emigm_jax.io import npz, paths, png
+from emigm_jax.io import files, npz, paths, png
+
+IMAGES, GRID, ARRAYS = 'images', 'grid.png', 'samples.npz'
+
+
+def check(folder: os.PathLike | str, settings: Mapping[str, Any], overwrite: bool = False) -> None:
+    """Raises UserError where images of these settings would be mixed with others.
+
+    Args:
+      folder: local or gs://; need not exist.
+      settings: JSON-like, all that decides the images.
+      overwrite: whether images of other settings there are to go.
+    """
+    place = paths.absolute(folder) / IMAGES
+    if not (overwrite and files.claimed(place)):
+        remedy = 'choose another --out, or clear it with --overwrite'
+        files.claim(place, settings, 'pictures', write=False, remedy=remedy)
+
+
+def begin(folder: os.PathLike | str, settings: Mapping[str, Any], overwrite: bool = False) -> None:
+    """As `check`, and makes the folder one of these settings; images of others there are gone."""
+    check(folder, settings, overwrite)
+    folder = paths.absolute(folder)
+    place = folder / IMAGES
+    with files.reported(folder):
+        if overwrite and files.claimed(place):
+            for path in (*place.glob('*.png'), folder / GRID, folder / ARRAYS):
+                path.unlink(missing_ok=True)
+            files.unclaim(place)  # last, so that what is left when this fails is known as ours
+    files.claim(place, settings, 'pictures')
 
 
 def save_samples(
@@ -28,12 +59,23 @@ def save_samples(
     """
     folder = paths.absolute(folder)
     names = ['null' if label < 0 else f'{label:04}' for label in labels]
-    files = [folder / f'class_{n}_seed_{s:06}.png' for n, s in zip(names, seeds, strict=True)]
+    named = [f'class_{n}_seed_{s:06}.png' for n, s in zip(names, seeds, strict=True)]
     with concurrent.futures.ThreadPoolExecutor(16) as pool:  # a bucket takes its time
-        list(pool.map(png.save, files, images))
-    # One class per row, one seed per column.
+        list(pool.map(png.save, [folder / IMAGES / name for name in named], images))
+    png.save(folder / GRID, class_grid(images, labels, known))
+    npz.write(folder / ARRAYS, dict(images=images, labels=labels, seeds=seeds))
+
+
+def class_grid(
+    images: UInt8[np.ndarray, 'M H W colours'], labels: Int[np.ndarray, ' M'], known: int
+) -> UInt8[np.ndarray, 'height width colours']:
+    """One picture to look at: a class per row, with its name where it has one, a seed per column.
+
+    Args:
+      images: every class with every seed, class by class.
+      labels: -1 for the null class.
+      known: classes that the model knows.
+    """
     columns = int(np.flatnonzero(np.append(labels[1:] != labels[:1], True))[0]) + 1
     grid = png.grid(png.upscaled(images), columns)
-    titles = class_names.titles(labels[::columns], known)
-    png.save(folder / 'grid.png', png.labelled(grid, titles))
-    npz.write(folder / 'samples.npz', dict(images=images, labels=labels, seeds=seeds))
+    return png.labelled(grid, class_names.titles(labels[::columns], known))

@@ -12,6 +12,7 @@ import numpy as np
 from emigm_jax.checkpoints import runs
 from emigm_jax.config.class_copies import parse_copies
 from emigm_jax.config.settings import Config
+from emigm_jax.core import randomness
 from emigm_jax.data import class_names
 from emigm_jax.errors import UserError
 from emigm_jax.models.config import NO_WEIGHTS, ModelConfig
@@ -113,7 +114,7 @@ def _is_class_table(path):
 
 def _with_classes(config, built, rows, params):
     """`params` with a new class table, placed as the state of the run wants it."""
-    key = jax.random.fold_in(jax.random.key(config.seed), _CLASSES)
+    key = jax.random.fold_in(randomness.key(config.seed), _CLASSES)
     placed = jax.tree.map(lambda leaf: leaf.sharding, built.state['params'])
     make = lambda tree: jax.tree_util.tree_map_with_path(
         lambda path, leaf: class_table(leaf, rows, key) if _is_class_table(path) else leaf, tree

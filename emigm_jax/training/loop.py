@@ -21,11 +21,14 @@ from emigm_jax.models.emigm import ModelConfig
 from emigm_jax.nn.functional import Functional, Params, parameter_count
 from emigm_jax.parallel import agreement, preemption, processes, sharding
 from emigm_jax.parallel import batches as spread
+from emigm_jax.sampling import save
 from emigm_jax.sampling.sampler import Sampler
 from emigm_jax.tokenizers import codec
 from emigm_jax.training import about, initial, program, start
 from emigm_jax.training.metrics import Metrics
 from emigm_jax.training.state import State
+
+MOST_CLASSES = 10  # in a grid of samples
 
 # Measures the EMA parameters of a step: {name: score}.
 Evaluate = Callable[[Params, int], dict[str, float]]
@@ -36,7 +39,7 @@ class NonFinite(Exception):
 
 
 class Preempted(Exception):
-    """The machine is about to be taken away; the state has been saved."""
+    """The run was asked to end; the state has been saved."""
 
 
 def train(
@@ -100,6 +103,8 @@ def train(
     before = None
     if at_first < total:
         say('compiling the train step')
+    else:
+        say(f'finished before, at step {total}: a larger --config.training.total goes on')
     batches = pipeline.Timed(pipeline.batches(data, batch_size, config.seed, at_first, total, mesh))
     with (
         runs.Writer(folder, config, steps('keep_every'), data.fingerprint) as writer,
@@ -131,8 +136,8 @@ def train(
                     writer.save(current)
                     writer.wait()
                     raise Preempted(
-                        f'this machine is about to be taken away: saved step {at} in '
-                        f'{folder}; the same command goes on from there'
+                        f'{watch.reason}: saved step {at} in {folder}; the same command goes on '
+                        'from there'
                     )
                 showing = steps('sample_every') and (last or due('sample_every', at))
                 scores = None
@@ -189,19 +194,20 @@ def first_ema(config: Config, mesh: jax.sharding.Mesh, current: State) -> Params
 def sample_grid(
     config: Config, data: Dataset, ema: Params, workdir: epath.Path, at: int
 ) -> np.ndarray | None:
-    """Writes and returns WORKDIR/samples/STEP.png, uint8 (H, W, 1 or 3), one class per column."""
+    """Writes and returns WORKDIR/samples/STEP.png: a few classes, as `emigm sample` shows them."""
     if data.codec is None:
         return None  # latents without their tokenizer have no pictures
-    count, columns = config.training.sample_images, min(data.classes, 10)
-    tokens = sampler(config.model, config.sampling)(
-        ema, np.arange(count) % columns % data.classes, np.arange(count)
-    )
+    count = config.training.sample_images
+    classes = min(data.classes, MOST_CLASSES, count)
+    seeds = count // classes
+    labels = np.repeat(np.arange(classes), seeds)
+    tokens = sampler(config.model, config.sampling)(ema, labels, np.tile(np.arange(seeds), classes))
     try:
-        pictures = png.upscaled(np.asarray(data.codec.decode(tokens)))
+        pictures = data.codec.decode(tokens)
     except codec.NonFinite as error:  # what is trained is finite, and may get over it
         print(f'no grid of step {at}: {error}', flush=True)
         return None
-    grid = png.grid(pictures, columns)
+    grid = save.class_grid(pictures, labels, data.classes)
     png.save(workdir / 'samples' / f'{at:08}.png', grid)
     return grid
 

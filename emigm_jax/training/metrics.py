@@ -15,13 +15,13 @@ import threading
 import time
 
 import numpy as np
-import tensorboardX
 
 from emigm_jax.config import curves, nested
 from emigm_jax.config.settings import Config
 from emigm_jax.errors import UserError
 from emigm_jax.io import files, paths
 from emigm_jax.training import records
+from emigm_jax.training.events import Events
 from emigm_jax.training.progress import Progress
 from emigm_jax.training.records import FILE, read
 from emigm_jax.training.wandb_run import WandbRun
@@ -69,10 +69,7 @@ class Metrics:
         if config and config.training.wandb:
             self._wandb = WandbRun(config.training.wandb, folder, identity, settings)
         self._sink = (_Bucket if files.remote(folder) else _Disk)(folder, _kept(folder, start))
-        # purge_step tells TensorBoard to forget later events of a run that was cut off.
-        self._events = tensorboardX.SummaryWriter(
-            self._sink.events, purge_step=start + 1, filename_suffix=f'.from-{start}'
-        )
+        self._events = Events(self._sink.events, start)
         if settings:
             self._events.add_text('config', _preformatted(settings), start)
         if self._usual and start < total:
@@ -117,7 +114,7 @@ class Metrics:
     def picture(self, step: int, image: np.ndarray | None) -> None:
         """Shows the samples of a step, uint8 (H, W, 1 or 3), where pictures are shown."""
         if self._writes and image is not None:
-            self._events.add_image('samples', image, step, dataformats='HWC')
+            self._events.add_image('samples', image, step)
             if self._wandb:
                 self._wandb.picture(step, image)
 

@@ -1,6 +1,8 @@
 """The commands as a user types them: what they write, how fast they start, how they refuse."""
 
+import dataclasses
 import errno
+import importlib
 import json
 import os
 import pathlib
@@ -15,6 +17,9 @@ from PIL import Image
 
 from emigm_jax.cli import main
 from emigm_jax.cli.arguments import numbers
+from emigm_jax.config.options import OPTIONS
+from emigm_jax.config.settings import SamplingConfig
+from emigm_jax.core.setting import declared
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMOKE = f'--config={ROOT}/configs/digits.py:smoke'
@@ -53,7 +58,7 @@ def test_sample(run, tmp_path, capsys):
         assert data['images'].dtype == np.uint8
         assert list(data['labels']) == [3] * 4 + [7] * 4
         assert list(data['seeds']) == [0, 1, 2, 9] * 2
-        picture = pixels(out / 'class_0007_seed_000009.png')
+        picture = pixels(out / 'images/class_0007_seed_000009.png')
         np.testing.assert_array_equal(picture, data['images'][-1, ..., 0])
         levels = np.unique(data['images'])
     assert set(levels) <= {round(i * 255 / 16) for i in range(17)}  # the digits' grey levels
@@ -97,7 +102,7 @@ def test_sample_with_other_settings(run, tmp_path):
     ]
     command = ['sample', '--checkpoint', str(run), '--seeds', '0', '--classes', 'none', *flags]
     assert main.main([*command, '--out', str(tmp_path)]) == 0
-    assert (tmp_path / 'class_null_seed_000000.png').exists()
+    assert (tmp_path / 'images/class_null_seed_000000.png').exists()
 
 
 def test_evaluate(run, tmp_path, capsys):
@@ -108,7 +113,9 @@ def test_evaluate(run, tmp_path, capsys):
     for scores in (result, result['real_halves']):
         assert {'accuracy', 'frechet_distance', 'precision', 'recall'} <= set(scores)
     assert result['frechet_distance'] > result['real_halves']['frechet_distance']
-    assert 'real halves' in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert shown.startswith('computing the metrics\n')
+    assert 'real halves' in shown
 
 
 @pytest.mark.parametrize('what', ['train', 'sample'])
@@ -244,13 +251,72 @@ def test_help_starts_fast_and_imports_nothing_heavy(command):
     assert 'emigm' in out.stdout
 
 
+# By print, by argparse, by both, and to standard error.
+PRINTING = (['--help'], ['sample', '--help'], ['prepare', '--help'], ['sampel'])
+
+
 @pytest.mark.parametrize('unbuffered', ['', '1'])
-def test_output_that_nobody_reads(unbuffered, run):
-    """As after `| head`: met at the print, or when what Python buffers is written."""
+@pytest.mark.parametrize('command', PRINTING, ids=' '.join)
+def test_output_that_nobody_reads(unbuffered, command, tmp_path):
+    """As after `2>&1 | head`: met at the print, or when what Python buffers is written."""
     read, write = os.pipe()
     os.close(read)
-    argv = [sys.executable, '-m', 'emigm_jax.cli.main', 'checkpoint', 'ls', str(run)]
+    log = tmp_path / 'log'  # of standard error, where the command itself prints elsewhere
     environment = {**os.environ, 'PYTHONUNBUFFERED': unbuffered}
-    done = subprocess.run(argv, stdout=write, stderr=subprocess.PIPE, text=True, env=environment)
+    with log.open('w') as file:
+        error = write if command == ['sampel'] else file
+        argv = [sys.executable, '-m', 'emigm_jax', *command]
+        done = subprocess.run(argv, stdout=write, stderr=error, env=environment)
     os.close(write)
-    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, '')
+    assert log.read_text() == ''
+    by_argparse = unbuffered and command == ['sample', '--help']  # which hides that it failed
+    assert done.returncode == (0 if by_argparse else 128 + signal.SIGPIPE)
+
+
+def broken(argv):
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS), '/data/cache')
+
+
+def test_a_place_that_fails_is_one_line(monkeypatch, capsys):
+    monkeypatch.setitem(main.COMMANDS, 'broken', (f'{__name__}:broken', ''))
+    assert refusal(capsys, 'broken') == 'emigm: /data/cache: Read-only file system'
+
+
+@pytest.mark.parametrize('group', ['prepare', 'checkpoint', 'benchmark'])
+def test_help_of_a_group_shows_how_each_is_called(group, capsys):
+    assert main.main([group, '--help']) == 0
+    shown = capsys.readouterr().out
+    for name in importlib.import_module(f'emigm_jax.cli.{group}').COMMANDS:
+        assert shown.count(f'usage: emigm {group} {name} ') == 1
+        assert f'  emigm {group} {name} ' in shown.partition(f'usage: emigm {group} {name} ')[2]
+        assert main.main([group, name, '--help']) == 0
+        assert 'options:' in capsys.readouterr().out
+
+
+def test_help_lists_choices_as_they_are_declared(capsys):
+    config, fields = SamplingConfig(), {}
+    for group in ('reveal', 'solver'):
+        fields |= {(group, f.name): f for f in dataclasses.fields(getattr(config, group))}
+    assert main.main(['sample', '--help']) == 0
+    shown = capsys.readouterr().out
+    for name, option in OPTIONS.items():
+        declaration = declared(fields[option.group, option.fields[0]]) if option.group else None
+        assert option.choices == (declaration.choices if declaration else ())
+        if option.choices:
+            assert f'--{name.replace("_", "-")} {{{",".join(option.choices)}}}\n' in shown
+
+
+def test_settings_are_listed_without_flax():
+    code = (
+        'import sys; from emigm_jax.cli.main import main; main(["settings", "guidance"])\n'
+        'print(sorted(sys.modules.keys() & {"flax", "scipy.stats", "orbax", "tensorflow"}))'
+    )
+    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert out.stdout.endswith('\n[]\n')
+
+
+def test_a_finished_run_says_so(run, capsys):
+    assert main.main(['train', SMOKE, '--workdir', str(run)]) == 0
+    shown = capsys.readouterr().out
+    assert 'finished before, at step 12: a larger --config.training.total goes on\n' in shown
+    assert 'compiling' not in shown

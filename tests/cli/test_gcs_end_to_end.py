@@ -88,10 +88,12 @@ def test_a_model_is_exported_sampled_and_scored(
     emigm('checkpoint', 'export', run, model)
     flags = ('--classes', '3,7', '--seeds', '0-2,9', '--batch-size', '3')
     emigm('sample', '--checkpoint', model, '--out', f'{bucket}/samples', *flags)
-    assert len(names(f'{bucket}/samples')) == 8 + 2
+    assert len(names(f'{bucket}/samples')) == 8 + 3
     there = npz.members(f'{bucket}/samples/samples.npz')['images'].read()
     assert there.shape == (8, 8, 8, 1)
-    with Image.open(io.BytesIO(read(f'{bucket}/samples/class_0007_seed_000009.png'))) as image:
+    with Image.open(
+        io.BytesIO(read(f'{bucket}/samples/images/class_0007_seed_000009.png'))
+    ) as image:
         np.testing.assert_array_equal(np.asarray(image), there[-1, ..., 0])
 
     emigm('evaluate', '--checkpoint', model, '--num-images', '20', '--json', f'{bucket}/s.json')

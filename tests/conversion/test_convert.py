@@ -354,12 +354,12 @@ def test_pth_to_pictures(tiny, tmp_path, capsys):
         out = tmp_path / f'{devices}-{batch}'
         sample(devices, *flags, '--out', out, '--batch-size', batch)
     read = lambda file: np.asarray(Image.open(file)).astype(int)
-    one, eight = tmp_path / '1-1', tmp_path / '8-16'
+    one, eight = (tmp_path / name / 'images' for name in ('1-1', '8-16'))
     for file in one.glob('class_*.png'):
         assert np.abs(read(file) - read(eight / file.name)).max() <= 1  # rounding
     assert len(list(one.glob('class_*.png'))) == 16
     # The grid has a column of titles.
-    assert read(one / 'grid.png').shape[1] > 8 * 64 + 9 * 2
+    assert read(tmp_path / '1-1/grid.png').shape[1] > 8 * 64 + 9 * 2
 
 
 def test_presets_and_wrong_tokenizers(tiny, tmp_path, capsys):

@@ -3,12 +3,14 @@
 import functools
 import json
 import os
+import typing
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
+import emigm_jax as em
 from emigm_jax.cli import evaluate as command
 from emigm_jax.cli import main
 from emigm_jax.config.settings import EvaluationConfig
@@ -247,6 +249,11 @@ def test_an_evaluation_goes_on_in_its_folder(folders, tmp_path):
         evaluate.evaluate(image_sets.folder(two), **known, work=work)
     with pytest.raises(UserError, match="did you mean 'fid'"):
         evaluate.evaluate(image_sets.folder(one), **{**known, 'metrics': ('fod',)})
+
+
+def test_a_result_is_never_missing():
+    for function in (em.evaluate, evaluate.evaluate, evaluate.evaluate_digits):
+        assert typing.get_type_hints(function)['return'] is Result
 
 
 def test_digits_in_pixels(folders):

@@ -54,7 +54,7 @@ def test_sigterm_saves_the_step_it_is_at(tmp_path, monkeypatch):
         'write',
         lambda self, step, *_: signal.raise_signal(signal.SIGTERM) if step == 4 else None,
     )
-    with pytest.raises(loop.Preempted, match='saved step 5 '):
+    with pytest.raises(loop.Preempted, match=r'^asked to end by SIGTERM: saved step 5 '):
         loop.train(smoke(log_every='4 steps', checkpoint_every='12 steps'), tmp_path)
     assert [p.name for p in runs.finished(tmp_path)] == ['5']
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
@@ -84,11 +84,13 @@ def test_a_maintenance_notice_is_a_sigterm(monkeypatch):
     with preemption.Watch() as watch:
         time.sleep(0.3)
         assert not watch.due(1)
+        assert 'machine' not in watch.reason
         said['instance/maintenance-event'] = 'TERMINATE_ON_HOST_MAINTENANCE'
         end = time.monotonic() + 20
         while not watch.due(2):
             assert time.monotonic() < end
             time.sleep(0.02)
+        assert watch.reason == 'this machine is about to be taken away'
     server.shutdown()
     server.server_close()
 

@@ -6,6 +6,7 @@ Readers take the bytes of a whole file, best a memory map, as arrays are views o
 import json
 import mmap
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping
 from typing import Any
@@ -82,6 +83,7 @@ def write_safetensors(path: os.PathLike | str, tensors: Mapping[str, np.ndarray]
         with tempfile.TemporaryDirectory(prefix='.partial-', dir=folder) as folder:
             partial = os.path.join(folder, 'partial')
             numpy.save_file(tensors, partial)
+            _mode_of_new_files(partial)  # the library gives it to its owner alone
             if files.remote(path):
                 with open(partial, 'rb') as f:
                     files.write(path, iter(lambda: f.read(2**24), b''))
@@ -89,6 +91,13 @@ def write_safetensors(path: os.PathLike | str, tensors: Mapping[str, np.ndarray]
                 os.replace(partial, path)
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f'{path}: cannot be written ({" ".join(str(error).split())})') from error
+
+
+def _mode_of_new_files(path):
+    """Gives a file the mode that opening a new one beside it gives: what the umask says."""
+    plain = f'{path}.mode'
+    open(plain, 'wb').close()
+    shutil.copymode(plain, path)
 
 
 def read_msgpack(mapping: bytes | mmap.mmap) -> Any:

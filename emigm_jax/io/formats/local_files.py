@@ -17,6 +17,7 @@ import numpy as np
 
 from emigm_jax.errors import UserError
 from emigm_jax.io import files, hub, paths
+from emigm_jax.io.progress import Bar
 
 # Of transformers and hub mixins, of diffusers, and what both wrote before safetensors.
 _WEIGHTS = (
@@ -36,7 +37,7 @@ def map_file(path: os.PathLike | str) -> mmap.mmap:
     try:
         if place is None:
             raise FileNotFoundError
-        with _fetched(path) if files.remote(place) else open(place, 'rb') as file:
+        with _fetched(path) if files.remote(place) else open(paths.absolute(place), 'rb') as file:
             if os.fstat(file.fileno()).st_size == 0:
                 raise UserError(f'{path}: the file is empty, fetch it again')
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -61,10 +62,8 @@ def _fetched(path):
 
 
 def _fetch(source, copy):
-    import tqdm
-
     size = source.stat().length
-    bar = tqdm.tqdm(total=size, unit='B', unit_scale=True, disable=None)
+    bar = Bar(total=size, unit='B', unit_scale=True, desc=f'fetching {source}')
     with bar, source.open('rb') as file:
         while piece := file.read(2**24):
             copy.write(piece)
@@ -74,16 +73,12 @@ def _fetch(source, copy):
 
 def is_folder(path: os.PathLike | str) -> bool:
     """Whether `path` is a folder; of hf:// nothing in it is fetched."""
-    if hub.on_hub(path):
-        return hub.is_folder(path)
-    return paths.absolute(path).is_dir() if files.remote(path) else os.path.isdir(path)
+    return hub.is_folder(path) if hub.on_hub(path) else paths.absolute(path).is_dir()
 
 
 def exists(path: os.PathLike | str) -> bool:
     """Whether there is anything at `path`; on hf://, a file."""
-    if hub.on_hub(path):
-        return hub.file(path) is not None
-    return paths.absolute(path).exists() if files.remote(path) else os.path.exists(path)
+    return hub.file(path) is not None if hub.on_hub(path) else paths.absolute(path).exists()
 
 
 def read_json(path: os.PathLike | str) -> dict[str, Any]:
