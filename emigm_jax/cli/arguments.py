@@ -13,6 +13,8 @@ from emigm_jax.config.options import OPTIONS, SamplingOptions, changed
 from emigm_jax.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from emigm_jax.checkpoints.runs import Saved
     from emigm_jax.config.settings import Config, SamplingConfig
 
@@ -99,6 +101,14 @@ def check_pictures(parser: Parser, arguments: argparse.Namespace) -> None:
     for name in ('split', 'data_dir'):
         if getattr(arguments, name) is not None and not arguments.tfds:
             parser.error(f'--{name.replace("_", "-")} goes with --tfds')
+
+
+def print_passed_over(passed_over: Mapping[str, int]) -> None:
+    """Says which files beside pictures are left out, if there are any."""
+    from emigm_jax.data import listing
+
+    if passed_over:
+        print(f'left out, as no pictures: {listing.described(passed_over)}', flush=True)
 
 
 def add_processes(parser: Parser) -> None:

@@ -146,9 +146,12 @@ def _work(arguments, about, **more):
 def _images(arguments):
     """(`image_sets.ImageSet`, JSON-like facts that decide what its images are)."""
     from emigm_jax.evaluation import image_sets
+    from emigm_jax.parallel import agreement
 
     if arguments.images:
         images = image_sets.folder(arguments.images)
+        if agreement.first():
+            shared.print_passed_over(images.passed_over)
         return images, {'source': 'folder', 'content': images.fingerprint()}
     if arguments.npz:
         images = image_sets.stored(arguments.npz)

@@ -105,6 +105,7 @@ def _latents(arguments):
         f'about {gigabytes:.3g} GB',
         flush=True,
     )
+    shared.print_passed_over(rows.passed_over)
     if arguments.dry_run:
         print(json.dumps(contents.to_json(), indent=2))
         return 0

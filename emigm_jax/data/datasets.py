@@ -10,7 +10,7 @@ import numpy as np
 from emigm_jax.config.settings import Config, DataConfig
 from emigm_jax.data import latents, sources
 from emigm_jax.data.interface import Batch, Dataset
-from emigm_jax.errors import UserError
+from emigm_jax.errors import UserError, printable
 from emigm_jax.io import files
 from emigm_jax.models.config import OF_DATA, ModelConfig
 from emigm_jax.parallel import batches, sharding
@@ -173,7 +173,7 @@ class Pictures(Dataset):
 
 @functools.cache  # once per file
 def _warn(name, reason):
-    print(f'cannot read {name} ({reason}); the next picture stands in for it', flush=True)
+    print(f'cannot read {printable(name)} ({reason}); the next one stands in for it', flush=True)
 
 
 def codec(config: DataConfig) -> Codec | None:

@@ -9,7 +9,8 @@ import abc
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+import types
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -39,6 +40,7 @@ class Rows(abc.ABC):
     """What a cache is made of, in a fixed order."""
 
     class_names: tuple[str, ...]
+    passed_over: Mapping[str, int] = types.MappingProxyType({})  # as of `sources.Source`
 
     @abc.abstractmethod
     def __len__(self) -> int:

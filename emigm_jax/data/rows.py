@@ -58,7 +58,7 @@ class Encoded(Rows):
                 f'of {spec.title}'
             )
         self._source, self._codec, self._size = source, codec, image_size
-        self.class_names = source.class_names
+        self.class_names, self.passed_over = source.class_names, source.passed_over
 
     def __len__(self) -> int:
         return len(self._source)
@@ -112,11 +112,13 @@ class OfficialFiles(Rows):
                 raise UserError(f'{folder}: no such folder')
             classes = sorted(p.name for p in self._root.iterdir() if p.is_dir())
             names = {
-                name: sorted(p.name for p in (self._root / name).iterdir() if p.suffix == '.npz')
-                for name in classes
+                name: sorted(p.name for p in (self._root / name).iterdir()) for name in classes
             }
         self.class_names = tuple(classes)
-        self._files = [(c, file) for c, name in enumerate(classes) for file in names[name]]
+        every = [(c, file) for c, name in enumerate(classes) for file in names[name]]
+        self._files = [(c, file) for c, file in every if file.endswith('.npz')]
+        others = len(every) - len(self._files)
+        self.passed_over = {'other than .npz': others} if others else {}
         if not self._files:
             raise UserError(f'{folder}: holds no CLASS/FILE.npz')
         self._codec = codec
