@@ -1,5 +1,6 @@
 """Training with one call."""
 
+import functools
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,6 +9,7 @@ import ml_collections
 
 from emigm_jax.config.load import config_of
 from emigm_jax.config.settings import Config
+from emigm_jax.data import real
 from emigm_jax.data.interface import Dataset
 from emigm_jax.evaluation.online import online
 from emigm_jax.sampling import generator
@@ -43,4 +45,6 @@ def train(
 def evaluator(config: Config, data: Dataset) -> Callable[[dict, int], dict[str, float]]:
     """What `loop.train` takes: measures the EMA weights of a run on the way."""
     ready = generator.while_training(config, data)
-    return online(config.evaluation, config.model.classes, lambda params: ready(params).batch)
+    maker = lambda params: ready(params).batch
+    images = functools.partial(real.images, config.data)
+    return online(config.evaluation, config.model.classes, maker, images)

@@ -15,6 +15,7 @@ from emigm_jax.models.emigm import ModelConfig
 from emigm_jax.parallel.sharding import MeshConfig
 
 DATASETS = ('digits', 'synthetic', 'latents', 'folder', 'tfds')
+IN_PIXELS = ('digits', 'folder', 'tfds')  # data with pictures that pixels can be compared with
 NORMALIZATIONS = ('image', 'batch')
 LR_SCHEDULES = ('constant', 'cosine')  # after warmup
 _DECAY = 0.99999999  # the largest
@@ -37,7 +38,12 @@ class DataConfig:
         '',
         "checkpoint of the tokenizer; latents: only to show samples; folder, tfds: '' is pixels",
     )
-    image_size: int = setting(256, 'folder, tfds: pixels per side after the centre crop', low=1)
+    image_size: int = setting(
+        256,
+        'folder, tfds: pixels per side after the centre crop; 0: as the pictures suggest',
+        low=1,
+        beside=(0,),
+    )
     flip: bool = setting(True, 'latents, folder, tfds: every other picture is mirrored, by chance')
     dataset: str = setting('imagenet2012', 'tfds: name of the data set')
     split: str = setting('train', 'tfds: split of the data set')
@@ -47,9 +53,25 @@ class DataConfig:
     verify: bool = setting(
         False, 'latents: the cache is compared with its checksums before training'
     )
-    patch: int = setting(2, 'pixels as tokens: pixels per side of a token', low=1)
+    patch: int = setting(
+        2,
+        'pixels as tokens: pixels per side of a token; 0: folder, tfds: as suits their size',
+        low=1,
+        beside=(0,),
+    )
     scale: float = setting(
-        1.0, 'pixels as tokens: those in [-1, 1] are multiplied by this', low=1e-6
+        1.0,
+        'pixels as tokens: those in [-1, 1] are multiplied by this; 0: folder, tfds: 1 / their '
+        'standard deviation, measured',
+        low=1e-6,
+        beside=(0.0,),
+    )
+    latent_scale: float = setting(
+        0.0,
+        'latents are multiplied by this (`emigm prepare stats` measures it); 0: by the constant of '
+        'their tokenizer',
+        low=1e-6,
+        beside=(0.0,),
     )
     examples: int = setting(
         1_281_167, "synthetic: how many examples there are (ImageNet's train split)", low=1
@@ -57,8 +79,10 @@ class DataConfig:
 
     def __post_init__(self):
         validate(self, 'data')
-        if self.name in ('latents', 'folder') and not self.path:
-            raise UserError(f'data.name = {self.name!r} needs data.path')
+        if self.name == 'latents' and not self.path:
+            raise UserError("data.name = 'latents' needs data.path: say --config.data.path=CACHE")
+        if self.name == 'digits' and not (self.patch and self.scale):
+            raise UserError('data.patch = 0 and data.scale = 0 go with folder and tfds')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +175,9 @@ class EvaluationConfig:
 
     every: str = duration('0 steps', 'how often; 0 steps: never')
     num_images: int = setting(5000, 'how many: class by class, image i from seed i', low=4)
-    reference: str = setting('', "statistics of real images; digits: '' compares pixels")
+    reference: str = setting(
+        '', "statistics of real images; digits, folder, tfds: '' compares pixels"
+    )
     inception: str = setting('', "checkpoint of FID's network, from `emigm convert`")
     metrics: str = setting(
         'fid,inception_score', 'of those of `emigm evaluate`; not heeded in pixels'
@@ -180,10 +206,10 @@ class Config:
 
     def __post_init__(self):
         validate(self)
-        if self.evaluates and not self.evaluation.reference and self.data.name != 'digits':
+        if self.evaluates and not self.evaluation.reference and self.data.name not in IN_PIXELS:
             raise UserError(
                 'evaluation.every needs evaluation.reference and evaluation.inception '
-                '(only digits are compared in pixels)'
+                f'(only {", ".join(IN_PIXELS)} are compared in pixels)'
             )
         if self.training.batch_size % self.training.accumulate:
             raise UserError(

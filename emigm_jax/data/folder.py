@@ -72,6 +72,7 @@ class ImageFolder(Source):
                 self._sizes.append(size)
                 labels.append(label)
         self._labels = np.array(labels, np.int32)
+        self.class_counts = [len(classes[name]) for name in self.class_names]
 
     def __len__(self) -> int:
         return len(self._names)

@@ -171,3 +171,22 @@ def _strip(image, resized, size, margin=4):
     inside = [place - c for place, c in zip(begins + ends, corner * 2, strict=True)]
     part = image.crop((*corner, *stop))
     return part.resize((size, size), Image.Resampling.BICUBIC, box=tuple(inside))
+
+
+def shrunk(images: np.ndarray, most: int = 8) -> np.ndarray:
+    """uint8 (B, S, S, colours), by box filter, of at most `most` pixels per side.
+
+    8 is the size of the digits; with more, covariances of a few hundred images mean little.
+    """
+    if images.shape[1] <= most:
+        return images
+    flat = images.shape[-1] == 1
+    small = [
+        np.asarray(
+            Image.fromarray(image[..., 0] if flat else image).resize(
+                (most, most), Image.Resampling.BOX
+            )
+        )
+        for image in images
+    ]
+    return np.stack(small).reshape(len(images), most, most, -1)

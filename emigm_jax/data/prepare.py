@@ -9,8 +9,7 @@ import abc
 import hashlib
 import json
 import os
-import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -40,7 +39,6 @@ class Rows(abc.ABC):
     """What a cache is made of, in a fixed order."""
 
     class_names: tuple[str, ...]
-    passed_over: Mapping[str, int] = types.MappingProxyType({})  # as of `sources.Source`
 
     @abc.abstractmethod
     def __len__(self) -> int:

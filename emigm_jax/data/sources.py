@@ -2,7 +2,7 @@
 
 import abc
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -34,6 +34,7 @@ class Source(abc.ABC):
     class_names: tuple[str, ...]  # in label order
     # Files beside the pictures, which are left out: {kind: how many}.
     passed_over: Mapping[str, int] = types.MappingProxyType({})
+    class_counts: Sequence[int] | None = None  # pictures of each class; None: it takes reading them
 
     @abc.abstractmethod
     def __len__(self) -> int:

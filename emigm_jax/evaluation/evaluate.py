@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable
 
 from emigm_jax.data import sources
+from emigm_jax.data.sources import Images
 from emigm_jax.evaluation import evaluator, image_sets, measure, references, scores, statistics
 from emigm_jax.evaluation import inception as networks
 from emigm_jax.evaluation.against_reference import AgainstReference
@@ -63,7 +64,12 @@ def evaluate_digits(images: ImageSet, work: Work | None = None) -> Result | None
     Raises:
       UserError: the images have no labels, or cannot be read.
     """
-    return evaluator.measure(InPixels(sources.digits()), images, work)
+    return evaluate_in_pixels(images, sources.digits(), work)
+
+
+def evaluate_in_pixels(images: ImageSet, real: Images, work: Work | None = None) -> Result | None:
+    """As `evaluate_digits`, of images of any kind beside real ones, as `data.real` gives them."""
+    return evaluator.measure(InPixels(real), images, work)
 
 
 def fid(

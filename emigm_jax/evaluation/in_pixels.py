@@ -1,8 +1,9 @@
-"""Images against real ones pixel by pixel, for pictures as small as the digits."""
+"""Images against real ones pixel by pixel: needs no network, and shows whether a run learns."""
 
 import functools
 from typing import final
 
+from emigm_jax.data.pictures import shrunk
 from emigm_jax.data.sources import Images
 from emigm_jax.errors import UserError
 from emigm_jax.evaluation import measure, scores
@@ -14,17 +15,22 @@ from emigm_jax.evaluation.result import Result
 
 @final
 class InPixels:
-    """The `Evaluator` of images in grey, beside scores of one half of the real ones."""
+    """The `Evaluator` of images, as `shrunk`, beside scores of one half of the real ones.
+
+    Args:
+      real: as `shrunk`; those in grey are compared with the first colour of the images.
+    """
 
     def __init__(self, real: Images):
-        self._real, self._labels = _flat(real.images), real.labels
+        self._colours = real.images.shape[-1]
+        self._real, self._labels = self._flat(real.images), real.labels
 
     def gather(self, images: ImageSet, work: Work, progress: Progress) -> Gathered:
         """See `Evaluator`; UserError as well where the classes of the images are not known."""
         labels = images.labels
         if labels is None:
             raise UserError('images without classes cannot be compared in pixels')
-        rows = _flat(measure.each(images, lambda rows: rows, work.batch_size, progress))
+        rows = self._flat(measure.each(images, shrunk, work.batch_size, progress))
         result = lambda: Result(
             scores=scores.compare(self._real, self._labels, rows, labels),
             images=len(images),
@@ -40,6 +46,5 @@ class InPixels:
     def _halves(self):
         return scores.halves(self._real, self._labels)
 
-
-def _flat(images):
-    return images[..., 0].reshape(len(images), -1) / 255.0
+    def _flat(self, images):
+        return images[..., : self._colours].reshape(len(images), -1) / 255.0

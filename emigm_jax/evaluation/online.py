@@ -12,6 +12,7 @@ import tqdm
 
 from emigm_jax.config.settings import EvaluationConfig
 from emigm_jax.data import sources
+from emigm_jax.data.sources import Images
 from emigm_jax.evaluation import evaluator, image_sets
 from emigm_jax.evaluation.against_reference import AgainstReference
 from emigm_jax.evaluation.in_pixels import InPixels
@@ -21,7 +22,10 @@ Maker = Callable[[np.ndarray, np.ndarray], np.ndarray]  # labels, seeds -> image
 
 
 def online(
-    settings: EvaluationConfig, classes: int, maker: Callable[[dict], Maker]
+    settings: EvaluationConfig,
+    classes: int,
+    maker: Callable[[dict], Maker],
+    real: Callable[[], Images] = sources.digits,
 ) -> Callable[[dict, int], dict[str, float]]:
     """Makes the function that measures a run's weights; all files are read now, not on the way.
 
@@ -29,6 +33,7 @@ def online(
       settings: what is measured, how many images and against what.
       classes: of the model; as many images are made of each as of any other.
       maker: parameters -> what makes images of them, as `image_sets.Generated` has it.
+      real: gives what pixels are compared with where no reference is set.
 
     Returns:
       evaluate(params, step) -> {name: float}: the scores for parameters that are replicated on this
@@ -43,7 +48,7 @@ def online(
         names = settings.metrics.split(',')
         measuring = AgainstReference(settings.reference, settings.inception, names)
     else:
-        measuring = InPixels(sources.digits())
+        measuring = InPixels(real())
     silent = None if agreement.first() else True
     measuring.prepare(evaluator.Work(settings.batch_size))
 

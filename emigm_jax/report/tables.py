@@ -61,7 +61,7 @@ _FACTS = {
     'weights': (lambda e: e.weights, False),
     'sampling': (lambda e: e.sampling, False),
     'images': (lambda e: f'{e.images:,}' if e.images else '', True),
-    'against': (lambda e: e.reference or ('real digits' if e.pixels else ''), False),
+    'against': (lambda e: e.reference or ('real pictures' if e.pixels else ''), False),
     'NFE': (lambda e: e.nfe_label, False),
     's per image': (lambda e: f'{e.seconds:.3g}' if e.seconds else '', True),
 }

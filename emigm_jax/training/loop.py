@@ -73,6 +73,8 @@ def train(
     steps = functools.partial(config.steps, examples=data.examples)
     total = steps('total')
     say(f'data: {config.data.name}, {data.examples} examples of {data.grid**2} tokens')
+    for remark in data.remarks:
+        say(f'  {remark}')
 
     built = program.build(config, mesh, steps('warmup'), total)
     current = resumed(config, data, folder, total, built, say)
