@@ -36,9 +36,11 @@ def get_config(variant='default'):
     model.width, model.heads = width, 4
     model.encoder_depth = model.decoder_depth = depth
     model.buffer = 4 if smoke else 16
-    model.head_width, model.head_depth = head_width, 3
+    model.head_width, model.head_depth = head_width, 1 if smoke else 3
+    model.unroll = smoke  # compiles sooner
     model.attention_dropout = model.projection_dropout = 0.0 if smoke else 0.1
 
+    config.loss.masking.groups = 1 if smoke else 4
     config.optimizer.base_learning_rate = rate * 256 / batch
     config.optimizer.lr_schedule = 'cosine'
     config.optimizer.ema_decays = (decay,)

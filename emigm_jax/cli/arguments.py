@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import sys
 from typing import TYPE_CHECKING, cast
 
 from emigm_jax.cli.main import Parser
@@ -15,6 +16,7 @@ from emigm_jax.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from emigm_jax.api.model import Model
     from emigm_jax.checkpoints.runs import Saved
     from emigm_jax.config.settings import Config, SamplingConfig
 
@@ -147,6 +149,20 @@ def numbers(name: str, text: str) -> list[int]:
             raise UserError(f'--{name}: numbers end at {2**32 - 1}, {part} does not')
         values += range(int(low), int(high) + 1) if dash else [int(low)]
     return values
+
+
+def classes(text: str, model: Model) -> list[int | str | None] | str | None:
+    """Classes of a flag as `Model.sample` takes them; warns where numbers are names, too."""
+    from emigm_jax.data import class_names
+
+    if text in ('', 'all'):
+        return text or None
+    saved = model.saved.class_names
+    found = class_names.chosen(text, (*saved, *model.class_names), model.classes)
+    warning = class_names.in_another_order(saved)
+    if warning and any(isinstance(each, int) for each in found):
+        print(f'warning: {warning}', file=sys.stderr)
+    return found
 
 
 def add_sampling(parser: Parser) -> None:

@@ -229,6 +229,10 @@ def _print_in_pixels(result):
             values = f'{result.scores[name]:10.3f} {result.real_halves[name]:12.3f}'
             print(f'{score.title:26} {values}')
     settings = result.settings
+    by_class = sorted(settings['accuracy_by_class'].items(), key=lambda pair: pair[1])
+    if len(by_class) > 1:
+        lowest = ', '.join(f'{name} {value:.3f}' for name, value in by_class[:3])
+        print(f'lowest accuracy by class: {lowest}')
     print(
         f'{result.images} images of step {settings["step"]}, weights {settings["weights"]}, '
         f'NFE {settings["nfe"]}, {result.seconds_per_image:.4f} s per image with compilation'

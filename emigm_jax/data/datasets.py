@@ -37,7 +37,8 @@ class Digits(Dataset):
         # Operation by operation: compiled as one they would round otherwise.
         raw = self.codec.tokenizer.encode({}, jnp.asarray(self.source.images))
         self.grid, self.channels = raw.shape[1], self.codec.spec.channels
-        self.classes = len(self.source.class_names)
+        self.class_names = self.source.class_names
+        self.classes = len(self.class_names)
         self.examples = len(self.source.labels)
         self.fingerprint = 'digits'
         self._tokens = np.asarray(self.codec.to_tokens(raw))
@@ -91,6 +92,7 @@ class Latents(Dataset):
         manifest = self.cache.manifest
         self.fingerprint = files.text_hash(shard.sha256 for shard in manifest.shards)
         self.examples, self.classes = len(self.cache), len(manifest.class_names)
+        self.class_names = manifest.class_names
         self.codec, self.params = codec(config), {}
         maker = manifest.contents.tokenizer
         if self.codec and self.codec.fingerprint != maker.fingerprint:
@@ -121,6 +123,7 @@ class Pictures(Dataset):
     def __init__(self, source: sources.Source, config: DataConfig):
         self.source, self.flip = source, config.flip
         self.examples, self.classes = len(source), len(source.class_names)
+        self.class_names = source.class_names
         self.fingerprint = source.fingerprint()
         seen = survey.look(source)
         learned_codec = codec(config) if config.tokenizer else None

@@ -32,6 +32,7 @@ class Dataset(abc.ABC):
     fingerprint: str  # of what decides content and order; the same on every host
     codec: Codec | None  # turns tokens into pictures; None: nothing at hand does
     params: dict[str, Any]  # weights that `to_batch` needs on the devices; {}: none
+    class_names: Sequence[str] = ()  # in label order; (): they have none
     flip: bool = False  # whether every other example is mirrored, by chance
     # What they are read by, with what was left to them filled in; None: as in the config.
     settings: DataConfig | None = None

@@ -3,9 +3,11 @@
 import functools
 from typing import final
 
+import numpy as np
+
 from emigm_jax.data.pictures import shrunk
 from emigm_jax.data.sources import Images
-from emigm_jax.errors import UserError
+from emigm_jax.errors import UserError, printable
 from emigm_jax.evaluation import measure, scores
 from emigm_jax.evaluation.evaluator import Gathered, Work
 from emigm_jax.evaluation.image_sets import ImageSet
@@ -24,6 +26,7 @@ class InPixels:
     def __init__(self, real: Images):
         self._colours = real.images.shape[-1]
         self._real, self._labels = self._flat(real.images), real.labels
+        self._names = real.class_names
 
     def gather(self, images: ImageSet, work: Work, progress: Progress) -> Gathered:
         """See `Evaluator`; UserError as well where the classes of the images are not known."""
@@ -34,7 +37,7 @@ class InPixels:
         result = lambda: Result(
             scores=scores.compare(self._real, self._labels, rows, labels),
             images=len(images),
-            settings=work.about or {},
+            settings={**(work.about or {}), 'accuracy_by_class': self._by_class(rows, labels)},
             real_halves=self._halves,
         )
         return Gathered(len(images), result)
@@ -45,6 +48,14 @@ class InPixels:
     @functools.cached_property
     def _halves(self):
         return scores.halves(self._real, self._labels)
+
+    def _by_class(self, rows, labels):
+        """{name of a class: class accuracy} of the images that were made for it."""
+        of_class = lambda label: (rows[labels == label], labels[labels == label])
+        accuracy = lambda label: scores.nearest_neighbour_accuracy(
+            self._real, self._labels, *of_class(label)
+        )
+        return {printable(self._names[label]): accuracy(label) for label in np.unique(labels)}
 
     def _flat(self, images):
         return images[..., : self._colours].reshape(len(images), -1) / 255.0

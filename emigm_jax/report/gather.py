@@ -11,13 +11,14 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
-from emigm_jax.errors import UserError
+from emigm_jax.errors import UserError, printable
 from emigm_jax.io import files
 from emigm_jax.io.paths import absolute
 from emigm_jax.report import parse
 from emigm_jax.report.runs import Grid, Run
 
 METRICS, CONFIG, SAMPLES, RESULT = 'metrics.jsonl', 'config.json', 'samples', 'result.json'
+CLASSES = 'class_names.json'
 _T = TypeVar('_T')
 CHOSEN = 6  # grids of samples that a run shows
 _EXPECTED = (
@@ -95,8 +96,14 @@ def _run(folder):
         measurements=tuple(map(sized, measured)),
         grids=tuple(grids),
         grid_count=count,
+        class_names=_class_names(folder),
         notes=(*notes, *left_out, *unreadable),
     )
+
+
+def _class_names(folder):
+    names = (files.read_json(folder / CLASSES) or {}).get('class_names')
+    return tuple(printable(str(name)) for name in names) if isinstance(names, list) else ()
 
 
 def _evaluated(folder, measured, notes):
@@ -107,7 +114,7 @@ def _measurements(folders):
     """([Evaluation], notes) of the result files in folders."""
     measured, notes = {}, []
     for path in (path for folder in folders for path in _children(folder)):
-        if path.suffix != '.json' or path.name in (CONFIG, 'settings.json'):
+        if path.suffix != '.json' or path.name in (CONFIG, CLASSES, 'settings.json'):
             continue
         try:
             evaluation = _evaluation(path)

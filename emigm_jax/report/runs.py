@@ -76,6 +76,7 @@ class Run:
     measurements: tuple[Evaluation, ...] = ()  # of `emigm evaluate`
     grids: tuple[Grid, ...] = ()  # by step, some of all
     grid_count: int = 0  # all
+    class_names: tuple[str, ...] = ()  # in label order, as people read them
     notes: tuple[str, ...] = ()  # what is missing or was left out, a sentence each
 
     def column(self, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -25,6 +25,9 @@ def overview(runs: list[Run]) -> Table:
     best = {name: cells for name, cells in best.items() if any(cells)}
     heads = ('run', 'steps', 'last loss', 'images/s (median)')
     heads += tuple(f'best {SCORES[name].label}' for name in best)
+    numbers = tuple(range(2, len(heads)))
+    named = any(run.class_names for run in runs)
+    heads += ('classes',) * named
     rows = []
     for i, run in enumerate(runs):
         loss, speed = run.column('loss')[1], run.column('images_per_second')[1]
@@ -33,8 +36,14 @@ def overview(runs: list[Run]) -> Table:
             f'{np.median(speed):,.4g}' if len(speed) else '',
             *(cells[i] for cells in best.values()),
         ]
+        cells += [_classes(run.class_names)] * named
         rows.append((run.name, _progress(run), *(cell or NONE for cell in cells)))
-    return Table(heads, tuple(rows), tuple(range(len(runs))), tuple(range(2, len(heads))))
+    return Table(heads, tuple(rows), tuple(range(len(runs))), numbers)
+
+
+def _classes(names, most=6):
+    shown = ', '.join(names[:most]) + ', ...' * (len(names) > most)
+    return f'{len(names):,}: {shown}' if names else ''
 
 
 def _best(run, name):

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import os
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -16,6 +17,7 @@ def save_samples(
     labels: Int[np.ndarray, ' M'],
     seeds: Int[np.ndarray, ' M'],
     known: int,
+    saved: Sequence[str] = (),
 ) -> None:
     """Writes a PNG per image, a grid with the names of the classes, and an npz of all.
 
@@ -25,15 +27,18 @@ def save_samples(
       labels: -1 for the null class.
       seeds: image numbers.
       known: classes that the model knows.
+      saved: their names, as its checkpoint has them; (): none, or ImageNet's.
     """
     folder = paths.absolute(folder)
-    names = ['null' if label < 0 else f'{label:04}' for label in labels]
+    names = class_names.file_names(labels, known, saved)
     files = [folder / f'class_{n}_seed_{s:06}.png' for n, s in zip(names, seeds, strict=True)]
     with concurrent.futures.ThreadPoolExecutor(16) as pool:  # a bucket takes its time
         list(pool.map(png.save, files, images))
     # One class per row, one seed per column.
     columns = int(np.flatnonzero(np.append(labels[1:] != labels[:1], True))[0]) + 1
     grid = png.grid(png.upscaled(images), columns)
-    titles = class_names.titles(labels[::columns], known)
+    titles = class_names.titles(labels[::columns], known, saved)
     png.save(folder / 'grid.png', png.labelled(grid, titles))
-    npz.write(folder / 'samples.npz', dict(images=images, labels=labels, seeds=seeds))
+    arrays = dict(images=images, labels=labels, seeds=seeds)
+    arrays['titles'] = np.array(class_names.titles(labels, known, saved))  # of each image
+    npz.write(folder / 'samples.npz', arrays)

@@ -3,7 +3,7 @@
 import functools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import jax
@@ -80,7 +80,7 @@ def train(
     current = resumed(config, data, folder, total, built, say)
     evaluate = evaluator and evaluator(config, data)
     if first:
-        prepare(folder, config, built.net)
+        prepare(folder, config, built.net, data.class_names)
     axes = ' x '.join(f'{size} {axis}' for axis, size in mesh.shape.items() if size > 1)
     say(
         f'model: {parameter_count(built.net.shapes()):,} parameters on {mesh.size} device(s)'
@@ -95,7 +95,9 @@ def train(
         say('compiling the train step')
     batches = pipeline.Timed(pipeline.batches(data, batch_size, config.seed, start, total, mesh))
     with (
-        runs.Writer(folder, config, steps('keep_every'), data.fingerprint) as writer,
+        runs.Writer(
+            folder, config, steps('keep_every'), data.fingerprint, data.class_names
+        ) as writer,
         preemption.Watch() as watch,
     ):
         try:
@@ -211,12 +213,15 @@ def check_resumable(
         )
 
 
-def prepare(workdir: epath.Path, config: Config, net: Functional) -> None:
-    """Creates the workdir and writes the config and a table of parameters for people to read."""
+def prepare(
+    workdir: epath.Path, config: Config, net: Functional, class_names: Sequence[str] = ()
+) -> None:
+    """Creates the workdir and writes what people and reports read: config, parameters, classes."""
     table = parameter_overview.get_parameter_overview(net.shapes(), include_stats=False)
     text = json.dumps(nested.as_dict(config), indent=2)
     files.write_text(workdir / 'config.json', text + '\n')
     files.write_text(workdir / 'parameters.txt', table + '\n')
+    files.write_json(workdir / 'class_names.json', {runs.CLASS_NAMES: list(class_names)})
 
 
 def stop_non_finite(writer: runs.Writer, current: State, values: dict[str, float]) -> NoReturn:
