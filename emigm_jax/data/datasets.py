@@ -21,6 +21,8 @@ from emigm_jax.tokenizers import learned
 from emigm_jax.tokenizers.codec import Codec
 from emigm_jax.tokenizers.pixels import Pixels
 
+LEFT_TO_PICTURES = ('image_size', 'patch', 'scale')  # of data, where they are 0
+
 
 def _as_they_are(rows):
     return Batch(labels=rows['labels'], tokens=rows['tokens'])
@@ -150,6 +152,7 @@ class Pictures(Dataset):
         new = survey.filled(config, seen, spec, largest)
         lines = survey.found(self.source, seen)
         lines += survey.enlarged(seen, new.image_size, '--config.data.image_size=')
+        self.enlarges = bool((seen.shorter < new.image_size).mean() > 0.5)
         if not spec:
             spread = survey.deviation(self.source, new.image_size)
             scale = config.scale or survey.suggested_scale(spread)
@@ -157,7 +160,7 @@ class Pictures(Dataset):
             lines += survey.scaled(spread, scale)
         taken = [
             f'--config.data.{name}={getattr(new, name)}'
-            for name in ('image_size', 'patch', 'scale')
+            for name in LEFT_TO_PICTURES
             if getattr(new, name) != getattr(config, name)
         ]
         lines += [f'taken, as they suggest: {" ".join(taken)}'] if taken else []
@@ -251,18 +254,32 @@ def dataset(config: Config) -> Dataset:
       UserError: it is not there, is damaged, or does not fit the model.
     """
     data = DATASETS[config.data.name](config)
-    wanted = {f'model.{name}': getattr(data, name) for name in OF_DATA}
-    known = nested.flatten(nested.as_dict(config))
-    known |= {f'data.{n}': v for n, v in dataclasses.asdict(data.settings or config.data).items()}
-    misfits = {**data.misfits, **{n: v for n, v in wanted.items() if known[n] not in (0, v)}}
+    misfits, why = _misfits(config, data), _described(config.data)
+    if misfits and data.enlarges:
+        # Whoever has to change settings may as well take those that suit the pictures.
+        free = dataclasses.replace(config.data, image_size=0, patch=0, scale=0.0)
+        config = dataclasses.replace(config, data=free)
+        suited = DATASETS[config.data.name](config)
+        taken = {f'data.{name}': getattr(suited.settings, name) for name in LEFT_TO_PICTURES}
+        misfits = {n: v for n, v in taken.items() if v} | _misfits(config, suited)
+        why += '; most pictures are smaller and would be enlarged'
     if misfits:
+        known = nested.flatten(nested.as_dict(config))
+        known |= {
+            f'data.{n}': v for n, v in dataclasses.asdict(data.settings or config.data).items()
+        }
         named = ', '.join(f'{name} = {known[name]}' for name in misfits)
         flags = ' '.join(f'--config.{name}={value}' for name, value in misfits.items())
-        raise UserError(
-            f'{named} {"does" if len(misfits) == 1 else "do"} not fit the data '
-            f'({_described(config.data)}): say {flags}'
-        )
+        verb = 'does' if len(misfits) == 1 else 'do'
+        raise UserError(f'{named} {verb} not fit the data ({why}): say {flags}')
     return data
+
+
+def _misfits(config, data):
+    """Settings that do not fit the data, with values that do."""
+    wanted = {name: getattr(data, name) for name in OF_DATA}
+    sizes = {f'model.{n}': v for n, v in wanted.items() if getattr(config.model, n) not in (0, v)}
+    return {**data.misfits, **sizes}
 
 
 def _described(data):

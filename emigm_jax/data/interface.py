@@ -39,6 +39,7 @@ class Dataset(abc.ABC):
     remarks: Sequence[str] = ()  # lines that a user should know
     # Settings of the data that do not fit them, and values that would: {dotted name: value}.
     misfits: Mapping[str, int] = types.MappingProxyType({})
+    enlarges: bool = False  # whether most pictures are smaller than what is made of them
     one_by_one: bool = False  # whether a row takes so long that each is read by a task of its own
 
     @abc.abstractmethod

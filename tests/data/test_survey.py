@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from emigm_jax.cli import main
-from emigm_jax.config.load import config_of, load_config
+from emigm_jax.config.load import load_config
 from emigm_jax.config.settings import DataConfig
 from emigm_jax.data import datasets, real, scale, sizes, survey
 from emigm_jax.data.folder import ImageFolder
@@ -109,19 +109,27 @@ def test_a_folder_says_what_it_is(folder):
     assert again == fitted == sizes.fitted(config, datasets.dataset(config))
 
 
-def test_all_misfits_are_named_at_once(folder):
-    config = load_config('imagenet256:size=xs,tiny', flags(folder, '--config.data.name=folder'))
-    config = config_of(config, {'data.image_size': 30, 'data.patch': 4})
+@pytest.mark.parametrize(
+    ('size', 'named'),
+    [
+        (27, 'data.image_size model.grid model.channels model.classes'),
+        (256, 'data.image_size data.patch data.scale model.grid model.channels model.classes'),
+    ],
+)
+def test_all_misfits_are_named_at_once(folder, size, named):
+    """As flags that can be pasted; sizes that most pictures do not have are none to keep."""
+    own = flags(folder, '--config.data.name=folder', '--config.data.patch=4')
+    own.append(f'--config.data.image_size={size}')
     with pytest.raises(UserError) as error:
-        datasets.dataset(config)
-    message = str(error.value)
-    assert message.startswith('data.image_size = 30, model.grid = 16, model.channels = 16, ')
-    said = message.rpartition(': say ')[2].split()
-    assert [flag.partition('=')[0].removeprefix('--config.') for flag in said] == [
-        'data.image_size', 'model.grid', 'model.channels', 'model.classes'
-    ]  # fmt: skip
-    changes = [*flags(folder, '--config.data.name=folder', '--config.data.patch=4'), *said]
-    datasets.dataset(load_config('imagenet256:size=xs,tiny', changes))
+        datasets.dataset(load_config('imagenet256:size=xs,tiny', own))
+    message, _, said = str(error.value).rpartition(': say ')
+    assert message.startswith(f'data.image_size = {size}, ')
+    assert ('most pictures are smaller' in message) == (size == 256)
+    changes = said.split()
+    names = [flag.partition('=')[0].removeprefix('--config.') for flag in changes]
+    assert names == named.split()
+    data = datasets.dataset(load_config('imagenet256:size=xs,tiny', [*own, *changes]))
+    assert data.settings.image_size == 28
 
 
 def test_enlarging_scale_and_mirroring_are_said(folder):
