@@ -6,7 +6,7 @@ It says what it finds and which sizes it takes; each can be set. Tokens are patc
 crops of at most 32 x 32, or latents with --config.data.tokenizer=kl16, of crops of the tokenizer's
 own size or of what the pictures fill. On the way it is scored in pixels against the pictures.
 
-Variants (configs/folder.py:NAME), with 32 x 32 pixels; hours on 2 CPU cores are estimated from FLOPs:
+Variants (configs/folder.py:NAME); hours are for 32 x 32 pixels on 2 CPU cores, told by FLOPs alone:
   default  4.1 million parameters, 0.35 PFLOP: about an hour
   best     9.4 million parameters, 4 PFLOP: about twelve hours, better on a GPU
   smoke    a minute or two; shows that everything runs, not that it learns
@@ -50,8 +50,8 @@ def get_config(variant='default'):
 
     training = config.training
     training.batch_size = batch
-    training.total, training.warmup = f'{steps} steps', f'{steps // 20 + 1} steps'
-    training.log_every = f'{steps // 100 + 1} steps'
+    training.total, training.warmup = f'{steps} steps', f'{max(1, steps // 20)} steps'
+    training.log_every = f'{max(1, steps // 100)} steps'
     training.checkpoint_every = f'{steps // 10 or steps} steps'
     training.sample_every = f'{max(1, steps // 5)} steps'
     training.sample_images = 10 if smoke else 40
