@@ -51,3 +51,10 @@ def near(value: object, names: Iterable[str]) -> str:
     """' (did you mean ...?)' if one of `names` resembles `value`, else ''."""
     matches = difflib.get_close_matches(str(value), list(names), n=1)
     return f' (did you mean {matches[0]!r}?)' if matches else ''
+
+
+def printable(text: str) -> str:
+    """A name of any bytes, as a file may have, on one line that every terminal takes."""
+    text = text.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace')
+    escaped = lambda c: c.encode('unicode_escape').decode()
+    return ''.join(c if c.isprintable() else escaped(c) for c in text)

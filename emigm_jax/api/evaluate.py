@@ -9,7 +9,9 @@ from typing import Any, Unpack, cast
 from emigm_jax.api.model import Model
 from emigm_jax.checkpoints.runs import Saved
 from emigm_jax.config.options import SamplingOptions
+from emigm_jax.config.settings import IN_PIXELS
 from emigm_jax.core import randomness
+from emigm_jax.data import real
 from emigm_jax.errors import UserError, check_range, whole
 from emigm_jax.evaluation import evaluate as library
 from emigm_jax.evaluation import image_sets
@@ -35,18 +37,18 @@ def evaluate(
     work: Work | None = None,
     **options: Unpack[SamplingOptions],
 ) -> Result:
-    """FID and its kin against statistics of real images; models of the digits also in pixels.
+    """FID and its kin against statistics of real images; models of pictures also in pixels.
 
     Args:
       what: a `Model`, whose image i comes from seed i, class by class; a folder of pictures of one
         size; or an npz file with uint8 images in arr_0.
       reference: file of statistics (ADM, eMIGM, MAR, MeanFlow, EDM2, our own), or a folder of
         pictures, whose statistics are made at the size of the images and kept beside it; None: a
-        model of the digits is compared with the real ones in pixel space.
+        model of digits or of a folder is compared with the real ones in pixel space.
       inception: checkpoint of FID's network, from `convert`.
       metrics: fid, sfid, inception_score, kid, precision_recall, fid_infinite,
         fid_standard_error; one that cannot be computed is in `Result.missing`.
-      num_images: how many a model makes (50,000; digits: 1,000).
+      num_images: how many a model makes (50,000; in pixels: 1,000).
       preset, **options: sampling settings, as in `Model.sample`.
       work: batch size, and the folder from which an interrupted evaluation goes on.
 
@@ -69,10 +71,10 @@ def evaluate(
             raise UserError(f'{what}: pictures are measured against a reference, by inception')
         images = _pictures(what)
     else:
-        if reference is None and what.config.data.name != 'digits':
+        if reference is None and what.config.data.name not in IN_PIXELS:
             raise UserError(
-                f'{what.saved.path}: needs reference and inception (only models of the digits are '
-                'scored in pixel space)'
+                f'{what.saved.path}: needs reference and inception (only models of '
+                f'{", ".join(IN_PIXELS)} are scored in pixel space)'
             )
         count = (1000 if reference is None else 50_000) if num_images is None else num_images
         count = whole('num_images', count, low=4)
@@ -80,7 +82,9 @@ def evaluate(
         images, about = generated(what.saved, make, count)
         work = dataclasses.replace(work, about=work.about or about)
     if reference is None:
-        return library.evaluate_digits(images, work)
+        # Only of a model: pictures need a reference.
+        real_ones = real.images(cast(Model, what).config.data)
+        return library.evaluate_in_pixels(images, real_ones, work)
     # Without both of them the first check would have failed.
     network = cast(os.PathLike | str | Extractor, inception)
     return library.evaluate(

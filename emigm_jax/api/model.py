@@ -56,6 +56,11 @@ class Model:
         """Classes that it knows: labels 0 to classes - 1."""
         return self.config.model.classes
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names in the order of the labels, of the data or of ImageNet; () if there are none."""
+        return class_names.known(self.classes, self.saved.class_names)
+
     def sampling(
         self, preset: str | None = None, **options: Unpack[SamplingOptions]
     ) -> SamplingConfig:
@@ -82,8 +87,8 @@ class Model:
         The image of a class and a seed is the same in any batch, on any devices.
 
         Args:
-          classes: labels, names of ImageNet's classes ('golden retriever'), None for the null
-            class; 'all'; or None: all of a few, some of many. One that is given twice comes twice.
+          classes: labels, names of `class_names` ('golden retriever'), None for the null class;
+            'all'; or None: all of a few, some of many. One that is given twice comes twice.
           seeds: image numbers, 0 to 2^32 - 1; likewise.
           preset: published settings, 'fast' or 'best'; None: the checkpoint's own.
           **options: settings to change: steps, guidance, interval=(low, high), solver_steps ...;
@@ -153,7 +158,7 @@ class Model:
         if name is None:
             return -1
         if isinstance(name, str):
-            return class_names.label(name, self.classes)
+            return class_names.label(name, self.classes, self.saved.class_names)
         label = whole('a class', name)
         if not 0 <= label < self.classes:
             raise UserError(

@@ -1,5 +1,6 @@
 """Training with one call."""
 
+import functools
 import os
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -9,6 +10,7 @@ import ml_collections
 from emigm_jax.config import resuming
 from emigm_jax.config.load import config_of
 from emigm_jax.config.settings import Config
+from emigm_jax.data import real
 from emigm_jax.data.interface import Dataset
 from emigm_jax.evaluation.online import online
 from emigm_jax.sampling import generator
@@ -50,5 +52,7 @@ def evaluator(config: Config, data: Dataset) -> Callable[[dict, int], dict[str, 
     """What `loop.train` takes: measures the EMA weights of a run on the way."""
     ready = generator.while_training(config, data)
     assert data.codec is not None  # or `while_training` would have raised
-    side, classes = config.model.grid * data.codec.spec.stride, config.model.classes
-    return online(config.evaluation, classes, lambda params: ready(params).batch, side)
+    side = config.model.grid * data.codec.spec.stride
+    maker = lambda params: ready(params).batch
+    images = functools.partial(real.images, config.data)
+    return online(config.evaluation, config.model.classes, maker, images, side)

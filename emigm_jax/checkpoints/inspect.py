@@ -106,7 +106,7 @@ def facts(path: os.PathLike | str) -> dict[str, Any]:
 
     Keys: path, kind (run, model, or what else it is), step, size, files, changed, arrays ({part:
     {numbers, bytes, dtypes}}), parameters, ema_decays, recipe (published model whose sizes it has,
-    or None), config (None if it is no model), presets, source, data, versions.
+    or None), config (None if it is no model), class_names, presets, source, data, versions.
     """
     entry = _entry(paths.absolute(path))
     stored = store.checkpoint(path)
@@ -128,6 +128,7 @@ def facts(path: os.PathLike | str) -> dict[str, Any]:
         'ema_decays': [part.removeprefix('ema/') for part in weights if part != 'params'],
         'recipe': _recipe(saved.config.model) if saved else None,
         'config': nested.as_dict(saved.config) if saved else None,
+        'class_names': list(saved.class_names) if saved else [],
         'presets': sorted(description.get('presets', {})),
         'source': description.get('source', {}),
         'data': description.get('data', ''),
@@ -193,5 +194,6 @@ def export(path: os.PathLike | str, target: os.PathLike | str, weights: str = ''
         params,
         saved.presets,
         {key: value for key, value in source.items() if value},
+        saved.class_names,
     )
     return name

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import jax
@@ -23,6 +23,7 @@ from emigm_jax.errors import UserError
 from emigm_jax.io import access, paths
 
 FOLDER = 'checkpoints'
+CLASS_NAMES = 'class_names'  # of a description, in label order
 BEST = ('fid', 'frechet_distance')  # the scores of which the lowest value is kept, if there is one
 
 
@@ -40,8 +41,10 @@ class Writer:
         config: settings.Config,
         keep_every: int = 0,
         data: str = '',
+        class_names: Sequence[str] = (),
     ):
         self._description = {
+            CLASS_NAMES: list(class_names),
             'config': nested.as_dict(config),
             liftings.KEY: liftings.VERSION,
             'data': data,
@@ -131,6 +134,7 @@ class Saved:
     presets: dict[str, SamplingConfig]  # the published settings of a converted model
     source: dict[str, Any]  # what a converted model was made from
     data: str = ''  # fingerprint of the training data
+    class_names: tuple[str, ...] = ()  # in label order; (): nobody saved them
 
     @property
     def path(self) -> epath.Path:
@@ -192,6 +196,7 @@ def export(
     ema: dict[str, Any],
     presets: Mapping[str, SamplingConfig],
     source: Mapping[str, Any],
+    class_names: Sequence[str] = (),
 ) -> None:
     """Writes a converted model as a checkpoint of its own.
 
@@ -201,12 +206,14 @@ def export(
       ema: parameters.
       presets: by name.
       source: JSON-like, what the weights come from.
+      class_names: in label order; (): nobody knows them.
     """
     description = {
         'config': nested.as_dict(config),
         liftings.KEY: liftings.VERSION,
         'presets': {name: nested.as_dict(value) for name, value in presets.items()},
         'source': source,
+        CLASS_NAMES: list(class_names),
     }
     name = str(config.optimizer.ema_decays[0])
     store.save(path, {'ema': {name: ema}}, description)
@@ -286,4 +293,5 @@ def saved(stored: store.Checkpoint) -> Saved:
         presets,
         description.get('source', {}),
         description.get('data', ''),
+        tuple(description.get(CLASS_NAMES, ())),
     )

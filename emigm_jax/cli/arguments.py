@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import re
+import sys
 from typing import TYPE_CHECKING, cast
 
 from emigm_jax.cli.main import Parser
@@ -14,6 +15,9 @@ from emigm_jax.config.options import OPTIONS, SamplingOptions, changed
 from emigm_jax.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from emigm_jax.api.model import Model
     from emigm_jax.checkpoints.runs import Saved
     from emigm_jax.config.settings import Config, SamplingConfig
 
@@ -103,6 +107,14 @@ def check_pictures(parser: Parser, arguments: argparse.Namespace) -> None:
             parser.error(f'--{name.replace("_", "-")} goes with --tfds')
 
 
+def print_passed_over(passed_over: Mapping[str, int]) -> None:
+    """Says which files beside pictures are left out, if there are any."""
+    from emigm_jax.data import listing
+
+    if passed_over:
+        print(f'left out, as no pictures: {listing.described(passed_over)}', flush=True)
+
+
 def add_processes(parser: Parser) -> None:
     """Flags by which several processes find one another."""
     group = parser.add_argument_group(
@@ -143,6 +155,20 @@ def numbers(name: str, text: str) -> list[int]:
             raise UserError(f'--{name}: {part} are too many; {MOST_NUMBERS} at most go at a time')
         values += range(low, high + 1)
     return values
+
+
+def classes(text: str, model: Model) -> list[int | str | None] | str | None:
+    """Classes of a flag as `Model.sample` takes them; warns where numbers are names, too."""
+    from emigm_jax.data import class_names
+
+    if text in ('', 'all'):
+        return text or None
+    saved = model.saved.class_names
+    found = class_names.chosen(text, (*saved, *model.class_names), model.classes)
+    warning = class_names.in_another_order(saved)
+    if warning and any(isinstance(each, int) for each in found):
+        print(f'warning: {warning}', file=sys.stderr)
+    return found
 
 
 def add_sampling(parser: Parser) -> None:

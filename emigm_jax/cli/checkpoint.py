@@ -108,6 +108,7 @@ def inspect(argv: list[str]) -> int:
         ),
         ('EMA decays', ', '.join(facts['ema_decays'])),
         ('sizes of', facts['recipe'] and '{0} {2} at {1} pixels'.format(*facts['recipe'])),
+        ('classes', _few(facts['class_names'])),
         ('presets', ', '.join(facts['presets'])),
         *((f'source: {name}', value) for name, value in facts['source'].items()),
         ('data', facts['data'] and f'fingerprint {facts["data"]}'),
@@ -117,6 +118,14 @@ def inspect(argv: list[str]) -> int:
     shown = [f'{title:<{width}}{value}' for title, value in rows if value not in (None, '', [])]
     _show(arguments, facts | _differences(arguments, facts, shown), shown)
     return 0
+
+
+def _few(names, most=12):
+    """Names of classes with their labels, some of many."""
+    from emigm_jax.data import class_names
+
+    shown = class_names.titles(range(min(most, len(names))), len(names), names)
+    return ', '.join(shown) + f', ... ({len(names):,} in all)' * (len(names) > most)
 
 
 def _differences(arguments, facts, shown):

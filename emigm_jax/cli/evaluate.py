@@ -14,7 +14,8 @@ def run(argv: list[str]) -> int:
         'evaluate',
         'Measures images against a reference: those a checkpoint makes (class-balanced, image i '
         'from\nseed i), a folder, or an npz in the layout of ADM. The same command goes on after '
-        'an\ninterruption. Models of the digits, with no --reference, are scored in pixel space.',
+        'an\ninterruption. Models of digits, folders and TFDS, with no --reference, are scored in\n'
+        'pixel space.',
         'emigm evaluate --checkpoint emigm-l-256 --tokenizer kl16 --inception fid-inception \\\n'
         '      --reference VIRTUAL_imagenet256_labeled.npz --num-images 50000 --compare paper\n'
         '  emigm evaluate --images samples/ --reference ref.npz --inception fid-inception\n'
@@ -27,7 +28,7 @@ def run(argv: list[str]) -> int:
     parser.add_argument(
         '--num-images',
         type=int,
-        help='how many to generate, class by class (50000; digits: 1000)',
+        help='how many to generate, class by class (50000; in pixels: 1000)',
     )
     parser.add_argument(
         '--reference',
@@ -60,7 +61,7 @@ def run(argv: list[str]) -> int:
             if not getattr(arguments, name):
                 parser.error(f'--{name} is required')
     with shared.join(arguments):
-        result = _against_reference(arguments) if arguments.reference else _digits(arguments)
+        result = _against_reference(arguments) if arguments.reference else _in_pixels(arguments)
         if result is not None and arguments.json:
             from emigm_jax.io import files
 
@@ -105,30 +106,34 @@ def _against_reference(arguments):
     return result
 
 
-def _digits(arguments):
-    """Without a reference: in pixel space, beside real digits against real ones."""
+def _in_pixels(arguments):
+    """Without a reference: in pixel space, beside real pictures against real ones."""
     from emigm_jax.checkpoints import runs
-    from emigm_jax.data import sources
+    from emigm_jax.config.settings import IN_PIXELS
+    from emigm_jax.data import real
     from emigm_jax.evaluation import evaluator
     from emigm_jax.evaluation.in_pixels import InPixels
+    from emigm_jax.parallel import agreement
 
     saved = runs.require(arguments.checkpoint)
-    if saved.config.data.name != 'digits':
+    if saved.config.data.name not in IN_PIXELS:
         raise UserError(
-            f'{saved.path}: needs --reference and --inception (only models of the '
-            'digits are scored in pixel space)'
+            f'{saved.path}: needs --reference and --inception (only models of '
+            f'{", ".join(IN_PIXELS)} are scored in pixel space)'
         )
-    count = 1000 if arguments.num_images is None else arguments.num_images
     classes = saved.config.model.classes
+    count = arguments.num_images
+    if count is None:
+        count = max(1, 1000 // classes) * classes
     if count < 4 or count % classes:
         raise UserError(f'--num-images must be a multiple of the {classes} classes, not {count}')
     images, about = _generated(arguments, saved, count)
     about = {name: about[name] for name in ('step', 'weights', 'nfe')}
-    result = evaluator.measure_and_leave(
-        InPixels(sources.digits()), images, _work(arguments, about)
-    )
+    real_ones = agreement.agreed(lambda: real.images(saved.config.data))
+    work = _work(arguments, about)
+    result = evaluator.measure_and_leave(InPixels(real_ones), images, work)
     if result is not None:
-        _print_digits(result)
+        _print_in_pixels(result)
     return result
 
 
@@ -146,9 +151,12 @@ def _work(arguments, about, **more):
 def _images(arguments):
     """(`image_sets.ImageSet`, JSON-like facts that decide what its images are)."""
     from emigm_jax.evaluation import image_sets
+    from emigm_jax.parallel import agreement
 
     if arguments.images:
         images = image_sets.folder(arguments.images)
+        if agreement.first():
+            shared.print_passed_over(images.passed_over)
         return images, {'source': 'folder', 'content': images.fingerprint()}
     if arguments.npz:
         images = image_sets.stored(arguments.npz)
@@ -212,13 +220,17 @@ def _print(result, paper):
         )
 
 
-def _print_digits(result):
+def _print_in_pixels(result):
     print(f'{"":26} {"generated":>10} {"real halves":>12}')
     for name, score in SCORES.items():
         if name in result.scores:  # of so few images that three digits are enough
             values = f'{result.scores[name]:z10.3f} {result.real_halves[name]:z12.3f}'
             print(f'{score.title:26} {values}')
     settings = result.settings
+    by_class = sorted(settings['accuracy_by_class'].items(), key=lambda pair: pair[1])
+    if len(by_class) > 1:
+        lowest = ', '.join(f'{name} {value:.3f}' for name, value in by_class[:3])
+        print(f'lowest accuracy by class: {lowest}')
     print(
         f'{result.images} images of step {settings["step"]}, weights {settings["weights"]}, '
         f'NFE {settings["nfe"]}, {result.seconds_per_image:.4f} s per image with compilation'

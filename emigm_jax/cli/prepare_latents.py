@@ -96,7 +96,7 @@ def _latents(arguments):
     if not arguments.dry_run:
         access.probe(arguments.target)
     loaded = codec.load(arguments.tokenizer, arguments.compute_dtype, arguments.batch_size)
-    rows = _rows(arguments, loaded)
+    rows, remarks = _rows(arguments, loaded)
     contents = rows.contents(arguments.dtype, arguments.shard_rows)
     numbers = math.prod(loaded.tokenizer.raw_shape(contents.image_size))
     gigabytes = len(rows) * latents.VIEWS * numbers * np.dtype(arguments.dtype).itemsize / 1e9
@@ -105,6 +105,8 @@ def _latents(arguments):
         f'about {gigabytes:.3g} GB',
         flush=True,
     )
+    for line in remarks:
+        print(f'  {line}', flush=True)
     if arguments.dry_run:
         print(json.dumps(contents.to_json(), indent=2))
         return 0
@@ -124,16 +126,17 @@ def _latents(arguments):
 
 
 def _rows(arguments, codec):
-    """The `prepare.Rows` that the flags name."""
+    """The `prepare.Rows` that the flags name, and lines on what was found there."""
     from emigm_jax.config.settings import DataConfig
-    from emigm_jax.data import datasets
+    from emigm_jax.data import datasets, survey
     from emigm_jax.data import rows as kinds
 
     if arguments.from_npz:
         for name in ('image_size', 'compute_dtype'):
             if getattr(arguments, name) is not None:
                 raise UserError(f'--{name.replace("_", "-")} goes with --folder and --tfds')
-        return kinds.OfficialFiles(arguments.from_npz, codec)
+        rows = kinds.OfficialFiles(arguments.from_npz, codec)
+        return rows, [f'left out: {rows.left_out} files that are no .npz'] if rows.left_out else []
     if arguments.folder:
         config = DataConfig('folder', arguments.folder)
     else:
@@ -143,4 +146,9 @@ def _rows(arguments, codec):
             dataset=arguments.tfds,
             split=arguments.split or 'train',
         )
-    return kinds.Encoded(datasets.source(config), codec, arguments.image_size)
+    source = datasets.source(config)
+    rows = kinds.Encoded(source, codec, arguments.image_size)
+    seen = survey.look(source)
+    return rows, survey.found(source, seen) + survey.enlarged(
+        seen, rows.image_size, '--image-size '
+    )

@@ -57,7 +57,9 @@ def _images(arguments):
     if arguments.npz:
         return image_sets.stored(arguments.npz), arguments.npz
     if arguments.folder:
-        return image_sets.folder(arguments.folder, arguments.image_size), arguments.folder
+        images = image_sets.folder(arguments.folder, arguments.image_size)
+        shared.print_passed_over(images.passed_over)
+        return images, arguments.folder
     from emigm_jax.data.tfds_source import TFDS
 
     split = arguments.split or 'train'

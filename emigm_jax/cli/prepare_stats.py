@@ -27,4 +27,5 @@ def run(argv: list[str]) -> int:
         f'difference          {measured.scale - measured.constant:+.5f}, {measured.deviation:+.1f} '
         'standard errors'
     )
+    print(f'verdict             {measured.verdict}')
     return 0

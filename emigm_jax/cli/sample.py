@@ -18,8 +18,8 @@ def run(argv: list[str]) -> int:
     parser.add_argument(
         '--classes',
         default='',
-        help="'3', '1,5', '0-9', names of ImageNet's classes, all, or none (null); default: all, "
-        'or eight of many',
+        help="'3', '1,5', '0-9', names of classes, all, or none (null); default: all, or eight "
+        'of many; name:7 is the class that is called 7',
     )
     parser.add_argument('--seeds', default='0-7', help="image numbers, '0-15' (default 0-7)")
     parser.add_argument(
@@ -57,14 +57,14 @@ def run(argv: list[str]) -> int:
         dtype=arguments.dtype,
         batch_size=arguments.batch_size,
     )
-    labels, numbers = _once(*model.pairs(_classes(arguments.classes), seeds))
+    labels, numbers = _once(*model.pairs(shared.classes(arguments.classes, model), seeds))
     make, out = model.with_sampling(config), arguments.out
     settings = nested.flatten(make.about())
     settings |= {'classes': [int(label) for label in labels[:: len(seeds)]], 'seeds': seeds}
     save.check(out, settings, arguments.overwrite)  # before the work
     images = make.images(labels, numbers)
     save.begin(out, settings, arguments.overwrite)
-    save.save_samples(out, images, labels, numbers, model.classes)
+    save.save_samples(out, images, labels, numbers, model.classes, saved.class_names)
     print(
         f'{len(labels)} images, weights {make.weights}, NFE {make.nfe} -> '
         f'{paths.absolute(arguments.out)}'
@@ -78,16 +78,3 @@ def _once(labels, seeds):
 
     pairs = list(dict.fromkeys(zip(labels.tolist(), seeds.tolist(), strict=True)))
     return tuple(np.array(pairs).T)
-
-
-def _classes(text):
-    """Classes as `Model.sample` takes them."""
-    if text in ('', 'all'):
-        return text or None
-    if text == 'none':
-        return [None]
-    classes = []
-    for part in text.split(','):
-        named = any(letter.isalpha() for letter in part)
-        classes += [part] if named else shared.numbers('classes', part)
-    return classes

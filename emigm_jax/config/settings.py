@@ -17,6 +17,7 @@ from emigm_jax.models.config import ModelConfig
 from emigm_jax.parallel.sharding import MeshConfig
 
 DATASETS = ('digits', 'synthetic', 'latents', 'folder', 'tfds')
+IN_PIXELS = ('digits', 'folder', 'tfds')  # data with pictures that pixels can be compared with
 NORMALIZATIONS = ('image', 'batch')
 LR_SCHEDULES = ('constant', 'cosine')  # after warmup
 MOST_STEPS = 2**31 - 1  # the state counts them in an int32
@@ -40,7 +41,12 @@ class DataConfig:
         '',
         "checkpoint of the tokenizer; latents: only to show samples; folder, tfds: '' is pixels",
     )
-    image_size: int = setting(256, 'folder, tfds: pixels per side after the centre crop', low=1)
+    image_size: int = setting(
+        256,
+        'folder, tfds: pixels per side after the centre crop; 0: as the pictures suggest',
+        low=1,
+        beside=(0,),
+    )
     flip: bool = setting(True, 'latents, folder, tfds: every other picture is mirrored, by chance')
     dataset: str = setting('imagenet2012', 'tfds: name of the data set')
     split: str = setting('train', 'tfds: split of the data set')
@@ -50,9 +56,25 @@ class DataConfig:
     verify: bool = setting(
         False, 'latents: the cache is compared with its checksums before training'
     )
-    patch: int = setting(2, 'pixels as tokens: pixels per side of a token', low=1)
+    patch: int = setting(
+        2,
+        'pixels as tokens: pixels per side of a token; 0: folder, tfds: as suits their size',
+        low=1,
+        beside=(0,),
+    )
     scale: float = setting(
-        1.0, 'pixels as tokens: those in [-1, 1] are multiplied by this', low=1e-6
+        1.0,
+        'pixels as tokens: those in [-1, 1] are multiplied by this; 0: folder, tfds: 1 / their '
+        'standard deviation, measured',
+        low=1e-6,
+        beside=(0.0,),
+    )
+    latent_scale: float = setting(
+        0.0,
+        'latents are multiplied by this (`emigm prepare stats` measures it); 0: by the constant of '
+        'their tokenizer',
+        low=1e-6,
+        beside=(0.0,),
     )
     examples: int = setting(
         1_281_167, "synthetic: how many examples there are (ImageNet's train split)", low=1
@@ -60,8 +82,10 @@ class DataConfig:
 
     def __post_init__(self):
         validate(self, 'data')
-        if self.name in ('latents', 'folder') and not self.path:
-            raise UserError(f'data.name = {self.name!r} needs data.path')
+        if self.name == 'latents' and not self.path:
+            raise UserError("data.name = 'latents' needs data.path: say --config.data.path=CACHE")
+        if self.name == 'digits' and not (self.patch and self.scale):
+            raise UserError('data.patch = 0 and data.scale = 0 go with folder and tfds')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +214,8 @@ class EvaluationConfig:
         high=randomness.LAST_SEED + 1,
     )
     reference: str = setting(
-        '', "statistics of real images, or a folder of them; digits: '' compares pixels"
+        '',
+        "statistics of real images, or a folder of them; digits, folder, tfds: '' compares pixels",
     )
     inception: str = setting('', "checkpoint of FID's network, from `emigm convert`")
     metrics: str = setting(
@@ -225,10 +250,10 @@ class Config:
 
     def __post_init__(self):
         validate(self)
-        if self.evaluates and not self.evaluation.reference and self.data.name != 'digits':
+        if self.evaluates and not self.evaluation.reference and self.data.name not in IN_PIXELS:
             raise UserError(
                 'evaluation.every needs evaluation.reference and evaluation.inception '
-                '(only digits are compared in pixels)'
+                f'(only {", ".join(IN_PIXELS)} are compared in pixels)'
             )
         if self.training.batch_size % self.training.accumulate:
             raise UserError(

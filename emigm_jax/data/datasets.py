@@ -1,5 +1,6 @@
 """Training data by name: each reads host rows by index and makes tokens of them on the devices."""
 
+import dataclasses
 import functools
 from typing import Any, final
 
@@ -7,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from emigm_jax.config import nested
 from emigm_jax.config.settings import Config, DataConfig
-from emigm_jax.data import latents, sources
+from emigm_jax.data import latents, sources, survey
 from emigm_jax.data.interface import Batch, Dataset
-from emigm_jax.errors import UserError
+from emigm_jax.errors import UserError, printable
 from emigm_jax.io import files
 from emigm_jax.io.progress import Bar
 from emigm_jax.models.config import OF_DATA, ModelConfig
@@ -19,6 +21,8 @@ from emigm_jax.tokenizers import codec as codecs
 from emigm_jax.tokenizers import learned
 from emigm_jax.tokenizers.codec import Codec
 from emigm_jax.tokenizers.pixels import Pixels
+
+LEFT_TO_PICTURES = ('image_size', 'patch', 'scale')  # of data, where they are 0
 
 
 def _as_they_are(rows):
@@ -36,7 +40,8 @@ class Digits(Dataset):
         # Operation by operation: compiled as one they would round otherwise.
         raw = self.codec.tokenizer.encode({}, jnp.asarray(self.source.images))
         self.grid, self.channels = raw.shape[1], self.codec.spec.channels
-        self.classes = len(self.source.class_names)
+        self.class_names = self.source.class_names
+        self.classes = len(self.class_names)
         self.examples = len(self.source.labels)
         self.fingerprint = 'digits'
         self._tokens = np.asarray(self.codec.to_tokens(raw))
@@ -95,6 +100,7 @@ class Latents(Dataset):
         manifest = self.cache.manifest
         self.fingerprint = files.text_hash(shard.sha256 for shard in manifest.shards)
         self.examples, self.classes = len(self.cache), len(manifest.class_names)
+        self.class_names = manifest.class_names
         self.codec, self.params = codec(config), {}
         maker = manifest.contents.tokenizer
         if self.codec and self.codec.fingerprint != maker.fingerprint:
@@ -102,7 +108,8 @@ class Latents(Dataset):
                 f'{config.path}: was made with another tokenizer ({maker.name} '
                 f'{maker.fingerprint}) than data.tokenizer = {config.tokenizer}'
             )
-        self._tokenizer = learned.published(maker.name)  # what it does to raw takes no weights
+        # What it does to raw takes no weights.
+        self._tokenizer = learned.published(maker.name, config.latent_scale)
         self.grid, self.channels = self.cache.shape[0], maker.channels
 
     def read(self, indices: np.ndarray, mirrored: np.ndarray) -> dict[str, np.ndarray]:
@@ -122,25 +129,51 @@ class Pictures(Dataset):
     one_by_one = True  # decoding takes the time
 
     def __init__(self, source: sources.Source, config: DataConfig):
-        self.source = source
+        self.source, self.flip = source, config.flip
         self.examples, self.classes = len(source), len(source.class_names)
+        self.class_names = source.class_names
         self.fingerprint = source.fingerprint()
-        self.codec = codec(config)
+        seen = survey.look(source)
+        learned_codec = codec(config) if config.tokenizer else None
+        self.settings = self._filled(config, seen, learned_codec)
+        stride = learned_codec.spec.stride if learned_codec else self.settings.patch
+        self._size = survey.fitting(self.settings.image_size, stride)
+        if self._size != self.settings.image_size:
+            self.misfits = {'data.image_size': self._size}
+        fits = dataclasses.replace(self.settings, image_size=self._size)
+        self.codec = learned_codec or codec(fits)
         assert self.codec is not None  # pictures always have pixels
         self.params = self.codec.params
-        self._size, self.flip = config.image_size, config.flip
-        spec = self.codec.spec
-        if self._size % spec.stride:
-            raise UserError(
-                f'data.image_size = {self._size} is no multiple of the {spec.stride} '
-                f'pixels per token of {spec.title}'
-            )
-        if spec.codes:
+        self.grid, self.channels = self._size // stride, self.codec.spec.channels
+
+    def _filled(self, config, seen, learned_codec):
+        """The settings with all that was left to the pictures; says what was found."""
+        spec = learned_codec and learned_codec.spec
+        if spec and spec.codes:
             raise UserError(
                 f'data.tokenizer: {spec.title} makes codes, which nothing here is '
                 'trained on; use KL-16 or DC-AE'
             )
-        self.grid, self.channels = self._size // spec.stride, spec.channels
+        largest = learned.KINDS[spec.kind].image_size if spec else 0
+        new = survey.filled(config, seen, spec, largest)
+        lines = survey.found(self.source, seen)
+        lines += survey.enlarged(seen, new.image_size, '--config.data.image_size=')
+        self.enlarges = bool((seen.shorter < new.image_size).mean() > 0.5)
+        if not spec:
+            spread = survey.deviation(self.source, new.image_size)
+            scale = config.scale or survey.suggested_scale(spread)
+            new = dataclasses.replace(new, scale=scale)
+            lines += survey.scaled(spread, scale)
+        taken = [
+            f'--config.data.{name}={getattr(new, name)}'
+            for name in LEFT_TO_PICTURES
+            if getattr(new, name) != getattr(config, name)
+        ]
+        lines += [f'taken, as they suggest: {" ".join(taken)}'] if taken else []
+        if config.flip:
+            lines.append('every other picture is mirrored, by chance: --config.data.flip=False')
+        self.remarks = lines
+        return new
 
     def read(self, indices: np.ndarray, mirrored: np.ndarray) -> dict[str, np.ndarray]:
         """See `Dataset`: images (B, S, S, 3) uint8."""
@@ -179,7 +212,7 @@ class Pictures(Dataset):
 
 @functools.cache  # once per file
 def _warn(name, reason):
-    print(f'cannot read {name} ({reason}); the next picture stands in for it', flush=True)
+    print(f'cannot read {printable(name)} ({reason}); the next one stands in for it', flush=True)
 
 
 def codec(config: DataConfig) -> Codec | None:
@@ -191,7 +224,7 @@ def codec(config: DataConfig) -> Codec | None:
     if config.name == 'synthetic':
         return None
     if config.tokenizer:
-        return codecs.load(config.tokenizer)
+        return codecs.load(config.tokenizer).with_scale(config.latent_scale)
     if config.name == 'latents':
         return None
     return Codec(Pixels(config.image_size, config.patch, 3, scale=config.scale))
@@ -202,6 +235,8 @@ def source(config: DataConfig) -> sources.Source:
     if config.name == 'folder':
         from emigm_jax.data.folder import ImageFolder
 
+        if not config.path:
+            raise UserError("data.name = 'folder' needs data.path: say --config.data.path=FOLDER")
         return ImageFolder(config.path)
     from emigm_jax.data.tfds_source import TFDS
 
@@ -225,14 +260,32 @@ def dataset(config: Config) -> Dataset:
       UserError: it is not there, is damaged, or does not fit the model.
     """
     data = DATASETS[config.data.name](config)
-    for name in OF_DATA:
-        have, want = getattr(config.model, name), getattr(data, name)
-        if have not in (0, want):
-            raise UserError(
-                f'model.{name} = {have} does not fit the data ({_described(config.data)}): it must '
-                f'be {want}'
-            )
+    misfits, why = _misfits(config, data), _described(config.data)
+    if misfits and data.enlarges:
+        # Whoever has to change settings may as well take those that suit the pictures.
+        free = dataclasses.replace(config.data, image_size=0, patch=0, scale=0.0)
+        config = dataclasses.replace(config, data=free)
+        suited = DATASETS[config.data.name](config)
+        taken = {f'data.{name}': getattr(suited.settings, name) for name in LEFT_TO_PICTURES}
+        misfits = {n: v for n, v in taken.items() if v} | _misfits(config, suited)
+        why += '; most pictures are smaller and would be enlarged'
+    if misfits:
+        known = nested.flatten(nested.as_dict(config))
+        known |= {
+            f'data.{n}': v for n, v in dataclasses.asdict(data.settings or config.data).items()
+        }
+        named = ', '.join(f'{name} = {known[name]}' for name in misfits)
+        flags = ' '.join(f'--config.{name}={value}' for name, value in misfits.items())
+        verb = 'does' if len(misfits) == 1 else 'do'
+        raise UserError(f'{named} {verb} not fit the data ({why}): say {flags}')
     return data
+
+
+def _misfits(config, data):
+    """Settings that do not fit the data, with values that do."""
+    wanted = {name: getattr(data, name) for name in OF_DATA}
+    sizes = {f'model.{n}': v for n, v in wanted.items() if getattr(config.model, n) not in (0, v)}
+    return {**data.misfits, **sizes}
 
 
 def _described(data):

@@ -1,11 +1,14 @@
 """What training data are: rows read on the host, made into a batch of tokens on the devices."""
 
 import abc
+import types
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from emigm_jax.config.settings import DataConfig
 from emigm_jax.tokenizers.codec import Codec
 
 
@@ -29,7 +32,14 @@ class Dataset(abc.ABC):
     fingerprint: str  # of what decides content and order; the same on every host
     codec: Codec | None  # turns tokens into pictures; None: nothing at hand does
     params: dict[str, Any]  # weights that `to_batch` needs on the devices; {}: none
+    class_names: Sequence[str] = ()  # in label order; (): they have none
     flip: bool = False  # whether every other example is mirrored, by chance
+    # What they are read by, with what was left to them filled in; None: as in the config.
+    settings: DataConfig | None = None
+    remarks: Sequence[str] = ()  # lines that a user should know
+    # Settings of the data that do not fit them, and values that would: {dotted name: value}.
+    misfits: Mapping[str, int] = types.MappingProxyType({})
+    enlarges: bool = False  # whether most pictures are smaller than what is made of them
     one_by_one: bool = False  # whether a row takes so long that each is read by a task of its own
 
     @abc.abstractmethod

@@ -57,7 +57,7 @@ class Encoded(Rows):
                 f'--image-size {image_size} is no multiple of the {spec.stride} pixels per token '
                 f'of {spec.title}'
             )
-        self._source, self._codec, self._size = source, codec, image_size
+        self._source, self._codec, self.image_size = source, codec, image_size
         self.class_names = source.class_names
 
     def __len__(self) -> int:
@@ -66,12 +66,12 @@ class Encoded(Rows):
     def contents(self, dtype: str, shard_rows: int) -> Contents:
         """See `Rows`."""
         origin = Origin(self._source.kind, self._source.fingerprint(), len(self))
-        return Contents(origin, _maker(self._codec), self._size, dtype, shard_rows)
+        return Contents(origin, _maker(self._codec), self.image_size, dtype, shard_rows)
 
     def _read(self, i):
         try:
             example = self._source.example(i)
-            return center_crop(example.image, self._size), example.label, example.name
+            return center_crop(example.image, self.image_size), example.label, example.name
         except Unreadable as error:
             return Skipped(error.name, error.reason)
 
@@ -112,11 +112,12 @@ class OfficialFiles(Rows):
                 raise UserError(f'{folder}: no such folder')
             classes = sorted(p.name for p in self._root.iterdir() if p.is_dir())
             names = {
-                name: sorted(p.name for p in (self._root / name).iterdir() if p.suffix == '.npz')
-                for name in classes
+                name: sorted(p.name for p in (self._root / name).iterdir()) for name in classes
             }
         self.class_names = tuple(classes)
-        self._files = [(c, file) for c, name in enumerate(classes) for file in names[name]]
+        every = [(c, file) for c, name in enumerate(classes) for file in names[name]]
+        self._files = [(c, file) for c, file in every if file.endswith('.npz')]
+        self.left_out = len(every) - len(self._files)  # files that are no .npz
         if not self._files:
             raise UserError(f'{folder}: holds no CLASS/FILE.npz')
         self._codec = codec

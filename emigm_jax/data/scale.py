@@ -12,6 +12,8 @@ import numpy as np
 from emigm_jax.data import latents
 from emigm_jax.tokenizers import learned
 
+NO_MATTER = 0.1  # relative distance of the tokens' standard deviation from 1
+
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
@@ -23,6 +25,21 @@ class Scale:
     constant: float  # the tokenizer's published scale
     origin: str  # where that comes from
     images: int
+
+    @property
+    def verdict(self) -> str:
+        """Whether the difference matters, and what to set if it does.
+
+        `NO_MATTER` is a rule of thumb.
+        """
+        tokens = self.constant / self.scale
+        told = f'tokens have a standard deviation of {tokens:.2f}, the noise is made for 1'
+        off = max(tokens, 1.0 / tokens) - 1.0
+        if not np.isfinite(self.error) or abs(self.deviation) < 2.0:
+            return f'{told}; {self.images:,} images cannot tell that from chance'
+        if off <= NO_MATTER:
+            return f'{told}: so little does not matter'
+        return f'{told}: it matters, train with --config.data.latent_scale={self.scale:.4f}'
 
     @property
     def deviation(self) -> float:

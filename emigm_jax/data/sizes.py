@@ -20,7 +20,7 @@ def fitted(config: Config, data: Dataset) -> Config:
     """
     model = _filled(config.model, {name: getattr(data, name) for name in OF_DATA})
     model.check_sizes()
-    return dataclasses.replace(config, model=model)
+    return dataclasses.replace(config, model=model, data=data.settings or config.data)
 
 
 def known(config: Config) -> Config:
@@ -74,7 +74,9 @@ def _of_cache(data: DataConfig) -> dict[str, int]:
 
 
 def _of_pictures(data: DataConfig) -> dict[str, int]:
-    return {} if data.tokenizer else _of_pixels(Pixels(data.image_size, data.patch, 3))
+    if data.tokenizer or not (data.image_size and data.patch):
+        return {}
+    return _of_pixels(Pixels(data.image_size, data.patch, 3))
 
 
 # data.name: the sizes that are known from its settings, or nearly so.

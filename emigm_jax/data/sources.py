@@ -1,6 +1,8 @@
 """Where pictures come from, addressed by index."""
 
 import abc
+import types
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -30,6 +32,9 @@ class Source(abc.ABC):
 
     kind: str  # of place, as caches name it
     class_names: tuple[str, ...]  # in label order
+    # Files beside the pictures, which are left out: {kind: how many}.
+    passed_over: Mapping[str, int] = types.MappingProxyType({})
+    class_counts: Sequence[int] | None = None  # pictures of each class; None: it takes reading them
 
     @abc.abstractmethod
     def __len__(self) -> int:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable
 
 from emigm_jax.data import sources
+from emigm_jax.data.sources import Images
 from emigm_jax.errors import whole
 from emigm_jax.evaluation import (
     evaluator,
@@ -95,7 +96,12 @@ def evaluate_digits(images: ImageSet, work: Work | None = None) -> Result:
     Raises:
       UserError: the images have no labels, or cannot be read.
     """
-    return evaluator.measure(InPixels(sources.digits()), images, work)
+    return evaluate_in_pixels(images, sources.digits(), work)
+
+
+def evaluate_in_pixels(images: ImageSet, real: Images, work: Work | None = None) -> Result:
+    """As `evaluate_digits`, of images of any kind beside real ones, as `data.real` gives them."""
+    return evaluator.measure(InPixels(real), images, work)
 
 
 def fid(

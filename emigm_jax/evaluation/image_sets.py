@@ -8,6 +8,7 @@ from typing import Protocol, final
 import numpy as np
 
 from emigm_jax.data import folder as folders
+from emigm_jax.data import listing
 from emigm_jax.data import rows as readers
 from emigm_jax.data.pictures import center_crop
 from emigm_jax.data.sources import Example, Source, Unreadable
@@ -92,7 +93,12 @@ class Below(Source):
 
     def __init__(self, path: os.PathLike | str):
         self._root = paths.absolute(path)
-        self._names, self._bytes = zip(*folders.below(self._root), strict=True)
+        listed = listing.below(self._root)
+        self.passed_over = listed.passed_over
+        if not listed.pictures:
+            others = listing.described(self.passed_over)
+            raise UserError(f'{path}: holds no pictures' + f', but {others}' * bool(others))
+        self._names, self._bytes = zip(*sorted(listed.pictures), strict=True)
 
     def __len__(self) -> int:
         return len(self._names)
@@ -103,7 +109,7 @@ class Below(Source):
 
     def example(self, i: int) -> Example:
         """`Example` i; raises `sources.Unreadable`."""
-        return folders.read(self._root, self._names[i], -1)
+        return folders.read(self._root, self._names[i], self._bytes[i], -1)
 
     def fingerprint(self) -> str:
         """Digest of names and sizes of the files."""
@@ -128,6 +134,7 @@ class Pictures:
 
     def __init__(self, source: Source, place: os.PathLike | str, image_size: int | None = None):
         self._source, self._place, self._size = source, place, image_size
+        self.passed_over = source.passed_over
 
     def __len__(self) -> int:
         return len(self._source)

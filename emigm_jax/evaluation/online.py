@@ -11,6 +11,7 @@ import numpy as np
 
 from emigm_jax.config.settings import EvaluationConfig
 from emigm_jax.data import sources
+from emigm_jax.data.sources import Images
 from emigm_jax.evaluation import evaluator, image_sets, inception, make_reference
 from emigm_jax.evaluation.against_reference import AgainstReference
 from emigm_jax.evaluation.in_pixels import InPixels
@@ -24,6 +25,7 @@ def online(
     settings: EvaluationConfig,
     classes: int,
     maker: Callable[[dict], Maker],
+    real: Callable[[], Images] = sources.digits,
     side: int | None = None,
 ) -> Callable[[dict, int], dict[str, float]]:
     """Makes the function that measures a run's weights; all files are read now, not on the way.
@@ -32,6 +34,7 @@ def online(
       settings: what is measured, how many images and against what.
       classes: of the model; as many images are made of each as of any other.
       maker: parameters -> what makes images of them, as `image_sets.Generated` has it.
+      real: gives what pixels are compared with where no reference is set.
       side: pixels of the images, to which the pictures of a folder are cropped that is the
         reference; None: they are of that size.
 
@@ -48,10 +51,10 @@ def online(
         names = settings.metrics.split(',')
         network = inception.opened(settings.inception)
         work = evaluator.Work(settings.batch_size, say=functools.partial(print, flush=True))
-        real = make_reference.opened(settings.reference, network, lambda: side, work)
-        measuring = AgainstReference(real, network, names)
+        statistics = make_reference.opened(settings.reference, network, lambda: side, work)
+        measuring = AgainstReference(statistics, network, names)
     else:
-        measuring = InPixels(sources.digits())
+        measuring = InPixels(real())
     bar = functools.partial(Bar, quiet=not agreement.first())
     measuring.prepare(evaluator.Work(settings.batch_size, bar=bar))
 

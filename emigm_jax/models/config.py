@@ -71,12 +71,13 @@ class ModelConfig:
 
     def check_sizes(self) -> None:
         """Raises UserError if a size is left to data that nobody has asked."""
-        for name in OF_DATA:
-            if not getattr(self, name):
-                raise UserError(
-                    f'model.{name} is not set, and there are no data at hand that tell it: say '
-                    f'--config.model.{name}=...'
-                )
+        missing = [f'model.{name}' for name in OF_DATA if not getattr(self, name)]
+        if missing:
+            told = 'is not set, and there are no data at hand that tell it'
+            if len(missing) > 1:
+                told = 'are not set, and there are no data at hand that tell them'
+            flags = ' '.join(f'--config.{name}=...' for name in missing)
+            raise UserError(f'{", ".join(missing)} {told}: say {flags}')
 
     @property
     def tokens(self) -> int:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from emigm_jax.errors import UserError
+from emigm_jax.errors import UserError, printable
 from emigm_jax.evaluation.result import Result
 from emigm_jax.evaluation.score_table import SCORES
 from emigm_jax.io import files
@@ -21,6 +21,7 @@ from emigm_jax.report.runs import Evaluation, Grid, Run, evaluation, flat, image
 from emigm_jax.training import records
 
 CONFIG, ABOUT, SAMPLES, RESULT = 'config.json', 'about.json', 'samples', 'result.json'
+CLASSES = 'class_names.json'
 _T = TypeVar('_T')
 CHOSEN = 6  # grids of samples that a run shows
 _EXPECTED = (
@@ -91,6 +92,7 @@ def _run(folder):
         measurements=tuple(map(sized, measured)),
         grids=tuple(grids),
         grid_count=count,
+        class_names=_class_names(folder),
         notes=(*notes, *left_out, *unreadable),
     )
 
@@ -124,6 +126,11 @@ def training(text: str) -> tuple[list[dict[str, Any]], list[Evaluation], list[st
     return by_step(lines), by_step(evaluations), notes
 
 
+def _class_names(folder):
+    names = (files.read_json(folder / CLASSES) or {}).get('class_names')
+    return tuple(printable(str(name)) for name in names) if isinstance(names, list) else ()
+
+
 def _evaluated(folder, measured, notes):
     return Run(folder.name, str(folder), False, measurements=tuple(measured), notes=tuple(notes))
 
@@ -132,7 +139,7 @@ def _measurements(folders):
     """([Evaluation], notes) of the result files in folders."""
     measured, notes = [], []
     for path in (path for folder in folders for path in _children(folder)):
-        if path.suffix != '.json' or path.name in (CONFIG, ABOUT, 'settings.json'):
+        if path.suffix != '.json' or path.name in (CONFIG, ABOUT, CLASSES, 'settings.json'):
             continue
         try:
             found = _evaluation(path)

@@ -35,7 +35,7 @@ def evaluation(result: Result, name: str = '') -> Evaluation:
     facts = result.settings
     scores = {k: float(v) for k, v in result.scores.items() if math.isfinite(v)}
     pixels = bool(scores.keys() & {'frechet_distance', 'accuracy'})
-    against = str((result.reference or {}).get('name') or 'real digits' * pixels)
+    against = str((result.reference or {}).get('name') or 'real pictures' * pixels)
     # As in VIRTUAL_imagenet256_labeled.npz.
     sizes = set(re.findall(r'(?<!\d)(256|512)(?!\d)', against))
     size = int(sizes.pop()) if len(sizes) == 1 else None
@@ -81,6 +81,7 @@ class Run:
     measurements: tuple[Evaluation, ...] = ()  # of `emigm evaluate`
     grids: tuple[Grid, ...] = ()  # by step, some of all
     grid_count: int = 0  # all
+    class_names: tuple[str, ...] = ()  # in label order, as people read them
     notes: tuple[str, ...] = ()  # what is missing or was left out, a sentence each
 
     def column(self, name: str) -> tuple[np.ndarray, np.ndarray]:

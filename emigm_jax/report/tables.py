@@ -59,7 +59,14 @@ def overview(runs: list[Run]) -> Table:
             for name in ('fid', 'frechet_distance')
         },
     }
+    if any(run.class_names for run in runs):
+        columns['classes'] = (lambda run: _classes(run.class_names), False)
     return _table('run', [run.name for run in runs], runs, columns)
+
+
+def _classes(names, most=6):
+    shown = ', '.join(names[:most]) + ', ...' * (len(names) > most)
+    return f'{len(names):,}: {shown}' if names else ''
 
 
 def made(runs: list[Run]) -> Table | None:

@@ -114,6 +114,7 @@ def from_checkpoint(
     model = saved.config.model
     if dtype is not None:
         model = dataclasses.replace(model, dtype=dtype)
+    codec = codec and codec.with_scale(saved.config.data.latent_scale)
     codec = codec or datasets.codec(saved.config.data)
     if codec is None:
         raise UserError(

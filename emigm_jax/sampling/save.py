@@ -2,7 +2,7 @@
 
 import concurrent.futures
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,7 @@ def save_samples(
     labels: Int[np.ndarray, ' M'],
     seeds: Int[np.ndarray, ' M'],
     known: int,
+    saved: Sequence[str] = (),
 ) -> None:
     """Writes a PNG per image, a grid with the names of the classes, and an npz of all.
 
@@ -56,18 +57,23 @@ def save_samples(
       labels: -1 for the null class.
       seeds: image numbers.
       known: classes that the model knows.
+      saved: their names, as its checkpoint has them; (): none, or ImageNet's.
     """
     folder = paths.absolute(folder)
-    names = ['null' if label < 0 else f'{label:04}' for label in labels]
+    names = class_names.file_names(labels, known, saved)
     named = [f'class_{n}_seed_{s:06}.png' for n, s in zip(names, seeds, strict=True)]
     with concurrent.futures.ThreadPoolExecutor(16) as pool:  # a bucket takes its time
         list(pool.map(png.save, [folder / IMAGES / name for name in named], images))
-    png.save(folder / GRID, class_grid(images, labels, known))
-    npz.write(folder / ARRAYS, dict(images=images, labels=labels, seeds=seeds))
+    png.save(folder / GRID, class_grid(images, labels, known, saved))
+    titles = np.array(class_names.titles(labels, known, saved))  # of each image
+    npz.write(folder / ARRAYS, dict(images=images, labels=labels, seeds=seeds, titles=titles))
 
 
 def class_grid(
-    images: UInt8[np.ndarray, 'M H W colours'], labels: Int[np.ndarray, ' M'], known: int
+    images: UInt8[np.ndarray, 'M H W colours'],
+    labels: Int[np.ndarray, ' M'],
+    known: int,
+    saved: Sequence[str] = (),
 ) -> UInt8[np.ndarray, 'height width colours']:
     """One picture to look at: a class per row, with its name where it has one, a seed per column.
 
@@ -75,7 +81,8 @@ def class_grid(
       images: every class with every seed, class by class.
       labels: -1 for the null class.
       known: classes that the model knows.
+      saved: their names, as in `save_samples`.
     """
     columns = int(np.flatnonzero(np.append(labels[1:] != labels[:1], True))[0]) + 1
     grid = png.grid(png.upscaled(images), columns)
-    return png.labelled(grid, class_names.titles(labels[::columns], known))
+    return png.labelled(grid, class_names.titles(labels[::columns], known, saved))

@@ -76,6 +76,11 @@ class Codec:
             '--weights better?), or --dtype float32 or less --guidance is needed'
         )
 
+    def with_scale(self, scale: float) -> 'Codec':
+        """The same tokenizer with another scale of its latents; 0: with the published one."""
+        assert isinstance(self.tokenizer, Learned)
+        return dataclasses.replace(self, tokenizer=dataclasses.replace(self.tokenizer, scale=scale))
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """Short hex digest of what decides raw latents: the kind, and every weight."""

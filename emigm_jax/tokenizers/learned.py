@@ -64,6 +64,7 @@ class Learned(Tokenizer):
 
     name: str  # a key of KINDS
     config: Any  # of the kind's `config`
+    scale: float = 0.0  # of tokens over raw latents; 0: the published one
 
     @property
     def kind(self) -> Kind:
@@ -80,9 +81,8 @@ class Learned(Tokenizer):
         """See `Tokenizer`."""
         kind, config = self.kind, self.config
         codes = config.codes if kind.raw.codes else 0
-        return Spec(
-            self.name, kind.title, config.stride, config.channels, kind.scale, kind.origin, codes
-        )
+        scale, origin = self.scale or kind.scale, 'data.latent_scale' if self.scale else kind.origin
+        return Spec(self.name, kind.title, config.stride, config.channels, scale, origin, codes)
 
     def encode(self, params: Params, images: jax.Array) -> jax.Array:
         """See `Tokenizer`: raw float32, or codes int32."""
@@ -95,7 +95,7 @@ class Learned(Tokenizer):
         latents = self.kind.raw.to_latents(raw, key)
         if self.kind.raw.codes:
             return latents.reshape(len(latents), -1)
-        return latents.reshape(len(latents), -1, latents.shape[-1]) * self.kind.scale
+        return latents.reshape(len(latents), -1, latents.shape[-1]) * self.spec.scale
 
     def decode(self, params: Params, tokens: jax.Array) -> jax.Array:
         """See `Tokenizer`."""
@@ -108,7 +108,7 @@ class Learned(Tokenizer):
                     f'tokens of {tokens.shape[-1]} numbers do not fit {kind.title}, whose tokens '
                     f'have {self.config.channels}'
                 )
-            tokens = tokens / kind.scale
+            tokens = tokens / self.spec.scale
         latents = tokens.reshape(len(tokens), side, side, *tokens.shape[2:])
         pixels = self.network.bind(params).decode(latents)
         return (pixels - kind.low) / (1.0 - kind.low)
@@ -133,6 +133,6 @@ class Learned(Tokenizer):
         return array.transpose(0, 2, 3, 1) / self.kind.official_scale
 
 
-def published(name: str) -> Learned:
-    """The tokenizer `name` of `KINDS` in its published sizes."""
-    return Learned(name, KINDS[name].config())
+def published(name: str, scale: float = 0.0) -> Learned:
+    """The tokenizer `name` of `KINDS` in its published sizes; `scale` as in `Learned`."""
+    return Learned(name, KINDS[name].config(), scale)

@@ -3,7 +3,7 @@
 import functools
 import json
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import NoReturn
 
 import jax
@@ -79,6 +79,8 @@ def train(
     total = steps('total')
     contents = f'{config.data.name}, {data.examples} examples of {data.grid**2} tokens'
     say(f'data: {contents}')
+    for remark in data.remarks:
+        say(f'  {remark}')
 
     built = program.build(config, mesh, steps('warmup'), total)
     current = start.resumed(config, data, folder, built, allow_changes, say)
@@ -89,7 +91,7 @@ def train(
     if current is None:
         current = initial.begun(config, built, origin, say) if origin else built.create()
     if first:
-        prepare(folder, config, built.net)
+        prepare(folder, config, built.net, data.class_names)
     axes = ' x '.join(f'{size} {axis}' for axis, size in mesh.shape.items() if size > 1)
     parameters = parameter_count(built.net.shapes())
     say(f'model: {parameters:,} parameters on {mesh.size} device(s)' + f' ({axes})' * bool(axes))
@@ -107,7 +109,9 @@ def train(
         say(f'finished before, at step {total}: a larger --config.training.total goes on')
     batches = pipeline.Timed(pipeline.batches(data, batch_size, config.seed, at_first, total, mesh))
     with (
-        runs.Writer(folder, config, steps('keep_every'), data.fingerprint) as writer,
+        runs.Writer(
+            folder, config, steps('keep_every'), data.fingerprint, data.class_names
+        ) as writer,
         preemption.Watch() as watch,
     ):
         try:
@@ -167,12 +171,15 @@ def train(
     return current
 
 
-def prepare(workdir: epath.Path, config: Config, net: Functional) -> None:
-    """Creates the workdir and writes the config and a table of parameters for people to read."""
+def prepare(
+    workdir: epath.Path, config: Config, net: Functional, class_names: Sequence[str] = ()
+) -> None:
+    """Creates the workdir and writes what people and reports read: config, parameters, classes."""
     table = parameter_overview.get_parameter_overview(net.shapes(), include_stats=False)
     text = json.dumps(nested.as_dict(config), indent=2)
     files.write_text(workdir / 'config.json', text + '\n')
     files.write_text(workdir / 'parameters.txt', table + '\n')
+    files.write_json(workdir / 'class_names.json', {runs.CLASS_NAMES: list(class_names)})
 
 
 def stop_non_finite(writer: runs.Writer, current: State, values: dict[str, float]) -> NoReturn:
@@ -207,7 +214,7 @@ def sample_grid(
     except codec.NonFinite as error:  # what is trained is finite, and may get over it
         print(f'no grid of step {at}: {error}', flush=True)
         return None
-    grid = save.class_grid(pictures, labels, data.classes)
+    grid = save.class_grid(pictures, labels, data.classes, data.class_names)
     png.save(workdir / 'samples' / f'{at:08}.png', grid)
     return grid
 

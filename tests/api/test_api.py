@@ -110,7 +110,7 @@ def test_sample_steps_end_in_what_sample_gives(model):
     ('arguments', 'says'),
     [
         (dict(classes=[10]), 'no class 10, the model knows 0 to 9'),
-        (dict(classes=['tabby']), 'have no names'),
+        (dict(classes=['tabby']), "no class is called 'tabby'"),
         (dict(classes='tabby'), "a list or 'all'"),
         (dict(classes=[1.5]), 'a whole number, not 1.5'),
         (dict(classes=[]), 'nothing to draw'),

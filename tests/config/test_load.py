@@ -56,7 +56,9 @@ def test_the_package_says_that_configs_go_into_the_wheel(monkeypatch):
 @pytest.mark.parametrize('name', ['digts', 'configs/digits.py', 'digits.py:smoke'])
 def test_an_unknown_name_lists_those_there_are(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r'did you mean .digits.*there are digits, imagenet256'):
+    with pytest.raises(
+        UserError, match=r'did you mean .digits.*there are digits, folder, imagenet256'
+    ):
         em.train(name, 'run')
     assert main.main(['train', '--config', name, '--workdir', 'run']) == 2
     assert capsys.readouterr().err.count('\n') == 1
@@ -76,7 +78,7 @@ FILES = {  # text: (message, line)
     'def get_config():\n    return {"sed": 1}': ("unknown setting sed (did you mean 'seed'", 2),
     'def get_config():\n    return {"seed": "x"}': ("seed must be int, not 'x'", 2),
     'def get_config():\n    return {\n    "model": 3}': ('model is a group of settings, not 3', 3),
-    'def get_config():\n    return {"data": {"patch": 0}}': ('data.patch must be at least 1', 2),
+    'def get_config():\n    return {"data": {"patch": -1}}': ('data.patch must be at least 1', 2),
     f'{HEAD}    c.model.widht = 3': ('Did you mean "width" instead of "widht"?', 4),
     f'{HEAD}    c.modle.width = 3': ('AttributeError: \'modle\' Did you mean "model"', 4),
     f'{HEAD}    c.model.width = "wide"': ("Could not override field 'width'", 4),

@@ -53,7 +53,9 @@ def test_settings_are_plain_frozen_dataclasses():
     ('make', 'says'),
     [
         (lambda: DataConfig(name='digit'), "did you mean 'digits'"),
-        (lambda: DataConfig(patch=0), 'data.patch must be at least 1, not 0'),
+        (lambda: DataConfig(patch=-1), 'data.patch must be at least 1, not -1'),
+        (lambda: DataConfig(patch=0), 'data.patch = 0 and data.scale = 0 go with folder'),
+        (lambda: DataConfig(scale=0.0), 'data.patch = 0 and data.scale = 0 go with folder'),
         (lambda: DataConfig('latents'), "data.name = 'latents' needs data.path"),
         (lambda: ModelConfig(grid=1), 'model.grid must be at least 2, not 1'),
         (lambda: ModelConfig(mlp_ratio=0.0), 'model.mlp_ratio must be at least 0.01, not 0.0'),

@@ -38,7 +38,9 @@ def test_what_is_told_of_digits_is_what_they_have(patch):
 def test_a_size_that_is_set_stays():
     config = config_of('digits:smoke', {'model.classes': 7})
     assert of(sizes.known(config)) == (2, 16, 7)
-    with pytest.raises(UserError, match=r'model.classes = 7 does not fit .* it must be 10'):
+    with pytest.raises(
+        UserError, match=r'model.classes = 7 does not fit .*: say --config.model.classes=10$'
+    ):
         datasets.dataset(config)
     config = config_of('imagenet256:size=xs', {})
     assert sizes.known(config) == config
@@ -47,12 +49,12 @@ def test_a_size_that_is_set_stays():
 
 def test_synthetic_data_have_no_sizes_of_their_own():
     config = config_of('digits:smoke', {'data.name': 'synthetic'})
-    with pytest.raises(UserError, match=r'model.grid is not set, .* say --config.model.grid='):
+    with pytest.raises(UserError, match=r'model.grid, .* are not set, .* say --config.model.grid='):
         sizes.fitted(config, datasets.dataset(config))
 
 
 def test_no_network_is_built_without_sizes():
-    with pytest.raises(UserError, match=r'model.grid is not set'):
+    with pytest.raises(UserError, match=r'model.grid, .* are not set'):
         emigm.network(Config().model)
 
 
@@ -64,7 +66,7 @@ def test_a_cache_tells_its_sizes(tmp_path):
     assert of(sizes.known(config)) == (4, 3, 3)
     missing = config_of(config, {'data.path': str(tmp_path / 'none')})
     assert of(sizes.known(missing)) == (0, 0, 0)
-    with pytest.raises(UserError, match=r'model.grid is not set'):
+    with pytest.raises(UserError, match=r'model.grid, .* are not set'):
         sizes.without_data(missing)
 
 
@@ -134,5 +136,6 @@ def test_commands_name_a_size_that_nothing_tells(command, tmp_path, monkeypatch,
     flags = ['--config', 'digits:smoke', '--config.data.name=synthetic', '--config.model.grid=2']
     assert main.main([*command, *flags]) == 2
     error = capsys.readouterr().err
-    assert 'model.channels is not set' in error
+    assert 'model.channels, model.classes are not set' in error
+    assert error.endswith('say --config.model.channels=... --config.model.classes=...\n')
     assert error.count('\n') == 1

@@ -144,12 +144,14 @@ def test_folder_in_a_bucket(written, tmp_path):
     """The listing of a bucket gives what scandir gives."""
     import fsspec
 
-    from emigm_jax.data import folder
+    from emigm_jax.data import listing
 
     fsspec.filesystem('memory').put(str(written.path), '/pictures', recursive=True)
-    listed = folder._remote('memory://pictures')
-    local = folder._local(str(written.path))
-    assert {k: sorted(v) for k, v in listed.items()} == {k: sorted(v) for k, v in local.items()}
+    listed = listing.remote('memory://pictures')
+    local = listing.local(str(written.path))
+    assert sorted(listed.pictures) == sorted(local.pictures)
+    assert sorted(listed.folders) == sorted(local.folders) == written.classes
+    assert listed.passed_over == local.passed_over == {'.txt': 1, 'hidden': 1}
 
 
 def test_tfds(tmp_path):

@@ -97,7 +97,7 @@ def test_official_files_to_pictures(tmp_path):
     for batch in ('1', '2'):
         out = tmp_path / batch
         assert main.main([*command, '--batch-size', batch, '--out', str(out)]) == 0
-    for name in ('images/class_0207_seed_000000.png', 'images/class_0207_seed_000001.png'):
+    for name in (f'images/class_0207_golden_retriever_seed_00000{n}.png' for n in (0, 1)):
         one, two = (np.asarray(Image.open(tmp_path / b / name)).astype(int) for b in '12')
         assert one.shape == (256, 256, 3)
         assert one.std() > 1
