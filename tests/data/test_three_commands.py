@@ -1,4 +1,4 @@
-"""From a folder of pictures to samples and scores against it, by the commands of the README."""
+"""From a folder of pictures to samples and an FID against it, by the commands of the README."""
 
 import json
 import pathlib
@@ -11,6 +11,8 @@ from PIL import Image
 
 from emigm_jax.checkpoints import runs
 from emigm_jax.cli import main
+from emigm_jax.evaluation import inception
+from support import narrow_inception
 from support.pictures import png, scene
 
 README = (pathlib.Path(__file__).parents[2] / 'README.md').read_text()
@@ -27,7 +29,9 @@ def commands(places):
 
 
 @pytest.mark.slow
-def test_from_a_folder_to_samples_and_scores(tmp_path, capsys):
+def test_from_a_folder_to_samples_and_scores(tmp_path, capsys, monkeypatch):
+    narrow_inception.install(monkeypatch.setattr)
+    inception.save(tmp_path / 'fid', narrow_inception.random_weights())
     rng = np.random.default_rng(0)
     for i in range(24):
         file = tmp_path / 'pictures' / ('cat', 'dog')[i % 2] / f'{i}.png'
@@ -40,7 +44,8 @@ def test_from_a_folder_to_samples_and_scores(tmp_path, capsys):
             'PICTURES': str(tmp_path / 'pictures'),
             'runs/mine': str(tmp_path / 'run'),
             '0-7 --out samples/': f'0-1 --out {out} --batch-size 16',
-            '--num-images 1000': f'--num-images 16 --batch-size 16 --json {scores}',
+            'fid-inception': f'{tmp_path}/fid --num-images 16 --batch-size 16 --json {scores} '
+            f'--out {tmp_path}/fid_of_mine',
         }
     )
     assert main.main(train) == 0
@@ -56,6 +61,11 @@ def test_from_a_folder_to_samples_and_scores(tmp_path, capsys):
         for seed in (0, 1)
     }
     assert main.main(evaluate) == 0
+    assert json.loads(scores.read_text())['fid'] > 0
+    assert (tmp_path / 'pictures.fid-10.npz').exists()
+    # Without the reference, pixels are compared.
+    at = evaluate.index('--reference')
+    assert main.main([*evaluate[:at], *evaluate[at + 4 :]]) == 0
     result = json.loads(scores.read_text())
     assert result['frechet_distance'] > 0 and set(result['accuracy_by_class']) == {'cat', 'dog'}
     # The same command goes on, and has nothing left to do.
