@@ -83,7 +83,14 @@ def _check_writable(arguments):
 
 
 def _against_reference(arguments):
-    from emigm_jax.evaluation import evaluate, evaluator, inception, measure, metrics
+    from emigm_jax.evaluation import (
+        evaluate,
+        evaluator,
+        inception,
+        make_reference,
+        measure,
+        metrics,
+    )
     from emigm_jax.io import files, npz
     from emigm_jax.parallel import agreement
 
@@ -91,12 +98,16 @@ def _against_reference(arguments):
     metrics.check(names)
     paper = _paper(arguments) if arguments.compare else {}
     # What one process cannot read ends all of them.
-    network, (images, about) = agreement.agreed(
-        lambda: (inception.load(arguments.inception), _images(arguments))
+    reference, network, (images, about) = agreement.agreed(
+        lambda: (
+            make_reference.at_hand(arguments.reference),
+            inception.load(arguments.inception),
+            _images(arguments),
+        )
     )
     folder = arguments.out or 'evaluation'
     work = _work(arguments, about, folder=folder, keep_images=bool(arguments.save_npz))
-    against = evaluate.against(images, arguments.reference, network, names, work)
+    against = evaluate.against(images, reference, network, names, work)
     result = evaluator.measure_and_leave(against, images, work)
     if result is not None:
         _print(result, paper)
@@ -229,7 +240,7 @@ def _print_in_pixels(result):
     settings = result.settings
     by_class = sorted(settings['accuracy_by_class'].items(), key=lambda pair: pair[1])
     if len(by_class) > 1:
-        lowest = ', '.join(f'{name} {value:.3f}' for name, value in by_class[:3])
+        lowest = ', '.join(f'{name} {value:z.3f}' for name, value in by_class[:3])
         print(f'lowest accuracy by class: {lowest}')
     print(
         f'{result.images} images of step {settings["step"]}, weights {settings["weights"]}, '

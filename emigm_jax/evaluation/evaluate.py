@@ -72,15 +72,12 @@ def against(
 ) -> AgainstReference:
     """What `evaluate` measures with; arguments and errors are its own."""
     names = tuple(metrics)
-    network = agreement.agreed(lambda: _checked(inception, names))
+    agreement.agreed(lambda: table.check(names))
+    reference = agreement.agreed(lambda: make_reference.at_hand(reference))
+    network = agreement.agreed(lambda: networks.opened(inception))
     side = lambda: image_sets.side(images, work.batch_size)
     real = make_reference.opened(reference, network, side, work)
     return agreement.agreed(lambda: AgainstReference(real, network, names))
-
-
-def _checked(inception, names):
-    table.check(names)
-    return networks.opened(inception)
 
 
 def evaluate_digits(images: ImageSet, work: Work | None = None) -> Result:

@@ -78,6 +78,19 @@ def _made(path, images, network, words, keep_features, work):
     return references.read(path)
 
 
+def at_hand(
+    reference: os.PathLike | str | references.Reference,
+) -> os.PathLike | str | references.Reference:
+    """What is in a file of statistics; a folder, whose statistics are to be made, as it is.
+
+    Raises:
+      UserError: there is no such file or folder, or it is no file of statistics.
+    """
+    if isinstance(reference, references.Reference) or paths.absolute(reference).is_dir():
+        return reference
+    return references.read(reference)
+
+
 def opened(
     reference: os.PathLike | str | references.Reference,
     inception: networks.Extractor,
@@ -99,10 +112,9 @@ def opened(
     Raises:
       UserError: the reference cannot be read, or the statistics of a folder not be kept.
     """
+    reference = agreement.agreed(lambda: at_hand(reference))
     if isinstance(reference, references.Reference):
         return reference
-    if not agreement.agreed(lambda: paths.absolute(reference).is_dir()):
-        return agreement.agreed(lambda: references.read(reference))
     work, size = work or Work(), side()
     source = agreement.agreed(lambda: image_sets.Below(reference))
     root = paths.absolute(reference)

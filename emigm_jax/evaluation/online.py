@@ -12,7 +12,7 @@ import numpy as np
 from emigm_jax.config.settings import EvaluationConfig
 from emigm_jax.data import sources
 from emigm_jax.data.sources import Images
-from emigm_jax.evaluation import evaluator, image_sets, inception, make_reference
+from emigm_jax.evaluation import evaluator, image_sets, inception, make_reference, metrics
 from emigm_jax.evaluation.against_reference import AgainstReference
 from emigm_jax.evaluation.in_pixels import InPixels
 from emigm_jax.io.progress import Bar
@@ -49,9 +49,11 @@ def online(
     """
     if settings.reference:
         names = settings.metrics.split(',')
+        metrics.check(names)
+        reference = make_reference.at_hand(settings.reference)
         network = inception.opened(settings.inception)
         work = evaluator.Work(settings.batch_size, say=functools.partial(print, flush=True))
-        statistics = make_reference.opened(settings.reference, network, lambda: side, work)
+        statistics = make_reference.opened(reference, network, lambda: side, work)
         measuring = AgainstReference(statistics, network, names)
     else:
         measuring = InPixels(real())

@@ -51,13 +51,13 @@ def origin(config: Config, saved: runs.Saved) -> Origin:
             raise UserError(
                 f'training.init_classes: there is no class {new} here, only 0 to {ours.classes - 1}'
             )
-        rows[new] = _label(name, theirs.classes)
+        rows[new] = _label(name, theirs.classes, saved.class_names)
     return Origin(saved, tuple(rows))
 
 
-def _label(name, classes):
+def _label(name, classes, names):
     if not name.isdecimal():
-        return class_names.label(name, classes)
+        return class_names.label(name, classes, names)
     if int(name) >= classes:
         raise UserError(
             f'training.init_classes: there is no class {name} in training.init, only 0 to '

@@ -16,6 +16,7 @@ from emigm_jax.config import averages, nested
 from emigm_jax.config.settings import Config, SamplingConfig
 from emigm_jax.data import datasets, pipeline, sizes
 from emigm_jax.data.interface import Dataset
+from emigm_jax.errors import UserError
 from emigm_jax.io import access, files, paths, png
 from emigm_jax.models.emigm import ModelConfig
 from emigm_jax.nn.functional import Functional, Params, parameter_count
@@ -150,7 +151,11 @@ def train(
                     if showing and first:
                         metrics.picture(at, sample_grid(config, data, ema, folder, at))
                     if evaluate and scoring:
-                        scores = evaluate(ema, at)
+                        try:
+                            scores = evaluate(ema, at)
+                        except UserError:
+                            writer.save(current)  # what was trained outlives what cannot be scored
+                            raise
                         metrics.add(at, scores)
                     del ema  # a copy on every device
                     metrics.pause(batches.seconds)

@@ -74,7 +74,7 @@ def test_what_is_given_twice_is_drawn_once(run, tmp_path):
     with np.load(tmp_path / 'samples.npz') as data:
         assert list(data['labels']) == [3, 3, 1, 1, 2, 2]
         assert list(data['seeds']) == [5, 0] * 3
-    assert len(list(tmp_path.glob('class_*.png'))) == 6
+    assert len(list(tmp_path.glob('images/class_*.png'))) == 6
 
 
 def test_sample_with_other_settings(run, tmp_path):
@@ -156,7 +156,7 @@ TRAIN = ('train', SMOKE)
         ((*TRAIN, '--workdir', 'x', '--config.model.width=33'), 'does not divide model.width = 33'),
         ((*TRAIN, '--workdir', 'x', '--config.model.heads=0'), 'model.heads'),
         ((*TRAIN, '--workdir', 'x', '--config.data.patch=3'), 'does not divide the image size'),
-        ((*TRAIN, '--workdir', 'x', '--config.model.grid=3'), 'it must be 2'),
+        ((*TRAIN, '--workdir', 'x', '--config.model.grid=3'), 'say --config.model.grid=2'),
         ((*TRAIN, '--workdir', 'x', '--config.loss.masking.schedule=expp'), "did you mean 'exp'"),
         ((*TRAIN, '--workdir', 'x', '--config.model.widht=8'), "did you mean 'model.width'"),
         ((*TRAIN, '--workdir', 'x', '--config.wide=8'), '--config.wide: no such setting'),
@@ -186,7 +186,7 @@ def test_refusals(command, says, capsys, tmp_path, monkeypatch):
         (('--seeds', '0-4294967295'), '1000000 at most'),
         (('--seeds', '-1'), "'0-15'"),
         (('--seeds', '\N{SUPERSCRIPT TWO}'), "'0-15'"),
-        (('--classes', '4294967296'), 'end at 4294967295'),
+        (('--classes', '4294967296'), 'no class 4294967296'),
         (('--base-seed', '-1'), 'sampling.seed must be at least 0'),
         (('--base-seed', '4294967296'), 'sampling.seed must be at most 4294967295'),
         (('--plan-seed', str(2**64)), 'plan_seed must be at most'),

@@ -213,7 +213,7 @@ def test_a_folder_while_training(folders, monkeypatch):
         every='1 step', reference=str(two), inception='x', metrics='fid', num_images=20
     )
     maker = lambda params: lambda labels, seeds: second[seeds]
-    measured = online.online(settings, 10, maker, SIDE)({}, 3)
+    measured = online.online(settings, 10, maker, side=SIDE)({}, 3)
     assert measured == {'fid': fid_of(second[:20], second)}
     assert two.with_name('second.fid-16.npz').exists()
 
@@ -321,7 +321,8 @@ def test_no_score_prints_as_minus_zero(capsys):
     below = dict.fromkeys(SCORES, -1e-9)
     command._print(Result(below, 50, settings={'source': 'npz'}, reference=reference), {})
     half = {'accuracy': -1e-9}
-    facts = {'step': 3, 'weights': '0.99', 'nfe': 7}
-    command._print_digits(Result(half, 20, 0.1, facts, real_halves=half))
+    by_class = {'cat': -1e-9, 'dog': 0.5}
+    facts = {'step': 3, 'weights': '0.99', 'nfe': 7, 'accuracy_by_class': by_class}
+    command._print_in_pixels(Result(half, 20, 0.1, facts, real_halves=half))
     out = capsys.readouterr().out
     assert out.count(' 0.000') >= len(SCORES) - 2 and '-0' not in out

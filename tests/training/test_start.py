@@ -291,6 +291,8 @@ def test_as_many_classes_are_taken_unless_some_are_named(saved):
     assert rows(saved, model__classes=2) == (-1, -1)
     many = dataclasses.replace(saved, config=config_of(saved.config, {'model.classes': 1000}))
     assert rows(many, model__classes=3, training__init_classes='0=otter, 2=7') == (360, -1, 7)
+    named = dataclasses.replace(saved, class_names=tuple('abcdefghij'))
+    assert rows(named, model__classes=2, training__init_classes='1=d') == (-1, 3)
 
 
 @pytest.mark.parametrize(

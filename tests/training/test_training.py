@@ -156,6 +156,15 @@ def test_non_finite_loss_stops_with_the_last_good_state(tmp_path, monkeypatch):
     assert all(np.isfinite(p).all() for p in jax.tree.leaves(params))
 
 
+def test_an_evaluation_that_fails_loses_no_step(tmp_path):
+    def evaluate(params, step):
+        raise UserError('the reference has gone')
+
+    with pytest.raises(UserError, match='has gone'):
+        loop.train(smoke(total='4 steps'), tmp_path, lambda config, data: evaluate)
+    assert runs.require(tmp_path).step == 4
+
+
 def test_a_grid_that_is_not_finite_is_not_written(tmp_path, monkeypatch, capsys):
     config = smoke()
     monkeypatch.setattr(loop, 'sampler', lambda *_: lambda *_: np.full((20, 4, 16), np.nan))
