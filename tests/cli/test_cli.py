@@ -118,7 +118,7 @@ def test_evaluate(run, tmp_path, capsys):
     assert 'real halves' in shown
 
 
-@pytest.mark.parametrize('what', ['train', 'sample'])
+@pytest.mark.parametrize('what', [pytest.param('train', marks=pytest.mark.slow), 'sample'])
 def test_benchmark(what, tmp_path):
     file = tmp_path / 'figures.json'
     command = ['benchmark', what, SMOKE, '--batch-size', '8', '--repeats', '1', '--json', str(file)]

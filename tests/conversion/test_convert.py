@@ -333,6 +333,7 @@ def sample(devices, *flags):
     subprocess.run(command, check=True, env=with_devices(devices))
 
 
+@pytest.mark.slow
 def test_pth_to_pictures(tiny, tmp_path, capsys):
     tokenizer = small('kl16')
     codec.save(tmp_path / 'kl16', tokenizer)

@@ -75,6 +75,7 @@ def train_and_sample(cache, kl16, classes, workdir):
     return tiny
 
 
+@pytest.mark.slow
 def test_pictures_to_cache_to_model_to_pictures(folder, kl16, tmp_path, capsys):
     cache, workdir = tmp_path / 'cache', tmp_path / 'run'
     prepare(cache, '--folder', folder.path, '--tokenizer', kl16)

@@ -28,6 +28,9 @@ TINY = emigm.ModelConfig(
     head_depth=2,
 )
 
+slow = lambda **change: pytest.param(change, marks=pytest.mark.slow)
+LAYERS = [dict(remat='full'), slow(remat='dots'), slow(unroll=True)]
+
 
 @pytest.mark.parametrize('key', emigm.PRESETS)
 def test_parameter_counts(key):
@@ -92,7 +95,7 @@ def test_only_the_rows_that_are_read_are_computed(params):
         np.testing.assert_allclose(z, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize('change', [dict(remat='full'), dict(remat='dots'), dict(unroll=True)])
+@pytest.mark.parametrize('change', LAYERS)
 def test_how_layers_run_changes_no_gradient(params, change):
     tokens = jax.random.normal(jax.random.key(4), (2, 16, 3))
 

@@ -378,6 +378,7 @@ def test_the_animals_are_classes_of_imagenet():
     ]
 
 
+@pytest.mark.slow
 def test_masking(tmp_path):
     keep = (
         'analytic={k: list(v) for k, v in analytic.items()}, nfe=nfe, drawn=drawn_means, '

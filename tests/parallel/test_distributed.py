@@ -24,6 +24,11 @@ from support.processes import Run, free_port
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMOKE = f'{ROOT}/configs/digits.py:smoke'
+# Files of a checkpoint that may be damaged.
+PARTS = [
+    pytest.param('state', id='index', marks=pytest.mark.slow),
+    pytest.param('state/ocdbt.process_0', id='arrays'),
+]
 SETTINGS = ['--config.optimizer.lr_schedule=constant', '--config.training.sample_every=0 steps']
 
 
@@ -95,7 +100,7 @@ def test_a_maintenance_notice_is_a_sigterm(monkeypatch):
     server.server_close()
 
 
-@pytest.mark.parametrize('part', ['state', 'state/ocdbt.process_0'], ids=['index', 'arrays'])
+@pytest.mark.parametrize('part', PARTS)
 def test_a_damaged_checkpoint_is_stepped_over_and_replaced(part, tmp_path, capsys, monkeypatch):
     config = smoke(total='8 steps', checkpoint_every='4 steps')
     whole = loop.train(config, tmp_path)

@@ -29,6 +29,7 @@ MODEL = emigm.ModelConfig(
 )
 CONFIG = SamplingConfig(reveal=RevealConfig(steps=5), solver=SolverConfig(steps=3))
 LABELS, SEEDS = np.arange(70) % 5, np.arange(70)
+COUNTS = ['shared', pytest.param('per_image', marks=pytest.mark.slow)]
 
 
 @pytest.fixture(scope='module')
@@ -37,7 +38,7 @@ def params():
     return jax.tree.map(lambda p: p + 0.05 * jnp.cos(jnp.arange(p.size)).reshape(p.shape), params)
 
 
-@pytest.mark.parametrize('counts', ['shared', 'per_image'])
+@pytest.mark.parametrize('counts', COUNTS)
 def test_batch_size_changes_no_image(params, counts):
     config = dataclasses.replace(CONFIG, reveal=RevealConfig(steps=5, counts=counts))
     sampler = Sampler(MODEL, config)
@@ -60,6 +61,7 @@ def test_every_device_computes_its_share(params):
         assert collective not in program
 
 
+@pytest.mark.slow
 def test_settings_decide_the_image(params):
     one = lambda config, label=1, seed=3: Sampler(MODEL, config)(params, [label], [seed])
     base = one(CONFIG)
@@ -77,7 +79,7 @@ def test_settings_decide_the_image(params):
 
 
 @pytest.mark.parametrize('steps', [1, 3, 40])
-@pytest.mark.parametrize('counts', ['shared', 'per_image'])
+@pytest.mark.parametrize('counts', COUNTS)
 def test_every_token_is_drawn_once(steps, counts):
     """With one solver row and a network of zeros a token is its first noise over alpha."""
     params = jax.jit(emigm.network(MODEL).init)(jax.random.key(0))  # epsilon = 0 at init

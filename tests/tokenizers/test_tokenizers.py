@@ -102,6 +102,7 @@ def params_of(tokenizer, config, tree):
     return rules.to_params(tokenizer_tables.ENTRIES[tokenizer](config), kept, shapes, 'x.ckpt')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('tokenizer', OFFICIAL)
 def test_recorded_outputs(tokenizer):
     module, config, name, entry, _ = OFFICIAL[tokenizer]

@@ -225,7 +225,7 @@ def stepper(loss_config, accumulate, optimizer=None, batch=16, model=MODEL):
     return jax.jit(run), first, data
 
 
-@pytest.mark.parametrize('normalize', settings.NORMALIZATIONS)
+@pytest.mark.parametrize('normalize', ['image', pytest.param('batch', marks=pytest.mark.slow)])
 def test_accumulation_changes_nothing(normalize):
     config = settings.LossConfig(TWO_GROUPS, normalize=normalize)
     run, first, data = stepper(config, 1)
@@ -260,6 +260,7 @@ def test_loss_is_a_mean_over_each_images_masked_tokens():
     np.testing.assert_allclose(terms.parts['mse'], np.mean(per_image), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_label_drop_and_single_encoder_train():
     config = settings.LossConfig(TWO_GROUPS, label_drop=0.5)
     draw = jax.jit(loss.draw, static_argnums=(0, 1, 3, 4))
@@ -337,6 +338,7 @@ def test_published_durations():
     assert nested.resolve(nested.as_dict(config)) == config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('size', ['256.py:size=xs,tiny', '512.py:size=l,tiny'])
 def test_imagenet_recipes_run(tmp_path, size):
     config = load_config(f'{ROOT}/configs/imagenet{size}')
