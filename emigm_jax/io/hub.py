@@ -133,12 +133,13 @@ def _explained(path: os.PathLike | str, place: _Place) -> Iterator[Any]:
     try:
         import huggingface_hub
         from huggingface_hub import constants, errors, utils
+        from huggingface_hub.utils import logging as library
     except ImportError as error:
         raise UserError(
             f"{path}: hf:// needs huggingface_hub (pip install 'emigm_jax[hf]')"
         ) from error
     # What goes wrong is said in one line, here; and bars are for those who look.
-    logging.getLogger('huggingface_hub').setLevel(logging.CRITICAL)
+    library.set_verbosity(logging.CRITICAL)
     if not sys.stderr.isatty():
         utils.disable_progress_bars()
     # A later row may be the parent of an earlier one.
