@@ -4,6 +4,7 @@ Orbax writes to a temporary name and renames at the end (on gs:// it marks the e
 process leaves nothing that looks like a checkpoint.
 """
 
+import abc
 import contextlib
 import dataclasses
 import logging
@@ -13,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
-from typing import Any, NoReturn, cast, final
+from typing import Any, cast, final
 
 import jax
 import orbax.checkpoint.experimental.v1 as ocp
@@ -166,7 +167,7 @@ def checkpoint(path: os.PathLike | str) -> Checkpoint:
         return Checkpoint(path, description, metadata_.metadata)
 
 
-class _quiet:
+class _quiet(abc.ABC):
     """Around calls of Orbax: what goes wrong there is raised, and not printed as well.
 
     TensorStore has hundreds of reads or writes under way when the first one fails; they fail too,
@@ -190,11 +191,11 @@ class _quiet:
             sys.unraisablehook = self._report
             return
         logging.getLogger('asyncio').setLevel(logging.CRITICAL)
-        self._explain(error)
+        raise self._explained(error) from error
 
-    def _explain(self, error: Exception) -> NoReturn:
-        """Raises the one line for what went wrong."""
-        raise NotImplementedError
+    @abc.abstractmethod
+    def _explained(self, error: Exception) -> UserError:
+        """The one line for what went wrong."""
 
 
 def _not_of_orbax(record):
@@ -207,17 +208,17 @@ class readable(_quiet):
     def __init__(self, path: os.PathLike | str):
         self._path = path
 
-    def _explain(self, error):
+    def _explained(self, error):
         if isinstance(error, (OSError, MemoryError)) and not isinstance(error, FileNotFoundError):
-            raise UserError(f'{self._path}: cannot be read ({gcs.brief(error)})') from error
+            return UserError(f'{self._path}: cannot be read ({gcs.brief(error)})')
         cause = error
         while cause.__cause__ is not None:  # Orbax tells which slice, TensorStore which array
             cause = cause.__cause__
-        raise Damaged(
+        return Damaged(
             f'{self._path}: the checkpoint is damaged or of another kind '
             f'({gcs.brief(cause)}); if it is a step of a run, delete this folder to go on '
             'from an earlier one'
-        ) from error
+        )
 
 
 class writable(_quiet):
@@ -231,11 +232,11 @@ class writable(_quiet):
     def __init__(self, path: os.PathLike | str, remains: Callable[[], Iterable[epath.Path]]):
         self._path, self._remains = path, remains
 
-    def _explain(self, error):
+    def _explained(self, error):
         # Threads that are still at work may make a folder again that has just gone.
         for _ in range(5):
             with contextlib.suppress(OSError):
                 for path in list(self._remains()):
                     path.rmtree(missing_ok=True)
             time.sleep(0.1)
-        raise UserError(f'{self._path}: cannot be written ({gcs.brief(error)})') from error
+        return UserError(f'{self._path}: cannot be written ({gcs.brief(error)})')
