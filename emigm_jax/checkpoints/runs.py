@@ -71,7 +71,7 @@ class Writer:
                 cleanup_tmp_directories=True,  # what a killed process left behind
                 context=store.writing(),
             )
-        self._saved, self._pending = None, None
+        self._saved, self._pending, self._failed = None, None, False
 
     def save(self, state: dict[str, Any], scores: Mapping[str, float] | None = None) -> None:
         """Begins to write the state under its own step; waits first for the one before.
@@ -106,16 +106,27 @@ class Writer:
             with self._writing():
                 pending.result()
 
+    @contextlib.contextmanager
     def _writing(self):
         leader = jax.process_index() == 0
         remains = lambda: self._folder.glob(f'*{store.UNFINISHED}*') if leader else ()
-        return store.writable(self._folder, remains)
+        with store.writable(self._folder, remains):
+            try:
+                yield
+            except Exception:
+                self._failed = True
+                raise
 
     def close(self) -> None:
-        """Waits for what is being written."""
-        self.wait()
-        with self._writing():
-            self._checkpointer.close()
+        """Waits for what is being written; after a failure it only ends what is still at work."""
+        if not self._failed:
+            self.wait()
+            with self._writing():
+                self._checkpointer.close()
+        elif jax.process_count() == 1:  # of several, closing would wait for one that may be gone
+            # The threads of the failed writing fail, too, and say less than the first reason.
+            with contextlib.suppress(Exception):
+                self._checkpointer.close()
 
     def __enter__(self) -> Self:
         return self

@@ -57,6 +57,23 @@ def test_the_state_of_a_run(tmp_path, capfd, caplog):
     assert [path.name for path in runs.finished(tmp_path)] == ['2', '1']
 
 
+def test_the_first_reason_stands(tmp_path, monkeypatch):
+    """Where a process has gone, saving fails in the collective and its threads in other ways."""
+
+    def fails(error):
+        def call(*_, **__):
+            raise error
+
+        return call
+
+    with pytest.raises(UserError, match='Gloo AllGather failed'):  # noqa: SIM117
+        with runs.Writer(tmp_path, nested.resolve({})) as writer:
+            first = RuntimeError('Gloo AllGather failed: connection closed by peer')
+            monkeypatch.setattr(writer._checkpointer, 'save_async', fails(first))
+            monkeypatch.setattr(writer._checkpointer, 'close', fails(FileNotFoundError('x')))
+            writer.save({'step': jnp.int32(1)})
+
+
 def test_events(tmp_path, capfd):
     events = Events(str(tmp_path / 'events'), 0)
     with room(20):
