@@ -1,9 +1,10 @@
 """The one exception that a user sees as a single line, and the checks that raise it."""
 
+import contextlib
 import difflib
 import math
 import operator
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 
 
 class UserError(Exception):
@@ -12,6 +13,30 @@ class UserError(Exception):
 
 class Damaged(UserError):
     """Something on disk that was written whole once and cannot be read now."""
+
+
+class Reasons:
+    """Runs several checks, so that whoever made several mistakes hears of all of them at once."""
+
+    def __init__(self):
+        self._found: list[str] = []
+
+    @contextlib.contextmanager
+    def checking(self) -> Iterator[None]:
+        """Around one check: takes the line of its UserError."""
+        try:
+            yield
+        except UserError as error:
+            self.add(str(error))
+
+    def add(self, reason: str) -> None:
+        """Takes what a check has found."""
+        self._found.append(reason)
+
+    def check(self) -> None:
+        """Raises UserError with all that was found, if anything was."""
+        if self._found:
+            raise UserError('; '.join(self._found))
 
 
 def check_choice(name: str, value: object, choices: Collection[str]) -> None:

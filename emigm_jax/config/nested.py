@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import ml_collections
 
 from emigm_jax.config.settings import Config
-from emigm_jax.errors import UserError, near
+from emigm_jax.core import setting
+from emigm_jax.errors import Reasons, UserError, near
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -58,27 +59,31 @@ def filled(values: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, An
 
 
 def build(cls: type[_Settings], values: Mapping[str, Any], prefix: str = '') -> _Settings:
-    """Nested dict -> frozen settings of class `cls`; raises as `resolve`."""
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    for name in values:
-        if name not in fields:
-            raise UserError(f'unknown setting {prefix}{name}{near(name, fields)}')
-    built = {}
+    """Nested dict -> frozen settings of class `cls`; raises as `resolve`, with all reasons."""
+    default, reasons = cls(), Reasons()
+    fields, built = {f.name: setting.declared(f) for f in dataclasses.fields(cls)}, {}
     for name, value in values.items():
-        kind = type(getattr(cls(), name))
         path = f'{prefix}{name}'
-        if dataclasses.is_dataclass(kind):
-            if not isinstance(value, dict):
-                raise UserError(f'{path} is a group of settings, not {value!r}')
-            built[name] = build(kind, value, path + '.')
-        else:
-            built[name] = _coerce(path, value, kind)
+        with reasons.checking():
+            if name not in fields:
+                raise UserError(f'unknown setting {path}{near(name, fields)}')
+            built[name] = _coerce(path, value, getattr(default, name))
+            if (declared := fields[name]) is not None:
+                declared.validate(path, built[name])
+    reasons.check()
     return cls(**built)
 
 
-def _coerce(path, value, kind):
+def _coerce(path, value, default):
+    kind = type(default)
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise UserError(f'{path} is a group of settings, not {value!r}')
+        return build(kind, value, f'{path}.')
     if kind is tuple and isinstance(value, (list, tuple)):
-        return tuple(value)
+        for each in value:
+            _coerce(path, each, default[0])
+        return tuple(value)  # as written: 0 and 0.0 name different averages
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         with contextlib.suppress(OverflowError):  # beyond any float: refused below
             return float(value)

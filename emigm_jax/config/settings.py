@@ -12,7 +12,7 @@ from emigm_jax.core.masking import MaskingConfig
 from emigm_jax.core.reveal import RevealConfig
 from emigm_jax.core.setting import setting, validate
 from emigm_jax.core.solvers import SolverConfig
-from emigm_jax.errors import UserError, check_range
+from emigm_jax.errors import Reasons, UserError, check_range
 from emigm_jax.models.config import ModelConfig
 from emigm_jax.parallel.sharding import MeshConfig
 
@@ -183,9 +183,16 @@ class TrainingConfig:
 
     def __post_init__(self):
         validate(self, 'training')
+        reasons = Reasons()
         for name in ('init_weights', 'init_classes'):
             if getattr(self, name) and not self.init:
-                raise UserError(f'training.{name} goes with training.init')
+                reasons.add(f'training.{name} goes with training.init')
+        if self.batch_size % self.accumulate:
+            reasons.add(
+                f'training.accumulate = {self.accumulate} does not divide '
+                f'training.batch_size = {self.batch_size}'
+            )
+        reasons.check()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,11 +261,6 @@ class Config:
             raise UserError(
                 'evaluation.every needs evaluation.reference and evaluation.inception '
                 f'(only {", ".join(IN_PIXELS)} are compared in pixels)'
-            )
-        if self.training.batch_size % self.training.accumulate:
-            raise UserError(
-                f'training.accumulate = {self.training.accumulate} does not divide '
-                f'training.batch_size = {self.training.batch_size}'
             )
 
     @property

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from emigm_jax.errors import check_choice, check_range
+from emigm_jax.errors import Reasons, check_choice, check_range
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -67,13 +67,16 @@ def declared(field: dataclasses.Field) -> Setting | None:
 
 
 def validate(settings: 'DataclassInstance', group: str = '') -> None:
-    """Raises UserError unless every value of a settings object obeys its declaration.
+    """Raises UserError, with all reasons, unless every value of settings obeys its declaration.
 
     Args:
       settings: the object, in its `__post_init__`.
       group: dotted name of the group that it is, for messages.
     """
+    reasons = Reasons()
     for field in dataclasses.fields(settings):
         if (known := declared(field)) is not None:
             name = f'{group}.{field.name}' if group else field.name
-            known.validate(name, getattr(settings, field.name))
+            with reasons.checking():
+                known.validate(name, getattr(settings, field.name))
+    reasons.check()

@@ -112,6 +112,35 @@ def test_every_number_is_finite(value):
         load_config('digits', [f'--config.optimizer.clip={value}'])
 
 
+def test_all_misfits_are_told_at_once():
+    """Of values, of names, and of settings that do not go together, whatever group they are in."""
+    wrong = {
+        'data': {'patch': -1, 'scale': 'x'},
+        'model': {'width': 50, 'depth': 2},
+        'optimizer': {'ema_decays': ('a',), 'clip': 0.0},
+        'training': {'batch_size': 6, 'accumulate': 4, 'init_weights': '0.9'},
+        'evaluation': {'reference': 'x'},
+        'mesh': 3,
+    }
+    parts = [
+        'data.patch must be at least 1, not -1',
+        "data.scale must be float, not 'x'",
+        "unknown setting model.depth (did you mean 'head_depth'?)",
+        "optimizer.ema_decays must be float, not 'a'",
+        'optimizer.clip must be at least 1e-12, not 0.0',
+        'training.init_weights goes with training.init; '
+        'training.accumulate = 4 does not divide training.batch_size = 6',
+        'evaluation.reference and evaluation.inception go together',
+        'mesh is a group of settings, not 3',
+    ]
+    with pytest.raises(UserError) as error:
+        nested.resolve(wrong)
+    assert str(error.value) == '; '.join(parts)
+    flags = ['batch_size=0', 'total=long', 'keep=0']
+    with pytest.raises(UserError, match=r'batch_size must .*training\.keep must .*total must look'):
+        load_config('digits', [f'--config.training.{flag}' for flag in flags])
+
+
 def test_an_int_beyond_all_floats_is_refused():
     with pytest.raises(UserError, match='guidance must be float, not 1000'):
         config_of(Config(), {'sampling.reveal.guidance': 10**400})
