@@ -196,6 +196,7 @@ def export(argv: list[str]) -> int:
     from emigm_jax.checkpoints import inspect
 
     path = inspect.located(arguments.source, arguments.step)
+    print(f'writing {arguments.target}', flush=True)  # as large models take a while
     name = inspect.export(path, arguments.target, arguments.weights or '')
     print(f'{path}: weights {name} -> {arguments.target}')
     return 0

@@ -76,6 +76,7 @@ def _convert(arguments):
     if arguments.dry_run:
         print('dry run: nothing written')
         return 0
-    done.save(arguments.target)  # after what it is, as large models take a while
+    print(f'writing {arguments.target}', flush=True)  # as large models take a while
+    done.save(arguments.target)
     print(f'-> {arguments.target}')
     return 0

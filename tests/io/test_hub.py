@@ -133,12 +133,13 @@ def test_without_a_network(stocked, monkeypatch):
     assert 'is not in the cache' in line and 'HF_HUB_OFFLINE is set' in line
 
 
-def test_nobody_listens(stocked, monkeypatch):
+def test_nobody_listens(stocked, monkeypatch, capfd):
     monkeypatch.setattr(time, 'sleep', lambda seconds: None)  # the library tries again, and again
     monkeypatch.setenv('HF_ENDPOINT', 'http://127.0.0.1:9')
     forget()
     line = complaint(paths.absolute, f'hf://me/weights/{FILE}')
     assert 'the Hub cannot be reached' in line and 'check the network' in line
+    assert capfd.readouterr() == ('', '')  # nor does it tell each time
 
 
 def test_the_extra_is_missing(monkeypatch):
