@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import glob
 import importlib.util
+import itertools
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ import jax
 from emigm_jax.errors import UserError
 
 RESTART = 75  # exit code (EX_TEMPFAIL) that asks a launcher to start the same command again
+_LONGEST_WAIT = 24 * 3600 * 1000  # milliseconds: no compilation takes a day
 BEAT, SILENCE = 2.0, 30.0  # seconds between signs of life, and without one until a process is dead
 
 
@@ -130,6 +132,23 @@ def _explain_aborts():
     explain = lambda _: lost('jax aborted (above), most likely because process 0 has ended')
     _on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(explain)
     ctypes.CDLL(None).signal(int(signal.SIGABRT), _on_abort)
+
+
+_meetings = itertools.count()
+
+
+def meet() -> None:
+    """Waits until all processes of the run are here, as long as they live; one alone goes on.
+
+    Before the first collective of a program that some compile and others find in a cache: a
+    collective itself waits for half a minute only (on CPUs), and `_watch` tells who has ended.
+    """
+    if jax.process_count() > 1:
+        from jax._src import distributed  # its public form is a collective
+
+        client = distributed.global_state.client
+        assert client is not None
+        client.wait_at_barrier(f'emigm/meeting/{next(_meetings)}', _LONGEST_WAIT)
 
 
 _leaving = threading.Event()

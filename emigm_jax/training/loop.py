@@ -106,6 +106,7 @@ def train(
     before = None
     if at_first < total:
         say('compiling the train step')
+        built.compile()
     else:
         say(f'finished before, at step {total}: a larger --config.training.total goes on')
     batches = pipeline.Timed(pipeline.batches(data, batch_size, config.seed, at_first, total, mesh))

@@ -13,7 +13,7 @@ from emigm_jax.core import masking, randomness
 from emigm_jax.data.interface import Batch
 from emigm_jax.models import emigm
 from emigm_jax.nn.functional import Functional, Params
-from emigm_jax.parallel import sharding
+from emigm_jax.parallel import processes, sharding
 from emigm_jax.training import state as states
 from emigm_jax.training.state import State
 from emigm_jax.training.step import TrainStep
@@ -43,6 +43,11 @@ class Program:
         with jax.set_mesh(self.mesh), randomness.pinned():
             return self.jitted.lower(self.state, self.batch, number)
 
+    def compile(self) -> None:
+        """Compiles the train step, which then is there for `step`, on all processes."""
+        self.lower().compile()
+        processes.meet()
+
 
 def build(config: Config, mesh: jax.sharding.Mesh, warmup: int, total: int) -> Program:
     """Everything of a run that is compiled.
@@ -61,13 +66,17 @@ def build(config: Config, mesh: jax.sharding.Mesh, warmup: int, total: int) -> P
     tx = states.optimizer(config.optimizer, rate)
     step = TrainStep(net, config.model, config.loss, config.optimizer, tx, config.seed, accumulate)
     sharding.check_batch(mesh, batch, accumulate, step.groups(batch))
+
+    def train_step(state, batch, number):  # programs and profiles show its name
+        return step(state, batch, number)
+
     create = lambda: states.create(net, config.optimizer, tx, randomness.key(config.seed))
     begin = lambda params: states.begun(params, config.optimizer, tx)
     shapes = jax.eval_shape(create)
     placed = sharding.of_state(mesh, shapes)
     rows, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     jitted = jax.jit(
-        step,
+        train_step,
         in_shardings=(placed, rows, replicated),
         out_shardings=(placed, replicated),
         donate_argnums=0,
