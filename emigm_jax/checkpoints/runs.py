@@ -272,8 +272,10 @@ def require(path: os.PathLike | str) -> Saved:
     if not paths.absolute(path).exists():
         raise UserError(f'{path}: no such checkpoint or workdir')
     saved = find(path)
-    if saved is None:
+    if saved is None and paths.absolute(path).is_dir():
         raise UserError(f'{path}: holds no checkpoint (looked for {FOLDER}/STEP)')
+    if saved is None:
+        raise UserError(f'{path}: is a file, no checkpoint; `emigm convert` makes one of weights')
     return saved
 
 

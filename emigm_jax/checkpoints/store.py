@@ -24,6 +24,7 @@ import emigm_jax
 from emigm_jax.errors import Damaged, UserError
 from emigm_jax.io import access, gcs, hub
 from emigm_jax.io.paths import absolute
+from emigm_jax.parallel import backend
 
 MARK = '_CHECKPOINT_METADATA'  # what Orbax puts into every finished checkpoint
 COMMIT_MARK = 'commit_success.txt'  # and last of all where nothing can be renamed
@@ -209,6 +210,8 @@ class readable(_quiet):
         self._path = path
 
     def _explained(self, error):
+        if reason := backend.missing():
+            return UserError(reason)
         if isinstance(error, (OSError, MemoryError)) and not isinstance(error, FileNotFoundError):
             return UserError(f'{self._path}: cannot be read ({gcs.brief(error)})')
         cause = error

@@ -68,6 +68,13 @@ def _code(argv):
         if not error.strerror:
             raise
         reason = f'{error.filename}: {error.strerror}' if error.filename else error.strerror
+    except (RuntimeError, AssertionError) as error:
+        if 'jax' not in sys.modules:
+            raise
+        from emigm_jax.parallel import backend
+
+        if not (reason := backend.explained(error)):
+            raise
     print(f'emigm: {reason}', file=sys.stderr)
     return 2
 

@@ -33,7 +33,10 @@ _CHANGEABLE = (
     *('model.attention_dropout', 'model.projection_dropout'),
     *('model.remat', 'model.unroll', 'model.dtype'),
 )
-_PARTS_OF_STATE = ('optimizer.ema_decays',)
+# But these: averages are parts of the state, and what a run began with has been.
+_FIXED = (
+    *('optimizer.ema_decays', 'training.init', 'training.init_weights', 'training.init_classes'),
+)
 
 
 def differences(saved: Config, requested: Config) -> dict[str, tuple[Any, Any]]:
@@ -48,7 +51,7 @@ def differences(saved: Config, requested: Config) -> dict[str, tuple[Any, Any]]:
 
 def changeable(name: str) -> bool:
     """Whether a run that goes on can do so with another value of this setting."""
-    return name.startswith((*_FREE, *_CHANGEABLE)) and name not in _PARTS_OF_STATE
+    return name.startswith((*_FREE, *_CHANGEABLE)) and name not in _FIXED
 
 
 def named(name: str, names: Collection[str]) -> bool:

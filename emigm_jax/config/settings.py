@@ -145,6 +145,8 @@ class OptimizerConfig:
         validate(self, 'optimizer')
         if not self.ema_decays:
             raise UserError('optimizer.ema_decays must name at least one decay (0 keeps a copy)')
+        if len({*self.ema_decays}) < len(self.ema_decays):
+            raise UserError(f'optimizer.ema_decays names a decay twice: {self.ema_decays}')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -59,7 +59,7 @@ def read(source: os.PathLike | str, options: Options | None = None) -> Conversio
     source = os.fspath(source)
     tree = torch_files.read(source)
     if not isinstance(tree, dict):
-        raise UserError(f'{source}: holds {places.described(tree)}, no table of tensors by name')
+        raise UserError(f'{source}: is no table of tensors by name, but {places.described(tree)}')
     return kinds.read(tree, source, options or Options())
 
 

@@ -5,8 +5,10 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from flax import traverse_util
+
 from emigm_jax.checkpoints.store import Checkpoint
-from emigm_jax.conversion import inception, models, places, tokenizer_tables, tokenizers
+from emigm_jax.conversion import inception, models, places, rules, tokenizer_tables, tokenizers
 from emigm_jax.conversion.conversion import Conversion, Export
 from emigm_jax.conversion.options import Kind, Options
 from emigm_jax.conversion.rules import Tensors
@@ -77,8 +79,17 @@ def read(tree: dict[Any, Any], source: str, options: Options) -> Conversion:
     conversion = KINDS[kind].read(found[kind], source, options)
     stored = {tensor.dtype.name for tensors in found[kind].values() for tensor in tensors.values()}
     narrow = ', '.join(sorted(name for name in stored if 'float' in name and name != 'float32'))
-    note = (f'stored as {narrow}, kept as float32',) if narrow else ()
-    return dataclasses.replace(conversion, notes=(*conversion.notes, *note))
+    notes = [*conversion.notes]
+    if narrow:
+        notes.append(f'stored as {narrow}, kept as float32')
+    flat: dict[str, Any] = traverse_util.flatten_dict(conversion.params, sep='/')
+    if broken := [row for named in flat.items() for row in rules.non_finite(*named)]:
+        shown = ', '.join(f'{name} ({detail})' for _, name, detail in broken[:3])
+        more = f' and {len(broken) - 3} more' * (len(broken) > 3)
+        notes.append(f'not finite, and taken all the same: {shown}{more}')
+    for place in places.unnamed(tree):
+        notes.append(f'not read: {place}, a list of tensors without names (are they averages?)')
+    return dataclasses.replace(conversion, notes=tuple(notes))
 
 
 def recognise(tree: dict[Any, Any], source: str) -> dict[Kind, dict[str, Tensors]]:

@@ -27,6 +27,17 @@ def flat(tree: dict[Any, Any]) -> Tensors:
     return {name: leaf for name, leaf in named.items() if hasattr(leaf, 'dtype')}
 
 
+def unnamed(tree: dict[Any, Any]) -> list[str]:
+    """Places of lists of tensors, whose names nobody wrote down: averages are kept so at times."""
+    leaves: dict[Any, Any] = traverse_util.flatten_dict(tree)
+    several = lambda leaf: isinstance(leaf, (list, tuple)) and len(leaf) > 1
+    return [
+        '/'.join(map(str, path))
+        for path, leaf in leaves.items()
+        if several(leaf) and all(hasattr(each, 'dtype') and each.ndim for each in leaf)
+    ]
+
+
 def find(tensors: Tensors, mark: str, source: str) -> dict[str, Tensors]:
     """{name of the place: its tensors, by their own names} for every place where `mark` is.
 

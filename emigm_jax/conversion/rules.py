@@ -8,6 +8,7 @@ table runs in both directions.
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
@@ -103,7 +104,16 @@ def to_params(
             ('misshapen', n, f'is {_form(tensors[n])} where {entry.path} needs {expected}')
             for n in bad
         ]
-        if bad or len(have) < len(entry.sources):
+        coarse = [n for n in have if n not in bad and not _is_float(tensors[n])]
+        problems += [
+            (
+                'no floats',
+                n,
+                f'is {tensors[n].dtype}, and quantised weights mean nothing here',
+            )
+            for n in coarse
+        ]
+        if bad or coarse or len(have) < len(entry.sources):
             continue
         # Filled in place: one copy of a parameter, however many layers it stacks.
         params[entry.path] = target = np.empty(shape, np.float32)
@@ -132,6 +142,10 @@ def _official_shape(operation, shape):
     """Shape of the official tensor that becomes one of ours."""
     hollow = np.broadcast_to(np.float32(0), shape)
     return OPERATIONS[operation][1](hollow).shape
+
+
+def _is_float(array):
+    return jnp.issubdtype(array.dtype, jnp.floating)  # which knows bfloat16 and float8
 
 
 def _form(value):

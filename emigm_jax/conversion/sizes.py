@@ -25,7 +25,9 @@ def model_config(
             raise rules.Misfit(origin, [('missing', name, '')])
         sizes = getattr(tensors[name], 'shape', ())
         if len(sizes) not in ranks or 0 in sizes:
-            raise rules.Misfit(origin, [('misshapen', name, f'is {sizes}')])
+            wanted = ' or '.join(map(str, ranks))
+            why = f'is {sizes}, and would need {wanted} dimensions'
+            raise rules.Misfit(origin, [('misshapen', name, why)])
         return sizes
 
     width, channels = shape('z_proj.weight', 2)

@@ -90,8 +90,8 @@ def _part(label, names):
 def chosen(text: str, names: Sequence[str], classes: int) -> list[int | str | None]:
     """What '3', '1,5', '0-9', 'cat,dog', 'name:7' or 'none', or a mix of them, stands for.
 
-    A number is a label; 'name:7' is the class that is called 7, 'none' the null class. Names with
-    commas in them are found, too.
+    A number is a label, 'none' the null class; 'name:7' and 'name:none' are the classes that are
+    called so. Names with commas in them are found, too.
 
     Args:
       text: of a flag.
@@ -110,7 +110,10 @@ def chosen(text: str, names: Sequence[str], classes: int) -> list[int | str | No
             if high < low:
                 raise UserError(f'--classes: the range {parts[at].strip()} is reversed')
             if high >= classes:  # before a list of so many is made
-                raise UserError(f'--classes: there is no class {high}, only 0 to {classes - 1}')
+                called = f'; name:{high} is the class that is called so' * (str(high) in lower)
+                raise UserError(
+                    f'--classes: there is no class {high}, only 0 to {classes - 1}{called}'
+                )
             found += range(low, high + 1)
             at += 1
             continue
@@ -122,20 +125,18 @@ def chosen(text: str, names: Sequence[str], classes: int) -> list[int | str | No
             raise UserError(
                 f"--classes must look like '3', '1,5', '0-9' or 'cat,dog', not {text!r}"
             )
-        found.append(None if name == 'none' and 'none' not in lower else name)
+        found.append(None if parts[at].strip() == 'none' else name)
         at = stop
     return found
 
 
 def in_another_order(names: Sequence[str]) -> str:
     """A line to warn by, where names are numbers but not those of their labels; else ''."""
-    if not names or not all(name.isdecimal() for name in names):
-        return ''
-    other = [(i, name) for i, name in enumerate(names) if int(name) != i]
+    other = [(i, name) for i, name in enumerate(names) if name.isdecimal() and int(name) != i]
     if not other:
         return ''
     shown = ', '.join(f'label {i} is called {name}' for i, name in other[:3])
     return (
-        f'the classes are called like numbers in another order ({shown}{", ..." * (len(other) > 3)}'
-        f'): numbers are labels here, name:{other[0][1]} is a name'
+        f'classes are called like numbers that are not their labels ({shown}'
+        f'{", ..." * (len(other) > 3)}): numbers are labels here, name:{other[0][1]} is a name'
     )

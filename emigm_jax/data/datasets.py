@@ -212,7 +212,8 @@ class Pictures(Dataset):
 
 @functools.cache  # once per file
 def _warn(name, reason):
-    print(f'cannot read {printable(name)} ({reason}); the next one stands in for it', flush=True)
+    line = f'cannot read {printable(name)} ({reason}); the next one stands in for it\n'
+    print(line, end='', flush=True)  # in one piece, as several threads read
 
 
 def codec(config: DataConfig) -> Codec | None:

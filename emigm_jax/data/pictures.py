@@ -44,7 +44,7 @@ LARGEST = 2**30  # bytes; what Pillow opens without a warning is smaller, even u
 # 16-bit grey, which convert('RGB') would clip at 255 instead of scaling.
 _DEEP = ('I;16', 'I;16B', 'I;16L', 'I;16N', 'I')
 _SIXTEEN_BITS = ('PNG', 'PPM')  # formats whose mode I has 16 bits
-_PHOTOMETRIC, _SAMPLE_FORMAT = 262, 339  # tags of TIFF
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 _MOST = 2**24  # pixels of an enlarged picture before it is cropped
 
 
@@ -123,8 +123,8 @@ def _no_range(image):
     return ''
 
 
-def _tag(image, number):
-    return getattr(image, 'tag_v2', {}).get(number, 1)
+def _tag(image, number, missing=1):
+    return getattr(image, 'tag_v2', {}).get(number, missing)
 
 
 def _eight_bits(image):
@@ -132,7 +132,10 @@ def _eight_bits(image):
     upright = ImageOps.exif_transpose(image)
     if upright.mode not in _DEEP:
         return upright
-    grey = (np.clip(np.asarray(upright).astype(np.int64), 0, 65535) // 257).astype(np.uint8)
+    # Only TIFF's numbers may have fewer bits than 16; Pillow scales those of other formats.
+    most = 2 ** int(np.max(_tag(image, _BITS, 16))) - 1
+    deep = np.clip(np.asarray(upright).astype(np.int64), 0, most)
+    grey = ((deep * 255 + most // 2) // most).astype(np.uint8)
     # Pillow heeds "0 is white" of 8 bits alone.
     return Image.fromarray(grey if _tag(image, _PHOTOMETRIC) else 255 - grey)
 

@@ -130,7 +130,7 @@ def _classes(source):
     names = list(map(printable, source.class_names))
     counts = source.class_counts
     if counts is not None:
-        names = [f'{name} {count:,}' for name, count in zip(names, counts, strict=True)]
+        names = [f'{name} ({count:,})' for name, count in zip(names, counts, strict=True)]
     more = f', and {len(names) - _NAMED} more' if len(names) > _NAMED else ''
     kind = 'class' if len(names) == 1 else 'classes'
     return f'{len(names):,} {kind}: {", ".join(names[:_NAMED])}{more}'

@@ -1,5 +1,6 @@
 """Sets of images to be measured: made by a model, pictures in files, or in an npz file."""
 
+import collections
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -12,9 +13,11 @@ from emigm_jax.data import listing
 from emigm_jax.data import rows as readers
 from emigm_jax.data.pictures import center_crop
 from emigm_jax.data.sources import Example, Source, Unreadable
-from emigm_jax.errors import UserError
+from emigm_jax.errors import UserError, printable
 from emigm_jax.io import files, npz, paths
 from emigm_jax.parallel import batches as spread
+
+_NAMED = 4  # pictures that cannot be read, but for the first
 
 
 class ImageSet(Protocol):
@@ -94,7 +97,9 @@ class Below(Source):
     def __init__(self, path: os.PathLike | str):
         self._root = paths.absolute(path)
         listed = listing.below(self._root)
-        self.passed_over = listed.passed_over
+        # What `emigm sample` keeps beside its pictures is nothing that was left out.
+        own = collections.Counter({'.json': int(files.claimed(self._root))})
+        self.passed_over = collections.Counter(listed.passed_over) - own
         if not listed.pictures:
             others = listing.described(self.passed_over)
             raise UserError(f'{path}: holds no pictures' + f', but {others}' * bool(others))
@@ -147,10 +152,27 @@ class Pictures:
         try:
             image = self._source.example(i).image
         except Unreadable as error:
-            raise UserError(
-                f'{self._place}/{error.name}: cannot be read ({error.reason}); mend or remove it'
-            ) from error
+            raise UserError(self._unreadable()) from error
         return np.asarray(image) if self._size is None else center_crop(image, self._size)
+
+    def _unreadable(self):
+        """One line on all pictures that cannot be read, so that they can be mended at once."""
+        found = list(filter(None, readers.read_all(self._trouble, 0, len(self))))
+        (name, reason), *others = found
+        also = [f'{name} ({reason})' for name, reason in others[:_NAMED]]
+        also += [f'{len(others) - _NAMED} more'] * (len(others) > _NAMED)
+        return (
+            f'{self._place}/{name}: cannot be read ({reason})'
+            + f', nor can {", ".join(also)}' * bool(also)
+            + f'; mend or remove {"them" if also else "it"}'
+        )
+
+    def _trouble(self, i):
+        try:
+            self._source.example(i)
+        except Unreadable as error:
+            return printable(error.name), error.reason
+        return None
 
     def batches(self, pieces: Sequence[slice], size: int) -> Iterator[np.ndarray]:
         """See `ImageSet`."""

@@ -138,9 +138,15 @@ def _seen(root, source, inception, size):
         found = sorted(system.find(place, detail=True).items())
         facts += [f'{name} {about.get("mtime") or about.get("updated")}' for name, about in found]
     else:
-        names = (root / source.name(i) for i in range(len(source)))
-        facts += [str(os.stat(name).st_mtime_ns) for name in names]
+        facts += [_time(root / source.name(i)) for i in range(len(source))]
     return files.text_hash(facts)
+
+
+def _time(file):
+    try:
+        return str(os.stat(file).st_mtime_ns)
+    except OSError:  # said when it is read
+        return 'unknown'
 
 
 def _holds(place, seen):

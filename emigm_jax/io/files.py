@@ -133,7 +133,7 @@ def claim(
         if write:
             write_json(folder / _SETTINGS, settings)
         return
-    for name in sorted({*existing, *settings}):
+    for name in dict.fromkeys((*settings, *existing)):  # as written: the plainest come first
         if existing.get(name) != settings.get(name):
             raise UserError(
                 f'{folder}: holds {what} with {name} = {_brief(existing.get(name))}, not '

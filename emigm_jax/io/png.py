@@ -2,6 +2,7 @@
 
 import io
 import os
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -48,11 +49,19 @@ def grid(images: ArrayLike, columns: int, gap: int = 2, background: int = 96) ->
     return canvas
 
 
+def _in_ascii(title):
+    """What the font that comes with Pillow can draw: letters without their accents."""
+    letters = unicodedata.normalize('NFKD', title)
+    bare = ''.join(c for c in letters if not unicodedata.combining(c))
+    return bare.encode('ascii', 'replace').decode()
+
+
 def labelled(
     grid: np.ndarray, titles: Sequence[str], gap: int = 2, background: int = 96
 ) -> np.ndarray:
     """Puts a column of row titles left of a grid (H, W, 1 or 3) whose rows are equally high."""
     height = (len(grid) - gap) / len(titles)
+    titles = list(map(_in_ascii, titles))
     font = ImageFont.load_default(max(10, min(20, round(height / 5))))
     width = 2 * gap + max(round(font.getlength(title)) for title in titles)
     column = Image.new('L', (width, len(grid)), background)

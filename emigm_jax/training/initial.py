@@ -98,6 +98,7 @@ def begun(config: Config, built: Program, start: Origin, say: Say) -> dict[str, 
     ours = built.state['params']
     if jax.tree.structure(theirs) != jax.tree.structure(ours):
         raise UserError(f'{start.saved.path}: its parameters have other names than those here')
+    check_finite(theirs, name, start.saved)
     say(f'started from weights {name} of {start.saved.path}, {runs.described(start.saved.stored)}')
     if remark := start.saved.remark(name):
         say(f'{remark}; to start from those: --config.training.init_weights=params')
@@ -106,6 +107,24 @@ def begun(config: Config, built: Program, start: Origin, say: Say) -> dict[str, 
     if start.rows is not None:
         theirs = _with_classes(config, built, start.rows, theirs)
     return built.begin(theirs)
+
+
+def check_finite(params: Params, name: str, saved: runs.Saved) -> None:
+    """Raises UserError, which names them, if parameters of a checkpoint are not finite."""
+    finite = jax.jit(lambda tree: jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), tree))
+    flags = jax.tree_util.tree_leaves_with_path(finite(params))
+    broken = [_name(path) for path, good in flags if not good]
+    if broken:
+        more = f' and {len(broken) - 3} more' * (len(broken) > 3)
+        raise UserError(
+            f'training.init = {saved.path}: of its weights {name}, {", ".join(broken[:3])}{more} '
+            'hold numbers that are not finite; start from others (training.init_weights), or from '
+            'another checkpoint'
+        )
+
+
+def _name(path):
+    return '/'.join(key.key for key in path)
 
 
 def _is_class_table(path):
@@ -142,7 +161,7 @@ def table(theirs: Params, ours: Params, rows: tuple[int, ...] | None, copies: st
     flat = zip(jax.tree_util.tree_leaves_with_path(theirs), jax.tree.leaves(ours), strict=True)
     for (path, old), new in flat:
         own = rows is not None and _is_class_table(path)
-        part = '/'.join(key.key for key in path) if own else f'{path[0].key}/'
+        part = _name(path) if own else f'{path[0].key}/'
         counts[part] += new.size
         how[part] = _classes(rows, len(old), copies) if own else 'taken'
     shown = [(part, f'{count:,}', how[part]) for part, count in counts.items()]

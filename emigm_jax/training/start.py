@@ -26,6 +26,8 @@ def check_workdir(workdir: epath.Path) -> None:
       UserError: it is a checkpoint itself, whose weights would be found in place of the run's, or
         checkpoints lie in it beside each other.
     """
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f'{workdir}: is a file, and --workdir names a folder')
     if store.is_checkpoint(workdir):
         stored = store.checkpoint(workdir)
         what = f'{workdir} is {runs.described(stored)}, and nobody would see what is trained in it'

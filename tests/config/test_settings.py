@@ -66,6 +66,7 @@ def test_settings_are_plain_frozen_dataclasses():
         (lambda: MaskingConfig(times='clam'), "did you mean 'clamp'"),
         (lambda: OptimizerConfig(ema_decays=(0.9, 1.0)), 'optimizer.ema_decays must be at most'),
         (lambda: OptimizerConfig(ema_decays=()), 'at least one decay'),
+        (lambda: OptimizerConfig(ema_decays=(0.9, 0.5, 0.9)), 'names a decay twice'),
         (lambda: OptimizerConfig(clip=0.0), 'optimizer.clip must be at least'),
         (lambda: OptimizerConfig(beta2=1.0), 'optimizer.beta2 must be at most'),
         (lambda: TrainingConfig(total='long'), "training.total must look like '500 steps'"),

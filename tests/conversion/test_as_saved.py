@@ -146,6 +146,30 @@ def test_half_as_many_bits(release, dtype):
     assert ml_dtypes.bfloat16  # numpy knows its name by this import
 
 
+@pytest.mark.parametrize('dtype', ['int8', 'uint8', 'bool', 'complex64'])
+def test_what_is_stored_as_no_floats(release, dtype):
+    """Weights that were quantised would become zeros, without a word."""
+    stored = {**release, MARK: np.asarray(release[MARK]).astype(dtype)}
+    with pytest.raises(rules.Misfit, match=f'no floats {re.escape(MARK)} is {dtype}'):
+        kinds.read({'model': stored}, 'x', HEADS)
+
+
+def test_what_is_not_finite_is_told(release):
+    weights = np.array(release[MARK])
+    weights[0, 0] = np.nan
+    options = Options(heads=4, allow_non_finite=True)
+    notes = kinds.read({'model': {**release, MARK: weights}}, 'x', options).notes
+    shown = 'not finite, and taken all the same: head/input/kernel (1 of'
+    assert [note for note in notes if note.startswith(shown)]
+
+
+def test_averages_without_names_are_told(release):
+    averages = [np.ones((2, 2), np.float32)] * 3
+    tree = {'model': release, 'ema': {'shadow_params': averages, 'steps': [1, 2]}}
+    notes = kinds.read(tree, 'x', HEADS).notes
+    assert [note for note in notes if note.startswith('not read: ema/shadow_params, a list of')]
+
+
 @pytest.mark.parametrize('kept', NULLS)
 def test_a_tied_token_of_one_name(release, kept):
     tensors = {name: x for name, x in release.items() if name not in NULLS or name == kept}
@@ -201,7 +225,7 @@ def test_another_kind_than_was_said():
 
 def test_no_table_of_tensors(tmp_path):
     np.save(tmp_path / 'x.npy', X)
-    with pytest.raises(UserError, match='holds a ndarray, no table of tensors'):
+    with pytest.raises(UserError, match='is no table of tensors by name, but a ndarray'):
         convert.read(tmp_path / 'x.npy')
 
 

@@ -12,7 +12,7 @@ from emigm_jax.checkpoints import inspect, runs
 from emigm_jax.cli import arguments, main
 from emigm_jax.data import class_names
 from emigm_jax.errors import UserError
-from emigm_jax.io import npz
+from emigm_jax.io import npz, png
 from emigm_jax.report import gather, tables
 from emigm_jax.sampling.save import save_samples
 from support.runs import state  # noqa: F401
@@ -61,6 +61,7 @@ def test_names_of_imagenet_stand_for_its_codes():
         ('owl, dog, big ,1', ['owl', 'dog, big', 1]),
         ('none,owl', [None, 'owl']),
         ('name:10,10', ['10', 10]),
+        ('name:none,none', ['none', None]),
         ('dog', ['dog']),  # refused by who knows the labels
     ],
 )
@@ -73,14 +74,15 @@ def test_what_a_flag_stands_for(text, found):
     [
         ('5-3', 'the range 5-3 is reversed'),
         ('0-99999999999', 'there is no class 99999999999, only 0 to 10'),
-        ('11', 'there is no class 11'),
+        ('11', 'there is no class 11, only 0 to 10$'),
+        ('12', 'there is no class 12, only 0 to 10; name:12 is the class that is called so'),
         ('3,,4', "must look like '3'"),
         ('name:', "must look like '3'"),
     ],
 )
 def test_flags_that_stand_for_nothing(text, says):
     with pytest.raises(UserError, match=says):
-        class_names.chosen(text, ANIMALS, 11)
+        class_names.chosen(text, (*ANIMALS, '12'), 11)
 
 
 def test_a_name_gives_its_label():
@@ -97,6 +99,7 @@ def test_numbers_in_another_order_are_warned_about(capsys):
     said = class_names.in_another_order(NUMBERS)
     assert 'label 2 is called 10, label 3 is called 2' in said and 'name:10' in said
     assert 'label 0 is called 1,' in class_names.in_another_order(('1', '2', '3'))
+    assert 'label 1 is called 7' in class_names.in_another_order(('0', '7', 'x'))
     for names in ((), ('0', '1', '2'), ANIMALS, ('0', 'x')):
         assert class_names.in_another_order(names) == ''
     saved = types.SimpleNamespace(class_names=NUMBERS)
@@ -118,6 +121,11 @@ def test_names_in_files_and_grids(tmp_path):
     assert titles[2] == r'0 caf\xe9' and titles[4] == 'no class'
     with Image.open(tmp_path / 'grid.png') as grid:
         assert grid.width > 2 * 66 + 60  # the longest of the titles stands beside it
+
+
+def test_titles_of_grids_are_letters_that_can_be_drawn():
+    titled = lambda *titles: png.labelled(np.zeros((60, 60, 1), np.uint8), titles)
+    np.testing.assert_array_equal(titled('0 été', '1 Größe'), titled('0 ete', '1 Gro?e'))
 
 
 def test_names_live_in_checkpoints_and_reports(state, tmp_path, capsys):  # noqa: F811

@@ -27,10 +27,14 @@ def written(image, kind, **options):
     return file.getvalue()
 
 
-def tiff(array, photometric=1, sample_format=1):
-    """A grey TIFF of any type of numbers, which Pillow does not write all."""
+def tiff(array, photometric=1, sample_format=1, bits=0):
+    """A grey TIFF of any type of numbers, which Pillow does not write all; `bits` are packed."""
     data, (height, width) = array.tobytes(), array.shape
-    entries = {256: width, 257: height, 258: 8 * array.itemsize, 259: 1, 262: photometric}
+    if bits:
+        columns = array[..., None] >> np.arange(bits)[::-1] & 1
+        data = np.packbits(columns.astype(np.uint8)).tobytes()
+    bits = bits or 8 * array.itemsize
+    entries = {256: width, 257: height, 258: bits, 259: 1, 262: photometric}
     entries |= {273: 8, 277: 1, 278: height, 279: len(data), 339: sample_format}
     fields = b''.join(struct.pack('<HHII', tag, 4, 1, v) for tag, v in entries.items())
     head = struct.pack('<2sHI', b'II', 42, 8 + len(data))
@@ -77,6 +81,7 @@ def test_a_palette_with_transparency():
 
 
 DEEP = GREY.astype(np.uint16) * 257
+TWELVE = np.linspace(0, 4095, 64).round().astype(np.int64).reshape(8, 8)
 
 
 @pytest.mark.parametrize(
@@ -85,6 +90,7 @@ DEEP = GREY.astype(np.uint16) * 257
         ('png', png(Image.fromarray(DEEP)), GREY),
         ('jp2', written(Image.fromarray(DEEP), 'JPEG2000'), GREY),
         ('tif', tiff(DEEP), GREY),
+        ('tif of 12 bits', tiff(TWELVE, bits=12), np.round(TWELVE / 4095 * 255).astype(np.uint8)),
         ('zero is white', tiff(DEEP, photometric=0), 255 - GREY),
         ('8 bits, zero is white', tiff(GREY, photometric=0), 255 - GREY),
         ('pgm of 16 bits', b'P5 8 8 65535\n' + DEEP.astype('>u2').tobytes(), GREY),

@@ -91,7 +91,7 @@ def test_a_folder_says_what_it_is(folder):
     data = datasets.dataset(config)
     spread = survey.deviation(ImageFolder(folder), 28)
     assert list(data.remarks) == [
-        '21 pictures in 2 classes: cat 11, dog 10',
+        '21 pictures in 2 classes: cat (11), dog (10)',
         '21 looked at: 28 to 50 pixels wide, 28 to 28 high, the shorter side 28 in the middle',
         '1 of them cannot be read (cat/torn.png: no picture of a known kind)',
         'left out, as no pictures: .txt 1',

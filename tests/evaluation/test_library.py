@@ -172,6 +172,11 @@ def test_folders_that_are_no_references(folders, tmp_path, monkeypatch):
             evaluate.evaluate(image_sets.folder(one), reference=tmp_path / name, **known)
     with pytest.raises(UserError, match='no such file'):
         evaluate.evaluate(image_sets.folder(one), reference=tmp_path / 'nowhere', **known)
+    (two / '30.png').symlink_to('nowhere')
+    (two / '31.png').write_bytes(b'torn')
+    says = r'30\.png: cannot be read \(No such .*\), nor can 31\.png \(no picture .*\); mend or'
+    with pytest.raises(UserError, match=says):
+        evaluate.evaluate(image_sets.folder(one), reference=two, **known)
 
     def full(path, write=True):
         raise UserError(f'{path}: cannot be reached or written (Read-only file system)')

@@ -184,6 +184,8 @@ def test_what_other_settings_do_to_the_schedule():
         ('optim', 'no such setting'),  # a beginning is no group
         ('model.width', 'model.width: cannot change in a run that goes on'),
         ('optimizer.ema_decays', 'cannot change'),
+        ('training.init', 'training.init: cannot change'),
+        ('training.init_classes', 'cannot change'),
         ('training.batch_size,data.name', 'data.name: cannot change'),
     ],
 )
@@ -339,6 +341,24 @@ def test_weights_that_are_not_there(state, run, built, tmp_path):
     path = model(tmp_path / 'm', config, {'mae': tree['params']['mae']})
     with pytest.raises(UserError, match='other names'):
         begun(path)
+
+
+def test_weights_that_are_not_finite(state, built, tmp_path):
+    config, tree = state
+    params = jax.tree.map(np.array, tree['params'])
+    params['mae']['class_embed'][0, 0] = np.nan
+    path = model(tmp_path / 'm', config, params)
+    begins, saved = config_of(config, {'training.init': str(path)}), runs.require(path)
+    with pytest.raises(UserError, match='mae/class_embed hold numbers that are not finite'):
+        initial.begun(begins, built, initial.origin(begins, saved), print)
+
+
+def test_a_file_is_no_checkpoint(tmp_path):
+    (tmp_path / 'x.pth').touch()
+    with pytest.raises(UserError, match=r'x\.pth: is a file, no checkpoint; `emigm convert`'):
+        runs.require(tmp_path / 'x.pth')
+    with pytest.raises(UserError, match=r'x\.pth: is a file, and --workdir names a folder'):
+        start.check_workdir(paths.absolute(tmp_path / 'x.pth'))
 
 
 @pytest.mark.parametrize(
