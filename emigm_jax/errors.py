@@ -65,6 +65,8 @@ def check_range(
 def whole(name: str, value: object, low: int | None = None, high: int | None = None) -> int:
     """`value` as an int; raises UserError unless it is a whole number in the range."""
     try:
+        if isinstance(value, bool):
+            raise TypeError
         number = operator.index(value)  # pyright: ignore[reportArgumentType]
     except TypeError:
         raise UserError(f'{name} must be a whole number, not {value!r}') from None

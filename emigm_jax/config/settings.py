@@ -179,7 +179,7 @@ class TrainingConfig:
         '', "which of init's: an EMA decay, or params as they were trained; '': the first EMA"
     )
     init_classes: str = class_copies(
-        "classes that begin as one of init's, 'NEW=OLD,...': '0=207,1=otter'; the others are "
+        "classes that begin as one of init's, 'NEW=OLD,...': '0=207,cat=otter'; the others are "
         "new. '': all are taken if there are as many, else all are new"
     )
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -34,8 +35,13 @@ class Origin:
     rows: tuple[int, ...] | None
 
 
-def origin(config: Config, saved: runs.Saved) -> Origin:
+def origin(config: Config, saved: runs.Saved, names: Sequence[str] = ()) -> Origin:
     """What a run takes of `saved`, whose arrays are not read.
+
+    Args:
+      config: of the run.
+      saved: the checkpoint.
+      names: of the classes of the run's data, in label order; (): nobody knows them.
 
     Raises:
       UserError: its weights mean nothing in the model of this config, or there are no such classes.
@@ -46,22 +52,26 @@ def origin(config: Config, saved: runs.Saved) -> Origin:
     if not text and theirs.classes == ours.classes:
         return Origin(saved, None)
     rows = [-1] * ours.classes
-    for new, name in parse_copies('training.init_classes', text).items():
-        if new >= ours.classes:
-            raise UserError(
-                f'training.init_classes: there is no class {new} here, only 0 to {ours.classes - 1}'
-            )
-        rows[new] = _label(name, theirs.classes, saved.class_names)
+    copied = set()
+    for new, old in parse_copies('training.init_classes', text).items():
+        label = _label(new, 'here', ours.classes, names)
+        if label in copied:
+            raise UserError(f'training.init_classes: class {label} is there twice')
+        copied.add(label)
+        rows[label] = _label(old, 'in training.init', theirs.classes, saved.class_names)
     return Origin(saved, tuple(rows))
 
 
-def _label(name, classes, names):
+def _label(name, where, classes, names):
+    """The label of a class by its number or name."""
     if not name.isdecimal():
-        return class_names.label(name, classes, names)
+        try:
+            return class_names.label(name, classes, names)
+        except UserError as error:
+            raise UserError(f'training.init_classes, {where}: {error}') from error
     if int(name) >= classes:
         raise UserError(
-            f'training.init_classes: there is no class {name} in training.init, only 0 to '
-            f'{classes - 1}'
+            f'training.init_classes: there is no class {name} {where}, only 0 to {classes - 1}'
         )
     return int(name)
 
@@ -173,5 +183,6 @@ def table(theirs: Params, ours: Params, rows: tuple[int, ...] | None, copies: st
 def _classes(rows, there, copies):
     new = sum(row < 0 for row in rows)
     parts = [f'copies {copies}'] * (new < len(rows))
-    parts += [f'new: {new} classes, each the mean of the {there} there plus noise'] * (new > 0)
+    each = f'{new} classes, each' if new > 1 else '1 class,'
+    parts += [f'new: {each} the mean of the {there} there plus noise'] * (new > 0)
     return '; '.join(parts)

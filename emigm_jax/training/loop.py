@@ -87,7 +87,8 @@ def train(
     current = start.resumed(config, data, folder, built, allow_changes, say)
     origin, init = None, config.training.init
     if current is None and init:
-        origin = agreement.agreed(lambda: initial.origin(config, runs.require(init)))
+        names = data.class_names
+        origin = agreement.agreed(lambda: initial.origin(config, runs.require(init), names))
     evaluate = evaluator and evaluator(config, data)
     if current is None:
         current = initial.begun(config, built, origin, say) if origin else built.create()

@@ -113,6 +113,7 @@ def test_sample_steps_end_in_what_sample_gives(model):
         (dict(classes=['tabby']), "no class is called 'tabby'"),
         (dict(classes='tabby'), "a list or 'all'"),
         (dict(classes=[1.5]), 'a whole number, not 1.5'),
+        (dict(classes=[True]), 'a whole number, not True'),
         (dict(classes=[]), 'nothing to draw'),
         (dict(seeds=[2**32]), 'seeds lie between'),
         (dict(seeds=[-1]), 'seeds lie between'),

@@ -280,11 +280,11 @@ def saved(run):
     return runs.require(run)
 
 
-def rows(saved, **changes):
-    """Which classes of `saved` a run with other settings takes."""
+def rows(saved, names=(), **changes):
+    """Which classes of `saved` a run with other settings and classes of these names takes."""
     dotted = {name.replace('__', '.'): value for name, value in changes.items()}
     config = config_of(saved.config, {'training.init': 'there', **dotted})
-    return initial.origin(config, saved).rows
+    return initial.origin(config, saved, names).rows
 
 
 def test_as_many_classes_are_taken_unless_some_are_named(saved):
@@ -295,6 +295,8 @@ def test_as_many_classes_are_taken_unless_some_are_named(saved):
     assert rows(many, model__classes=3, training__init_classes='0=otter, 2=7') == (360, -1, 7)
     named = dataclasses.replace(saved, class_names=tuple('abcdefghij'))
     assert rows(named, model__classes=2, training__init_classes='1=d') == (-1, 3)
+    ours = ('cat', 'dog')
+    assert rows(named, ours, model__classes=2, training__init_classes='dog=d,cat=4') == (4, 3)
 
 
 @pytest.mark.parametrize(
@@ -321,12 +323,14 @@ def test_weights_that_mean_nothing_here(changes, says, saved):
     [
         ('10=0', 'no class 10 here, only 0 to 9'),
         ('0=10', 'no class 10 in training.init, only 0 to 9'),
-        ('0=otter', 'have no names'),
+        ('0=otter', 'in training.init: .* have no names'),
+        ('cow=0', "here: no class is called 'cow'"),
+        ('3=0,c=1', 'class 3 is there twice'),
     ],
 )
 def test_classes_that_are_not_there(classes, says, saved):
     with pytest.raises(UserError, match=says):
-        rows(saved, training__init_classes=classes)
+        rows(saved, tuple('zabcdefghi'), training__init_classes=classes)
 
 
 def test_weights_that_are_not_there(state, run, built, tmp_path):
@@ -367,8 +371,8 @@ def test_a_file_is_no_checkpoint(tmp_path):
         (['init_weights=params'], 'training.init_weights goes with training.init'),
         (['init_classes=0=1'], 'training.init_classes goes with training.init'),
         (
-            ['init=x', 'init_classes=a=1'],
-            "training.init_classes must look like '0=207,1=otter'",
+            ['init=x', 'init_classes==1'],
+            "training.init_classes must look like '0=207,cat=otter'",
         ),
         (['init=x', 'init_classes=1'], 'must look like'),
         (['init=x', 'init_classes=1='], 'must look like'),
