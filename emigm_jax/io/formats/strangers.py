@@ -50,6 +50,8 @@ _NAMES = {
         for name in _in(home, 'bool dict float int list long object range slice str tuple type')
     ),
     *_in('torch', 'Tensor Generator contiguous_format preserve_format channels_last strided'),
+    *_in('re', '_compile RegexFlag'),
+    *_in('logging', 'getLogger Logger'),
     *_in('numpy', 'dtype bool_ float_ int_ str_ object_ generic'),
     *(
         '__builtin__.unicode',
@@ -57,6 +59,7 @@ _NAMES = {
         'decimal.Decimal',
         'fractions.Fraction',
         'functools.partial',
+        'random.Random',
         'uuid.UUID',
     ),
     *('torch.serialization._get_layout', 'torch._tensor.Tensor'),

@@ -6,8 +6,11 @@ import datetime
 import decimal
 import enum
 import functools
+import logging
 import pathlib
 import pickle
+import random
+import re
 import sys
 import types
 import uuid
@@ -71,6 +74,9 @@ def saved(own):
         'uuid': (uuid.UUID(int=1), *named('uuid.UUID')),
         'simple': (types.SimpleNamespace(a=own.Settings), {'a': Placeholder('trainer.Settings')}),
         'partial': (functools.partial(own.step, 1), *named('functools.partial')),
+        'pattern': (re.compile('x', re.IGNORECASE), *named('re._compile')),
+        'logger': (logging.getLogger('trainer'), *named('logging.getLogger')),
+        'generator': (random.Random(0), *named('random.Random')),
         'range': (range(3), *named('builtins.range', '__builtin__.xrange')),
         'class': (own.Settings, *named('trainer.Settings')),
         'function': (own.step, *named('trainer.step')),
