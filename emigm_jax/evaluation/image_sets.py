@@ -17,7 +17,8 @@ from emigm_jax.errors import UserError, printable
 from emigm_jax.io import files, npz, paths
 from emigm_jax.parallel import batches as spread
 
-_NAMED = 4  # pictures that cannot be read, but for the first
+_SEARCHED = 10_000  # pictures, for more that cannot be read
+_NAMED = 4  # of these
 
 
 class ImageSet(Protocol):
@@ -152,13 +153,14 @@ class Pictures:
         try:
             image = self._source.example(i).image
         except Unreadable as error:
-            raise UserError(self._unreadable()) from error
+            raise UserError(self._unreadable(i, error)) from error
         return np.asarray(image) if self._size is None else center_crop(image, self._size)
 
-    def _unreadable(self):
-        """One line on all pictures that cannot be read, so that they can be mended at once."""
-        found = list(filter(None, readers.read_all(self._trouble, 0, len(self))))
-        (name, reason), *others = found
+    def _unreadable(self, i, error):
+        """One line on picture i and the next that cannot be read, to be mended at once."""
+        name, reason = printable(error.name), error.reason
+        troubles = readers.read_all(self._trouble, i + 1, min(len(self), i + 1 + _SEARCHED))
+        others = list(filter(None, troubles))
         also = [f'{name} ({reason})' for name, reason in others[:_NAMED]]
         also += [f'{len(others) - _NAMED} more'] * (len(others) > _NAMED)
         return (
