@@ -18,11 +18,23 @@ QUICK_COMPILATION = (
 OLD_EMITTERS = '--xla_cpu_use_fusion_emitters=false'
 
 
+# Files that take the longest are begun first, so that no worker waits for another at the end.
+LONGEST = (
+    *('test_distributed', 'test_sharding', 'test_training', 'test_fine_tuning', 'test_cli'),
+    *('test_api', 'test_data_end_to_end', 'test_three_commands', 'test_gcs_end_to_end'),
+    *('test_learned', 'test_model', 'test_golden_emigm', 'test_sampling', 'test_sizes'),
+    *('test_liftings', 'test_tokenizers', 'test_evaluate'),
+)
 MOST_WORKERS = 4  # each may take 5 GB
 
 
 def pytest_xdist_auto_num_workers(config):
     return min(MOST_WORKERS, os.cpu_count() or 1)
+
+
+def pytest_collection_modifyitems(items):
+    place = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
 def pytest_configure(config):
