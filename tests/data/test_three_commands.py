@@ -50,7 +50,7 @@ def test_from_a_folder_to_samples_and_scores(tmp_path, capsys, monkeypatch):
     )
     assert main.main(train) == 0
     printed = capsys.readouterr().out
-    assert '24 pictures in 2 classes: cat 12, dog 12' in printed
+    assert '24 pictures in 2 classes: cat (12), dog (12)' in printed
     assert '--config.data.image_size=10 --config.data.patch=2' in printed
     assert runs.require(tmp_path / 'run').class_names == ('cat', 'dog')
     assert main.main(sample) == 0
