@@ -82,14 +82,22 @@ def read(tree: dict[Any, Any], source: str, options: Options) -> Conversion:
     notes = [*conversion.notes]
     if narrow:
         notes.append(f'stored as {narrow}, kept as float32')
-    flat: dict[str, Any] = traverse_util.flatten_dict(conversion.params, sep='/')
-    if broken := [row for named in flat.items() for row in rules.non_finite(*named)]:
-        shown = ', '.join(f'{name} ({detail})' for _, name, detail in broken[:3])
-        more = f' and {len(broken) - 3} more' * (len(broken) > 3)
-        notes.append(f'not finite, and taken all the same: {shown}{more}')
+    if options.allow_non_finite:
+        notes += _taken(conversion.params)
     for place in places.unnamed(tree):
         notes.append(f'not read: {place}, a list of tensors without names (are they averages?)')
     return dataclasses.replace(conversion, notes=tuple(notes))
+
+
+def _taken(params):
+    """A line on parameters that are not finite, if there are any."""
+    flat: dict[str, Any] = traverse_util.flatten_dict(params, sep='/')
+    broken = [row for named in flat.items() for row in rules.non_finite(*named)]
+    if not broken:
+        return []
+    shown = ', '.join(f'{name} ({detail})' for _, name, detail in broken[:3])
+    more = f' and {len(broken) - 3} more' * (len(broken) > 3)
+    return [f'not finite, and taken all the same: {shown}{more}']
 
 
 def recognise(tree: dict[Any, Any], source: str) -> dict[Kind, dict[str, Tensors]]:

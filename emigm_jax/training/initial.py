@@ -23,6 +23,7 @@ from emigm_jax.parallel import sharding
 from emigm_jax.training.program import Program
 from emigm_jax.training.start import Say
 
+_name = functools.partial(jax.tree_util.keystr, simple=True, separator='/')
 _CLASSES = 0x636C6173  # 'clas': keeps the noise of new classes apart from other draws of the seed
 
 
@@ -131,10 +132,6 @@ def check_finite(params: Params, name: str, saved: runs.Saved) -> None:
             'hold numbers that are not finite; start from others (training.init_weights), or from '
             'another checkpoint'
         )
-
-
-def _name(path):
-    return '/'.join(key.key for key in path)
 
 
 def _is_class_table(path):

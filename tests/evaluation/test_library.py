@@ -157,6 +157,15 @@ def test_sides_of_images():
     assert image_sets.side(image_sets.Generated(wide, 4, 2, ''), 2) is None
 
 
+def test_what_is_kept_beside_own_pictures_is_not_left_out(folders):
+    folder = next(iter(folders))
+    assert image_sets.folder(folder).passed_over == {}
+    (folder / 'notes.json').write_text('{}')
+    assert image_sets.folder(folder).passed_over == {'.json': 1}
+    (folder / 'settings.json').write_text('{}')  # as `files.claim` writes it
+    assert image_sets.folder(folder).passed_over == {'.json': 1}
+
+
 def test_folders_that_are_no_references(folders, tmp_path, monkeypatch):
     one, two = folders
     known = dict(inception=EXTRACTOR, metrics=('fid',), work=Work(batch_size=8))
