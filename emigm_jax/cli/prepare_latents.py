@@ -22,13 +22,12 @@ def run(argv: list[str]) -> int:
     shared.add_pictures(parser, '--from-npz', 'FOLDER', 'an official per-image npz cache')
     parser.add_argument('--tokenizer', required=True, help='its checkpoint, from `emigm convert`')
     parser.add_argument(
-        '--image-size', type=shared.count, help='pixels per side (KL-16 256, DC-AE 512)'
+        '--image-size', type=shared.count, help='pixels per side (KL-16 and VQGAN 256, DC-AE 512)'
     )
     parser.add_argument(
         '--dtype',
         choices=('float16', 'float32'),
-        default='float16',
-        help='of the cache (float16)',
+        help='of the cache (float16; codes are uint16)',
     )
     parser.add_argument(
         '--compute-dtype',
@@ -88,6 +87,7 @@ def _latents(arguments):
     import numpy as np
 
     from emigm_jax.data import latents, prepare
+    from emigm_jax.data import rows as kinds
     from emigm_jax.io import access
     from emigm_jax.io.progress import Bar
     from emigm_jax.tokenizers import codec
@@ -96,10 +96,11 @@ def _latents(arguments):
     if not arguments.dry_run:
         access.probe(arguments.target)
     loaded = codec.load(arguments.tokenizer, arguments.compute_dtype, arguments.batch_size)
+    dtype = kinds.dtype(loaded.spec, arguments.dtype)
     rows, remarks = _rows(arguments, loaded)
-    contents = rows.contents(arguments.dtype, arguments.shard_rows)
+    contents = rows.contents(dtype, arguments.shard_rows)
     numbers = math.prod(loaded.tokenizer.raw_shape(contents.image_size))
-    gigabytes = len(rows) * latents.VIEWS * numbers * np.dtype(arguments.dtype).itemsize / 1e9
+    gigabytes = len(rows) * latents.VIEWS * numbers * np.dtype(dtype).itemsize / 1e9
     print(
         f'{len(rows):,} pictures in {len(rows.class_names):,} classes -> {arguments.target}, '
         f'about {gigabytes:.3g} GB',

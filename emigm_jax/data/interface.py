@@ -19,7 +19,7 @@ class Batch(NamedTuple):
     """
 
     labels: jax.Array  # (B,) int32
-    tokens: jax.Array  # (B, N, C) float32, in raster order
+    tokens: jax.Array  # (B, N, C) float32, or codes (B, N) int32, in raster order
 
 
 class Dataset(abc.ABC):
@@ -28,7 +28,8 @@ class Dataset(abc.ABC):
     examples: int
     classes: int
     grid: int  # tokens per side
-    channels: int  # C, numbers per token
+    channels: int  # C, numbers per token that is a vector; 0: tokens are codes
+    codes: int = 0  # V, values of a token that is a code; 0: tokens are vectors
     fingerprint: str  # of what decides content and order; the same on every host
     codec: Codec | None  # turns tokens into pictures; None: nothing at hand does
     params: dict[str, Any]  # weights that `to_batch` needs on the devices; {}: none

@@ -4,11 +4,12 @@
     CACHE/labels.npy         (M,) int32
     CACHE/names.txt          the source name of every row, one JSON string a line
     CACHE/skipped.jsonl      pictures that could not be read, and why
-    CACHE/shards/00000.npy   (R, 2, h, w, c): row r as it is, and of the mirrored picture
+    CACHE/shards/00000.npy   (R, 2, h, w, c): row r as it is, and of the mirrored picture;
+                             codes (R, 2, h, w) uint16
     CACHE/shards/00000.json  rows, labels, names and checksum of that shard
 
-Rows hold what the tokenizer's network gave (moments or latents; raw latents are cached, scale
-is data), so that moments are sampled afresh and scaled when they are used.
+Rows hold what the tokenizer's network gave (moments, latents or codes; raw latents are cached,
+scale is data), so that moments are sampled afresh and scaled when they are used.
 """
 
 import io
@@ -62,7 +63,10 @@ class Cache:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def take(self, indices: np.ndarray, mirrored: np.ndarray) -> np.ndarray:
-        """Rows (B, h, w, c) of `indices` (B,), mirrored where `mirrored` (B,) says so."""
+        """Rows (B, h, w, c), or codes (B, h, w), of `indices` (B,).
+
+        Mirrored where `mirrored` (B,) says so.
+        """
         indices = np.asarray(indices, np.int64)
         if len(indices) and (indices.min() < 0 or indices.max() >= len(self)):
             raise IndexError(f'rows 0 to {len(self) - 1}, not {indices.min()}..{indices.max()}')
@@ -74,15 +78,25 @@ class Cache:
         return out
 
     def shard(self, number: int) -> np.ndarray:
-        """A whole shard (R, 2, h, w, c), checked against its checksum."""
+        """A whole shard (R, 2, h, w, ...), checked against its checksum."""
         check_shard(self.path, number, self.shards[number])
         with files.reported(self.path), (self.path / shard_file(number)).open('rb') as f:
             return np.lib.format.read_array(io.BytesIO(f.read()), allow_pickle=False)
 
     def verify(self, progress: Callable[[range], Iterable[int]] = lambda shards: shards) -> None:
-        """Compares every shard with its checksum; `progress` wraps the iteration."""
+        """Compares every shard with its checksum, and codes with the codebook.
+
+        `progress` wraps the iteration.
+        """
+        maker = self.manifest.contents.tokenizer
         for number in progress(range(len(self.shards))):
-            check_shard(self.path, number, self.shards[number])
+            if not maker.codes:
+                check_shard(self.path, number, self.shards[number])
+            elif (largest := self.shard(number).max(initial=0)) >= maker.codes:
+                raise UserError(
+                    f'{self.path / shard_file(number)}: holds code {largest}, {maker.name} has 0 '
+                    f'to {maker.codes - 1}; prepare the cache again'
+                )
 
 
 class _Disk:

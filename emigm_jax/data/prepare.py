@@ -25,7 +25,7 @@ class Row(NamedTuple):
 
     label: int
     name: str
-    views: np.ndarray  # (2, h, w, c): as it is, mirrored
+    views: np.ndarray  # (2, h, w, c), or codes (2, h, w): as it is, mirrored
 
 
 class Skipped(NamedTuple):

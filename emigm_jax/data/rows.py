@@ -18,9 +18,11 @@ from emigm_jax.io import files, paths
 from emigm_jax.parallel import batches
 from emigm_jax.tokenizers import learned
 from emigm_jax.tokenizers.codec import Codec
+from emigm_jax.tokenizers.interface import Spec
 
 _T = TypeVar('_T')
 
+CODES, MOST_CODES = 'uint16', 2**16  # dtype of rows of codes, and what fits
 THREADS = 16  # that read and decode pictures; Pillow and files let go of the interpreter
 
 
@@ -32,7 +34,28 @@ def read_all(read: Callable[[int], _T], start: int, stop: int) -> Iterator[_T]:
 
 def _maker(codec):
     spec, dtype = codec.spec, codec.tokenizer.config.dtype
-    return Maker(spec.kind, codec.fingerprint, spec.channels, spec.stride, dtype)
+    return Maker(spec.kind, codec.fingerprint, spec.channels, spec.stride, dtype, spec.codes)
+
+
+def dtype(spec: Spec, asked: str | None) -> str:
+    """Of a cache's rows: that of `CODES` for codes, else what was asked for, float16 by default.
+
+    Raises:
+      UserError: codes do not fit, or were asked for as numbers.
+    """
+    if not spec.codes:
+        return asked or 'float16'
+    if spec.codes > MOST_CODES:
+        raise UserError(
+            f'{spec.title} has {spec.codes:,} codes, a cache holds up to {MOST_CODES:,}: encode '
+            'while training (data.name = folder with data.tokenizer)'
+        )
+    if asked not in (None, CODES):
+        raise UserError(
+            f'--dtype {asked} goes with latents: the codes of {spec.title} are held as {CODES}, '
+            'leave it out'
+        )
+    return CODES
 
 
 @final
@@ -48,10 +71,6 @@ class Encoded(Rows):
     def __init__(self, source: Source, codec: Codec, image_size: int | None = None):
         spec = codec.spec
         image_size = image_size or learned.KINDS[spec.kind].image_size
-        if spec.codes:
-            raise UserError(
-                f'{spec.title} makes codes, which nothing here is trained on; use KL-16 or DC-AE'
-            )
         if image_size % spec.stride:
             raise UserError(
                 f'--image-size {image_size} is no multiple of the {spec.stride} pixels per token '
@@ -87,7 +106,7 @@ class Encoded(Rows):
                 yield entry if skipped else Row(entry[1], entry[2], next(views))
 
     def _encode(self, images, size):
-        """(B, 2, h, w, c) of images; every batch has the one shape that was compiled."""
+        """(B, 2, h, w, ...) of images; every batch has the one shape that was compiled."""
         if not images:
             return []
         pixels = batches.fill(np.stack(images), size)

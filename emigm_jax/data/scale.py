@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from emigm_jax.data import latents
+from emigm_jax.errors import UserError
 from emigm_jax.tokenizers import learned
 
 NO_MATTER = 0.1  # relative distance of the tokens' standard deviation from 1
@@ -54,8 +55,13 @@ def measure(
 
     With m_i and v_i the means of z and z^2 over image i, Var = mean(v) - mean(m)^2, whose standard
     error is that of v_i - 2 mean(m) m_i (delta method), and d(Var^(-1/2)) = -Var^(-3/2) / 2 dVar.
+
+    Raises:
+      UserError: the cache holds codes, or a shard is damaged.
     """
     tokenizer = learned.published(cache.manifest.contents.tokenizer.name)
+    if tokenizer.spec.codes:
+        raise UserError(f'{cache.path}: holds codes of {tokenizer.spec.title}, which have no scale')
     pairs = [_moments(cache.shard(n), tokenizer) for n in progress(range(len(cache.shards)))]
     m, v = (np.concatenate(columns) for columns in zip(*pairs, strict=True))
     mean, count = m.mean(), len(m)

@@ -76,7 +76,8 @@ def filled(config: DataConfig, survey: Survey, spec: Spec | None, largest: int) 
     """The settings with the sizes that they leave to the pictures.
 
     Args:
-      config: image_size and patch are suggested where they are 0.
+      config: image_size and patch are suggested where they are 0; the patches of codes are
+        single pixels, as larger ones have few steps of each colour.
       survey: of its pictures.
       spec: of its tokenizer; None: patches of pixels.
       largest: pixels per side that the tokenizer is published for; not heeded without one.
@@ -86,8 +87,9 @@ def filled(config: DataConfig, survey: Survey, spec: Spec | None, largest: int) 
         size = config.image_size or _multiple(min(small, largest), spec.stride)
         return dataclasses.replace(config, image_size=size)
     small = min(small, _PIXELS)
-    size = config.image_size or _multiple(small, config.patch or (4 if small >= 16 else 2))
-    return dataclasses.replace(config, image_size=size, patch=config.patch or _patch(size))
+    patch = config.patch or (1 if config.levels else 0)
+    size = config.image_size or _multiple(small, patch or (4 if small >= 16 else 2))
+    return dataclasses.replace(config, image_size=size, patch=patch or _patch(size))
 
 
 def _multiple(size, of):

@@ -66,6 +66,10 @@ class Codec:
         return np.asarray(images)
 
     def _blame(self, tokens):
+        if codes := self.spec.codes:
+            drawn = np.asarray(tokens)
+            if len(none := drawn[(drawn < 0) | (drawn >= codes)]):
+                return f'the model drew code {none[0]}, {self.spec.title} has 0 to {codes - 1}'
         if np.isfinite(np.asarray(tokens)).all():
             return (
                 f'the tokens are, their pixels are not; the weights of {self.spec.title} may be '

@@ -20,11 +20,12 @@ class Spec:
     kind: str  # its name in checkpoints and caches
     title: str  # its name for people
     stride: int  # pixels per side of one token
-    channels: int  # C, numbers per token
+    channels: int  # C, numbers per token that is a vector; 0: tokens are codes
     scale: float  # tokens = raw latents * scale, so that they have about unit variance
     origin: str  # where the scale comes from
-    codes: int = 0  # vocabulary, if tokens are codes; 0: they are vectors
+    codes: int = 0  # V, values of a token that is a code; 0: tokens are vectors
     levels: int = 256  # grey levels of the images
+    dimensions: int = 1  # numbers that a code stands for without loss, by which bits are counted
 
 
 class Tokenizer(abc.ABC):
@@ -37,7 +38,7 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def encode(self, params: Params, images: jax.Array) -> jax.Array:
-        """uint8 (B, H, W, colours) -> raw (B, h, w, ...), h = H / stride."""
+        """uint8 (B, H, W, colours) -> raw (B, h, w, ...), or codes (B, h, w), h = H / stride."""
 
     @abc.abstractmethod
     def to_tokens(self, raw: jax.Array, key: jax.Array | None = None) -> jax.Array:
@@ -53,7 +54,7 @@ class Tokenizer(abc.ABC):
         """Tokens (B, N, C), or codes (B, N), of a square grid -> pixels (B, H, W, colours).
 
         Returns:
-          float32, about [0, 1] and not clipped.
+          float32, about [0, 1] and not clipped; not finite where codes are from V on.
 
         Raises:
           UserError: the shape does not fit.

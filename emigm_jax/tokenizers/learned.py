@@ -80,9 +80,9 @@ class Learned(Tokenizer):
     def spec(self) -> Spec:
         """See `Tokenizer`."""
         kind, config = self.kind, self.config
-        codes = config.codes if kind.raw.codes else 0
+        channels, codes = (0, config.codes) if kind.raw.codes else (config.channels, 0)
         scale, origin = self.scale or kind.scale, 'data.latent_scale' if self.scale else kind.origin
-        return Spec(self.name, kind.title, config.stride, config.channels, scale, origin, codes)
+        return Spec(self.name, kind.title, config.stride, channels, scale, origin, codes)
 
     def encode(self, params: Params, images: jax.Array) -> jax.Array:
         """See `Tokenizer`: raw float32, or codes int32."""
@@ -124,6 +124,8 @@ class Learned(Tokenizer):
 
     def from_official_cache(self, array: np.ndarray) -> np.ndarray:
         """See `Tokenizer`."""
+        if self.kind.raw.codes:
+            raise UserError(f'there are no official caches of the codes of {self.kind.title}')
         (channels,) = self.kind.raw.channels(self.config.channels)
         if array.ndim != 4 or array.shape[1] != channels:
             raise UserError(

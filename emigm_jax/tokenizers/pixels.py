@@ -12,6 +12,28 @@ from emigm_jax.nn.functional import Params
 from emigm_jax.tokenizers.interface import Spec, Tokenizer
 
 
+def check_patch(image_size: int, patch: int) -> None:
+    """Raises UserError unless patches of `patch` x `patch` pixels make up an image."""
+    if patch < 1 or image_size % patch:
+        raise UserError(f'data.patch = {patch} does not divide the image size {image_size}')
+
+
+def patches(images: jax.Array, patch: int) -> jax.Array:
+    """Square images (B, S, S, colours) -> patches (B, g, g, patch * patch * colours)."""
+    _, side, _, c = images.shape
+    g, p = side // patch, patch
+    x = images.reshape(-1, g, p, g, p, c).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(-1, g, g, p * p * c)
+
+
+def whole(x: jax.Array, grid: int, patch: int) -> jax.Array:
+    """What `patches` made, of any shape that has as many numbers, -> images."""
+    g, p = grid, patch
+    c = x.shape[-1] // p**2
+    x = x.reshape(-1, g, g, p, p, c).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(-1, g * p, g * p, c)
+
+
 @final
 @dataclasses.dataclass(frozen=True)
 class Pixels(Tokenizer):
@@ -27,10 +49,7 @@ class Pixels(Tokenizer):
     scale: float = 1.0
 
     def __post_init__(self):
-        if self.patch < 1 or self.image_size % self.patch:
-            raise UserError(
-                f'data.patch = {self.patch} does not divide the image size {self.image_size}'
-            )
+        check_patch(self.image_size, self.patch)
 
     @property
     def grid(self) -> int:
@@ -48,10 +67,7 @@ class Pixels(Tokenizer):
 
     def encode(self, params: Params, images: jax.Array) -> jax.Array:
         """See `Tokenizer`; no weights."""
-        g, p, c = self.grid, self.patch, self.colours
-        x = jnp.asarray(images, jnp.float32) / 127.5 - 1.0
-        x = x.reshape(-1, g, p, g, p, c).transpose(0, 1, 3, 2, 4, 5)
-        return x.reshape(-1, g, g, p * p * c)
+        return patches(jnp.asarray(images, jnp.float32) / 127.5 - 1.0, self.patch)
 
     def to_tokens(self, raw: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """See `Tokenizer`; nothing is drawn."""
@@ -59,10 +75,8 @@ class Pixels(Tokenizer):
 
     def decode(self, params: Params, tokens: jax.Array) -> jax.Array:
         """See `Tokenizer`."""
-        g, p, c = self.grid, self.patch, self.colours
         x = jnp.asarray(tokens, jnp.float32) / self.scale
-        x = x.reshape(-1, g, g, p, p, c).transpose(0, 1, 3, 2, 4, 5)
-        return (x.reshape(-1, g * p, g * p, c) + 1.0) / 2.0
+        return (whole(x, self.grid, self.patch) + 1.0) / 2.0
 
     def raw_shape(self, image_size: int) -> tuple[int, ...]:
         """See `Tokenizer`."""

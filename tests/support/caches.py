@@ -43,12 +43,28 @@ class Made(Rows):
             )
 
 
+V = 16  # codes of `Coded`
+CODED = dataclasses.replace(CONTENTS, tokenizer=Maker('vqgan', '0', 0, 16, codes=V), dtype='uint16')
+
+
+class Coded(Made):
+    """As `Made`, of codes on a grid of 4 x 4."""
+
+    @staticmethod
+    def views(i):
+        return np.random.default_rng(i).integers(V, size=(2, 4, 4), dtype=np.int32)
+
+
 GOOD = [i for i in range(50) if i % 7 != 3]
 
 
 def make(path, rows=None, **changes):
     contents = dataclasses.replace(CONTENTS, **changes)
     return prepare.prepare(path, rows or Made(), contents, max_unreadable=0.2)
+
+
+def make_coded(path, rows=None):
+    return prepare.prepare(path, rows or Coded(), CODED, max_unreadable=0.2)
 
 
 def contents(path):
