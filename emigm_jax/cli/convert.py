@@ -10,9 +10,9 @@ def run(argv: list[str]) -> int:
     """Runs the command."""
     parser = Parser(
         'convert',
-        'Converts official eMIGM and MAR weights, the tokenizers KL-16, DC-AE and VQGAN, and the\n'
-        'Inception network of FID (.pth, .ckpt, .safetensors, Flax msgpack, a Hugging Face\n'
-        'folder) without running anything in them; or exports one of our checkpoints with\n'
+        'Converts official eMIGM, MAR and MaskGIT weights, the tokenizers KL-16, DC-AE and VQGAN,\n'
+        'and the Inception network of FID (.pth, .ckpt, .safetensors, Flax msgpack, a Hugging\n'
+        'Face folder) without running anything in them; or exports one of our checkpoints with\n'
         'official names (--to safetensors).',
         'emigm convert hf://GSAI-ML/eMIGM/eMIGM_large_256_checkpoint.pth emigm-l-256\n'
         '  emigm convert kl16.ckpt kl16\n'
@@ -38,9 +38,10 @@ def run(argv: list[str]) -> int:
         help="eMIGM's shared token (default mask_token, as the official loader "
         'does; fake_latent is the averaged one)',
     )
-    parser.add_argument(
-        '--heads', type=int, help='attention heads, for sizes that were never published'
-    )
+    for name, what in (('heads', "attention heads of eMIGM's and MAR's"), ('classes', "MaskGIT's")):
+        parser.add_argument(
+            f'--{name}', type=int, help=f'{what}, for sizes that were never published'
+        )
     parser.add_argument(
         '--allow-non-finite',
         action='store_true',
@@ -48,15 +49,18 @@ def run(argv: list[str]) -> int:
     )
     parser.add_argument('--dry-run', action='store_true', help='read and check, write nothing')
     arguments = parser.parse_args(argv)
-    if arguments.heads is not None and arguments.heads < 1:
-        parser.error('--heads must be at least 1')
+    for name in ('heads', 'classes'):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            parser.error(f'--{name} must be at least 1')
     return _convert(arguments)
 
 
 def _convert(arguments):
     from emigm_jax.conversion import convert, rules
 
-    options = dict(kind=arguments.kind, null=arguments.null, heads=arguments.heads)
+    names = ('kind', 'null', 'heads', 'classes')
+    options = {name: getattr(arguments, name) for name in names}
     paths = arguments.source, arguments.target
     more: dict[str, Any] = dict(
         weights=arguments.weights, allow_non_finite=arguments.allow_non_finite, dry_run=True

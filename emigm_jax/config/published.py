@@ -1,6 +1,7 @@
 """What the paper reports (arXiv 2503.07197 v3): scores, sizes and speeds, ours to stand beside.
 
-Scores: Tables 2, 3 and 8; MAR: its own figures there. Speeds: Table 10, and section 5 on Figure 4c.
+Scores: Tables 2, 3 and 8; MAR: its own figures there; MaskGIT: these, and Table 1 of its paper
+(arXiv 2202.04200). Speeds: Table 10, and section 5 on Figure 4c.
 """
 
 from typing import Any, NamedTuple
@@ -40,9 +41,11 @@ ROWS = {
     ('mar', 256, 'b', 'best'): Published('256x2', 2.31),
     ('mar', 256, 'l', 'best'): Published('256x2', 1.78),
     ('mar', 256, 'h', 'best'): Published('256x2', 1.55),
+    ('maskgit', 256, 'b', 'fast'): Published('8', 6.18, None, 182.1, 0.80, 0.51),
+    ('maskgit', 512, 'b', 'fast'): Published('12', 7.32, None, 156.0, 0.78, 0.50),
 }
 
-# (method, image size, size): millions of parameters (Tables 2 and 3)
+# (method, image size, size): millions of parameters (Tables 2 and 3; MaskGIT's with its VQGAN)
 PARAMETERS = {
     ('emigm', 256, 'xs'): 69,
     ('emigm', 256, 's'): 97,
@@ -56,6 +59,8 @@ PARAMETERS = {
     ('mar', 256, 'b'): 208,
     ('mar', 256, 'l'): 479,
     ('mar', 256, 'h'): 943,
+    ('maskgit', 256, 'b'): 227,
+    ('maskgit', 512, 'b'): 227,
 }
 
 
@@ -91,7 +96,6 @@ OTHERS = {
         Other('VAR-d30', '10x2', 1.92, 2000),
         Other('BigGAN', '1', 6.95),
         Other('StyleGAN-XL', '1x2', 2.30),
-        Other('MaskGIT', '8', 6.18, 227),
     ),
     512: (
         Other('ADM-G', '250x2', 7.72, 559),
@@ -110,7 +114,6 @@ OTHERS = {
         Other('StyleGAN-XL', '1x2', 2.41),
         Other('VQGAN', '1024', 26.52, 227),
         Other('VAR-d36-s', '10x2', 2.63, 2300),
-        Other('MaskGIT', '12', 7.32, 227),
         Other('MAR-L', '256x2', 1.73, 481),
     ),
 }
@@ -158,9 +161,9 @@ def table(image_size: int) -> list[tuple[Any, ...]]:
     Returns:
       [(model, millions of parameters, NFE label, FID, sFID, Inception Score, precision, recall)].
     """
-    titles = {'emigm': 'eMIGM', 'mar': 'MAR'}
+    titles = {'emigm': 'eMIGM-{}', 'mar': 'MAR-{}', 'maskgit': 'MaskGIT'}  # which has one size
     ours = [
-        (f'{titles[method]}-{size.upper()}', PARAMETERS[method, pixels, size], *row)
+        (titles[method].format(size.upper()), PARAMETERS[method, pixels, size], *row)
         for (method, pixels, size, _), row in ROWS.items()
         if pixels == image_size
     ]

@@ -21,8 +21,8 @@ def convert(
 ) -> Conversion:
     """Writes official weights as one of our checkpoints, whole or not at all.
 
-    Nothing in the source is run. What it is, and all sizes but the number of heads, are read off
-    names and shapes.
+    Nothing in the source is run. What it is, and all sizes but the number of heads, or MaskGIT's
+    of classes, are read off names and shapes.
 
         done = convert('eMIGM_large_256_checkpoint.pth', 'emigm-l-256')
         print(*done.lines(), sep='\\n')
@@ -36,8 +36,9 @@ def convert(
       weights: which of several in the file, as 'model_ema' or 'model', '' for averaged ones if
         there are any; models only.
       null: 'mask_token' or 'fake_latent', what becomes eMIGM's shared token; '' for `mask_token`,
-        as the official loader does; models only.
-      heads: attention heads, for sizes that were never published; models only.
+        as the official loader does; eMIGM only.
+      heads: attention heads, for sizes that were never published; eMIGM and MAR only.
+      classes: how many there are, for sizes that were never published; MaskGIT only.
       allow_non_finite: take numbers that are not finite as they are.
 
     Raises:

@@ -41,6 +41,7 @@ def _tokenizer(kind, mark, entries):
 KINDS = {
     Kind.EMIGM: _model('eMIGM'),
     Kind.MAR: _model('MAR'),
+    Kind.MASKGIT: Row('MaskGIT', ('MlmLayer_0/mlm_bias/bias',), ('params',), models.read_maskgit),
     Kind.KL16: _tokenizer(Kind.KL16, 'post_quant_conv.weight', ('model', 'state_dict', '')),
     Kind.DC_AE: _tokenizer(Kind.DC_AE, 'decoder.project_in.main.conv.weight', ('state_dict', '')),
     Kind.VQGAN: _tokenizer(Kind.VQGAN, 'quantizer/codebook', ('params', '')),

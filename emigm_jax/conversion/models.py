@@ -1,4 +1,4 @@
-"""Official eMIGM and MAR files -> our checkpoints, and our checkpoints -> official names."""
+"""Official files of eMIGM, MAR and MaskGIT -> our checkpoints, and our checkpoints -> those."""
 
 import base64
 import dataclasses
@@ -19,24 +19,22 @@ _MIDDLING = (256, 'b')  # whose settings go with sizes that were never published
 
 
 def read(places: dict[str, rules.Tensors], source: str, options: Options) -> Conversion:
-    """Converts the content of an official model file.
+    """Converts the content of an official file of eMIGM or MAR.
 
     Args:
       places: the tensors at each entry of the file, '' for the file itself, best first.
       source: its path, for messages.
-      options: all of them apply. `kind` overrides what the shape of the mask token tells. `null`
-        is the tensor that becomes eMIGM's shared mask and null token, '' for `mask_token`: the
-        official loader ends up with it, which the EMA never averaged; `fake_latent` is the
+      options: all but `classes` apply. `kind` overrides what the shape of the mask token tells.
+        `null` is the tensor that becomes eMIGM's shared mask and null token, '' for `mask_token`:
+        the official loader ends up with it, which the EMA never averaged; `fake_latent` is the
         averaged one (models/emigm.py:90-92, engine_emigm.py:19-29).
 
     Raises:
       UserError: the file does not hold the weights asked for.
       rules.Misfit: it does not fit a model of its own sizes.
     """
-    entry = options.weights or next(iter(places))
-    if entry not in places:
-        entries = ', '.join(filter(None, places)) or 'one nameless set'
-        raise UserError(f'{source}: has no weights {entry!r}, but {entries}')
+    options.refuse('eMIGM and MAR', ('classes',))
+    entry = _entry(places, source, options)
     tensors, tied = _untied(places[entry], options, source)
     notes, unread = [], {}
     model = sizes.model_config(tensors, source, options.heads)
@@ -48,6 +46,41 @@ def read(places: dict[str, rules.Tensors], source: str, options: Options) -> Con
     shapes, anyway = emigm.network(model).shapes(), options.allow_non_finite
     params = rules.to_params(tables.emigm(model), tensors, shapes, source, anyway)
     kind = Kind(options.kind or model.method)
+    return _conversion(kind, source, entry, model, params, notes, unread)
+
+
+def read_maskgit(places: dict[str, rules.Tensors], source: str, options: Options) -> Conversion:
+    """Converts the content of an official file of MaskGIT's transformer.
+
+    Args:
+      places: as in `read`.
+      source: its path, for messages.
+      options: `heads` and `null` do not apply; `classes` are needed for sizes of one's own.
+
+    Raises:
+      UserError: the file does not hold the weights asked for.
+      rules.Misfit: it does not fit a model of its own sizes.
+    """
+    options.refuse('MaskGIT', ('heads', 'null'))
+    entry = _entry(places, source, options)
+    tensors = places[entry]
+    model = sizes.maskgit(tensors, source, options.classes)
+    shapes, anyway = emigm.network(model).shapes(), options.allow_non_finite
+    params = rules.to_params(tables.maskgit(model), tensors, shapes, source, anyway)
+    return _conversion(Kind.MASKGIT, source, entry, model, params)
+
+
+def _entry(places, source, options):
+    """The place whose tensors are wanted: the best one, or that which was asked for."""
+    entry = options.weights or next(iter(places))
+    if entry not in places:
+        entries = ', '.join(filter(None, places)) or 'one nameless set'
+        raise UserError(f'{source}: has no weights {entry!r}, but {entries}')
+    return entry
+
+
+def _conversion(kind, source, entry, model, params, notes=(), unread=None):
+    """The `Conversion` of parameters, with what is published for their model."""
     title, config, presets, unpublished = _settings(kind, model)
     return Conversion(
         kind=kind,
@@ -59,8 +92,8 @@ def read(places: dict[str, rules.Tensors], source: str, options: Options) -> Con
             'file': pathlib.Path(source).name,
             'weights': entry,
             'method': str(kind),
-            'notes': notes,
-            'unread': unread,  # for `official`
+            'notes': list(notes),
+            'unread': unread or {},  # for `official`
         },
         writer=lambda target, params, facts: runs.export(target, config, params, presets, facts),
         notes=(*notes, *unpublished),
@@ -138,17 +171,24 @@ def export(source: str, stored: store.Checkpoint | None, weights: str) -> Export
       weights: an EMA decay or 'params'; '' for the first decay.
 
     Raises:
-      UserError: there is no model there, or it has no such weights.
+      UserError: there is no model there, or it has no such weights or official names.
     """
     saved = runs.require(source) if stored is None else runs.saved(stored)
+    model = saved.config.model
+    if (model.trunk, model.head) not in tables.ENTRIES:
+        raise UserError(
+            f'{source}: model.trunk = {model.trunk!r} with model.head = {model.head!r} is none of '
+            'the published models, whose names its tensors could have'
+        )
     params, name = saved.load_params(weights)
     unread = saved.source.get('unread', {})
     notes = ()
-    if saved.config.model.shared_null and unread:
+    one = model.method == 'emigm'  # token, under two names
+    if one and unread:
         notes = ('fake_latent: as in the file that was converted',)
-    elif saved.config.model.shared_null:
+    elif one:
         notes = ('mask_token, fake_latent: the one token of this checkpoint',)
-    return Export(source, official(saved.config.model, params, unread), name, notes)
+    return Export(source, official(model, params, unread), name, notes)
 
 
 def official(
@@ -160,8 +200,8 @@ def official(
       unread: from the facts of the `Conversion` that the parameters were, so that a file comes
         back as it was; without it, a shared token has the same value under both of its names.
     """
-    tensors = rules.to_official(tables.emigm(model), params)
-    if model.shared_null:
+    tensors = rules.to_official(tables.ENTRIES[model.trunk, model.head](model), params)
+    if model.method == 'emigm':
         kept = {name: _row(text) for name, text in (unread or {}).items()}
         tensors |= {'fake_latent': tensors['mask_token']} | kept
     return tensors

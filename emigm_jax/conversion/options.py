@@ -12,6 +12,7 @@ class Kind(enum.StrEnum):
 
     EMIGM = 'emigm'
     MAR = 'mar'
+    MASKGIT = 'maskgit'
     KL16 = 'kl16'
     DC_AE = 'dc_ae'
     VQGAN = 'vqgan'
@@ -28,6 +29,7 @@ class Given(TypedDict, total=False):
     weights: str
     null: str
     heads: int | None
+    classes: int | None
     allow_non_finite: bool
 
 
@@ -38,7 +40,9 @@ class Options:
     kind: str | None = None  # a `Kind`
     weights: str = ''  # a place in the file, as 'model_ema' or 'model'
     null: str = ''  # one of NULLS
-    heads: int | None = None  # attention heads, for sizes that were never published
+    # For sizes that were never published: attention heads of eMIGM and MAR, classes of MaskGIT.
+    heads: int | None = None
+    classes: int | None = None
     allow_non_finite: bool = False  # take numbers that are not finite as they are
 
     def __post_init__(self):
@@ -47,7 +51,9 @@ class Options:
         if self.null:
             check_choice('null', self.null, NULLS)
 
-    def refuse(self, what: str, names: tuple[str, ...] = ('weights', 'heads', 'null')) -> None:
+    def refuse(
+        self, what: str, names: tuple[str, ...] = ('weights', 'heads', 'classes', 'null')
+    ) -> None:
         """Raises UserError if one of `names` is given, as it does not apply to `what`."""
         for name in names:
             if getattr(self, name):

@@ -1,11 +1,11 @@
 """The conversion engine: tables of entries turn official state dicts into our parameters and back.
 
 An `Entry` says which official tensors make one of our parameters: one tensor, or one per layer for
-a scanned stack; or several one below the other where another project keeps them apart. The same
-table runs in both directions.
+a scanned stack; or several that are joined where another project keeps them apart. The same table
+runs in both directions.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -15,21 +15,43 @@ from flax import traverse_util
 from emigm_jax.errors import UserError
 
 Tensors = dict[str, Any]  # by official name: arrays, or what a file has in their place
+Problem = tuple[str, str, str]  # what it is, official name, detail
 
-# name: (official -> ours, ours -> official)
+
+class Operation(NamedTuple):
+    """How the layouts of a tensor differ."""
+
+    ours: Callable[[np.ndarray], np.ndarray]  # official -> ours
+    official: Callable[[np.ndarray], np.ndarray]  # and back
+    axis: int = 0  # of the official layout, along which the parts of one of ours are joined
+
+
 OPERATIONS = {
-    'copy': (lambda a: a, lambda a: a),
-    'row': (lambda a: a[0], lambda a: a[None]),
-    'row_of_batch': (lambda a: a[0, 0], lambda a: a[None, None]),
-    'transpose': (lambda a: a.T, lambda a: a.T),
+    'copy': Operation(lambda a: a, lambda a: a),
+    'row': Operation(lambda a: a[0], lambda a: a[None]),
+    'row_of_batch': Operation(lambda a: a[0, 0], lambda a: a[None, None]),
+    'transpose': Operation(lambda a: a.T, lambda a: a.T),
     # PyTorch: (out, in, rows, columns), `in` being 1 for depthwise; ours (rows, columns, in, out).
-    'conv': (lambda a: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1)),
+    'conv': Operation(lambda a: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1)),
     # A linear layer of PyTorch (out, in) in the place of a convolution of one pixel.
-    'pixel': (lambda a: a.T[None, None], lambda a: a[0, 0].T),
+    'pixel': Operation(lambda a: a.T[None, None], lambda a: a[0, 0].T),
 }
 
 
-Problem = tuple[str, str, str]  # what it is, official name, detail
+def of_heads(size: int) -> dict[str, Operation]:
+    """Operations on Flax's attention, which has an axis of its own for heads of this size.
+
+    Ours has one after the other: its q, k and v each (D, H, size) are (D, 3 D) here.
+    """
+    return {
+        'to_heads': Operation(
+            lambda a: a.reshape(a.shape[0], -1), lambda a: a.reshape(a.shape[0], -1, size), axis=1
+        ),
+        'from_heads': Operation(
+            lambda a: a.reshape(-1, a.shape[-1]), lambda a: a.reshape(-1, size, a.shape[-1])
+        ),
+        'bias': Operation(lambda a: a.reshape(-1), lambda a: a.reshape(-1, size)),
+    }
 
 
 class Misfit(UserError):
@@ -57,9 +79,15 @@ class Entry(NamedTuple):
 
     path: str  # ours, joined by '/'
     sources: tuple[str, ...]  # official names, `parts` per layer if stacked, else `parts`
-    operation: str = 'copy'  # a key of OPERATIONS
+    operation: str | Operation = 'copy'  # a key of OPERATIONS, or one of its own
     stacked: bool = False
-    parts: int = 1  # official tensors that are joined along their first axis
+    parts: int = 1  # official tensors that are joined, along `axis` of the operation
+
+    @property
+    def change(self) -> Operation:
+        """The operation itself."""
+        operation = self.operation
+        return OPERATIONS[operation] if isinstance(operation, str) else operation
 
     def layers(self) -> Iterator[tuple[str, ...]]:
         """The official names of each layer."""
@@ -96,8 +124,7 @@ def to_params(
     for entry in entries:
         shape = wanted[entry.path].shape
         layer = shape[1:] if entry.stacked else shape
-        whole = _official_shape(entry.operation, layer)
-        expected = (whole[0] // entry.parts, *whole[1:]) if whole else whole
+        expected = _official_shape(entry, layer)
         have = [name for name in entry.sources if name in tensors]
         bad = [n for n in have if getattr(tensors[n], 'shape', None) != expected]
         problems += [
@@ -117,13 +144,13 @@ def to_params(
             continue
         # Filled in place: one copy of a parameter, however many layers it stacks.
         params[entry.path] = target = np.empty(shape, np.float32)
-        change = OPERATIONS[entry.operation][0]
+        change = entry.change
         for i, names in enumerate(entry.layers()):
             joined = [np.asarray(tensors[name]) for name in names]
-            official = joined[0] if entry.parts == 1 else np.concatenate(joined)
+            official = joined[0] if entry.parts == 1 else np.concatenate(joined, change.axis)
             place = target[i, ...] if entry.stacked else target
             with np.errstate(over='ignore'):  # of float64: it is told below
-                place[...] = change(official)
+                place[...] = change.ours(official)
             broken += non_finite(', '.join(names), place)
     if problems:
         raise Misfit(origin, problems)
@@ -138,10 +165,10 @@ def non_finite(name: str, array: np.ndarray) -> list[Problem]:
     return [('not finite', name, f'{bad:,} of {array.size:,} numbers')] if bad else []
 
 
-def _official_shape(operation, shape):
-    """Shape of the official tensor that becomes one of ours."""
-    hollow = np.broadcast_to(np.float32(0), shape)
-    return OPERATIONS[operation][1](hollow).shape
+def _official_shape(entry, shape):
+    """Shape of each of the official tensors that become one of ours."""
+    hollow = entry.change.official(np.broadcast_to(np.float32(0), shape))
+    return np.split(hollow, entry.parts, entry.change.axis)[0].shape if hollow.ndim else ()
 
 
 def _is_float(array):
@@ -156,9 +183,9 @@ def to_official(entries: list[Entry], params: dict[str, Any]) -> dict[str, np.nd
     """Our parameters -> tensors by official name, the inverse of `to_params`, bit for bit."""
     flat, tensors = traverse_util.flatten_dict(params, sep='/'), {}
     for entry in entries:
-        back, ours = OPERATIONS[entry.operation][1], np.asarray(flat[entry.path])
+        change, ours = entry.change, np.asarray(flat[entry.path])
         for i, names in enumerate(entry.layers()):
-            official = back(ours[i] if entry.stacked else ours)
-            parts = [official] if entry.parts == 1 else np.split(official, entry.parts)
+            official = change.official(ours[i] if entry.stacked else ours)
+            parts = np.split(official, entry.parts, change.axis) if entry.parts > 1 else [official]
             tensors.update(zip(names, parts, strict=True))
     return tensors

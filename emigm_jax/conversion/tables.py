@@ -1,5 +1,8 @@
-"""Official names of eMIGM and MAR checkpoints beside ours."""
+"""Official names of eMIGM, MAR and MaskGIT checkpoints beside ours."""
 
+from collections.abc import Callable
+
+from emigm_jax.conversion import rules
 from emigm_jax.conversion.rules import Entry
 from emigm_jax.models.emigm import ModelConfig
 
@@ -77,3 +80,61 @@ def emigm(config: ModelConfig) -> list[Entry]:
     for stack in stacks:
         entries += _layers(*stack)
     return entries
+
+
+_FLAX_LINEAR = (('kernel', 'kernel', 'copy'), ('bias', 'bias', 'copy'))
+_FLAX_NORM = (('scale', 'scale', 'copy'), ('bias', 'bias', 'copy'))
+_QKV = ('query', 'key', 'value')
+# (official layers, several of which are one of ours; ours; leaves, with operations that are keys of
+# OPERATIONS or of `rules.of_heads`)
+_BERT_LAYER = (
+    (
+        tuple(f'Attention_0/self_attention/{name}' for name in _QKV),
+        'attention/qkv',
+        (('kernel', 'kernel', 'to_heads'), ('bias', 'bias', 'bias')),
+    ),
+    (
+        ('Attention_0/self_attention/out',),
+        'attention/out',
+        (('kernel', 'kernel', 'from_heads'), ('bias', 'bias', 'copy')),
+    ),
+    (('Attention_0/attention_output_ln',), 'norm1', _FLAX_NORM),
+    (('Mlp_0/intermediate_output',), 'mlp/expand', _FLAX_LINEAR),
+    (('Mlp_0/layer_output',), 'mlp/contract', _FLAX_LINEAR),
+    (('Mlp_0/layer_output_ln',), 'norm2', _FLAX_NORM),
+)
+_BERT_SINGLE = (
+    ('Embed_0/word_embeddings/embedding', 'bert/token_embed/words'),
+    ('Embed_0/position_embeddings/embedding', 'bert/position'),
+    ('Embed_0/embeddings_ln/scale', 'bert/embedding_norm/scale'),
+    ('Embed_0/embeddings_ln/bias', 'bert/embedding_norm/bias'),
+    ('MlmLayer_0/mlm_dense/kernel', 'bert/transform/kernel'),
+    ('MlmLayer_0/mlm_dense/bias', 'bert/transform/bias'),
+    ('MlmLayer_0/mlm_ln/scale', 'bert/transform_norm/scale'),
+    ('MlmLayer_0/mlm_ln/bias', 'bert/transform_norm/bias'),
+    ('MlmLayer_0/mlm_bias/bias', 'head/bias'),
+)
+
+
+def maskgit(config: ModelConfig) -> list[Entry]:
+    """Entries of MaskGIT's transformer; official names are joined by '/'."""
+    own = rules.of_heads(config.width // config.heads)
+    entries = [Entry(ours, (theirs,)) for theirs, ours in _BERT_SINGLE]
+    last = config.encoder_depth + config.decoder_depth - 1
+    stacks = (('bert/stack/blocks', range(last), True), ('bert/last', (last,), False))
+    for stack, numbers, stacked in stacks:
+        for theirs, mine, leaves in _BERT_LAYER:
+            for their_leaf, my_leaf, name in leaves:
+                path = f'{stack}/{mine}/{my_leaf}'
+                sources = tuple(
+                    f'TransformerLayer_{i}/{part}/{their_leaf}' for i in numbers for part in theirs
+                )
+                entries.append(Entry(path, sources, own.get(name, name), stacked, len(theirs)))
+    return entries
+
+
+# (trunk, head) of the models that have official names: config -> entries
+ENTRIES: dict[tuple[str, str], Callable[[ModelConfig], list[Entry]]] = {
+    ('mae', 'diffusion'): emigm,
+    ('bert', 'categorical'): maskgit,
+}

@@ -26,11 +26,13 @@ def linear(
     return nnx.Linear(inputs, outputs, dtype=dtype, kernel_init=init, rngs=rngs)
 
 
-def layer_norm(width: int, rngs: nnx.Rngs, affine: bool = True) -> nnx.LayerNorm:
+def layer_norm(
+    width: int, rngs: nnx.Rngs, affine: bool = True, epsilon: float = LAYER_NORM_EPSILON
+) -> nnx.LayerNorm:
     """LayerNorm in float32, whatever the input."""
     return nnx.LayerNorm(
         width,
-        epsilon=LAYER_NORM_EPSILON,
+        epsilon=epsilon,
         dtype=jnp.float32,
         use_bias=affine,
         use_scale=affine,

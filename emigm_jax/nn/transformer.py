@@ -1,6 +1,8 @@
-"""Pre-LayerNorm ViT blocks (timm 0.9.12 `Block`) as a scanned, optionally rematerialised stack.
+"""Blocks of transformers and a scanned, optionally rematerialised stack of them.
 
-The residual stream, LayerNorm and softmax are float32; matrix products run in the compute dtype.
+Blocks are those of ViT, which normalise before (timm 0.9.12 `Block`), or those of BERT, which
+normalise after (maskgit/nets/maskgit_transformer.py, `TransformerLayer`). The residual stream,
+LayerNorm and softmax are float32; matrix products run in the compute dtype.
 """
 
 import dataclasses
@@ -10,18 +12,19 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Int, PRNGKeyArray
 
 from emigm_jax.nn import attention, functional, loops
 from emigm_jax.nn.dropout import dropout
-from emigm_jax.nn.layers import layer_norm, linear
+from emigm_jax.nn.layers import LAYER_NORM_EPSILON, layer_norm, linear, xavier_uniform
 from emigm_jax.parallel import sharding
 
 
 @dataclasses.dataclass(frozen=True)
 class BlockConfig:
-    """Sizes of one block."""
+    """Sizes of one block, and in what those of ViT (the defaults) and BERT differ."""
 
     width: int
     heads: int
@@ -29,6 +32,10 @@ class BlockConfig:
     attention_dropout: float
     projection_dropout: float
     dtype: DTypeLike  # of matrix products
+    tanh_gelu: bool = False  # GELU by its approximation with tanh, not exact (erf)
+    hidden_dropout: bool = True  # of the hidden units of the MLP, too
+    epsilon: float = LAYER_NORM_EPSILON
+    init: Initializer = xavier_uniform  # of matrices
 
 
 class Attention(nnx.Module):
@@ -36,8 +43,8 @@ class Attention(nnx.Module):
 
     def __init__(self, config: BlockConfig, rngs: nnx.Rngs):
         self.config = config
-        self.qkv = linear(config.width, 3 * config.width, rngs, config.dtype)
-        self.out = linear(config.width, config.width, rngs, config.dtype)
+        self.qkv = linear(config.width, 3 * config.width, rngs, config.dtype, config.init)
+        self.out = linear(config.width, config.width, rngs, config.dtype, config.init)
 
     def __call__(
         self,
@@ -82,22 +89,24 @@ class Attention(nnx.Module):
 
 
 class Mlp(nnx.Module):
-    """Two linear layers with exact (erf) GELU, dropout after both."""
+    """Two linear layers with GELU between, dropout after both or the second."""
 
     def __init__(self, config: BlockConfig, rngs: nnx.Rngs):
         self.config = config
         hidden = round(config.width * config.mlp_ratio)
-        self.expand = linear(config.width, hidden, rngs, config.dtype)
-        self.contract = linear(hidden, config.width, rngs, config.dtype)
+        self.expand = linear(config.width, hidden, rngs, config.dtype, config.init)
+        self.contract = linear(hidden, config.width, rngs, config.dtype, config.init)
 
     def __call__(
         self, x: Float[Array, '*B D'], key: PRNGKeyArray | None = None
     ) -> Float[Array, '*B D']:
-        rate, shape = self.config.projection_dropout, x.shape
+        config, rate, shape = self.config, self.config.projection_dropout, x.shape
         x = x.reshape(-1, shape[-1])  # XLA's CPU products of matrices are faster than of stacks
         hidden = sharding.constrain(self.expand(x), 'batch', 'tensor')
         inner = *shape[:-1], hidden.shape[-1]
-        x = dropout(jax.nn.gelu(hidden, approximate=False), rate, _fold(key, 0), inner)
+        x = jax.nn.gelu(hidden, approximate=config.tanh_gelu)
+        if config.hidden_dropout:
+            x = dropout(x, rate, _fold(key, 0), inner)
         return dropout(self.contract(x).reshape(shape), rate, _fold(key, 1))
 
 
@@ -105,9 +114,9 @@ class Block(nnx.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(self, config: BlockConfig, rngs: nnx.Rngs):
-        self.norm1 = layer_norm(config.width, rngs)
+        self.norm1 = layer_norm(config.width, rngs, epsilon=config.epsilon)
         self.attention = Attention(config, rngs)
-        self.norm2 = layer_norm(config.width, rngs)
+        self.norm2 = layer_norm(config.width, rngs, epsilon=config.epsilon)
         self.mlp = Mlp(config, rngs)
 
     def __call__(
@@ -122,19 +131,45 @@ class Block(nnx.Module):
         queries = None if read is None else self.norm1(read)
         x = x if read is None else read
         attended = self.attention(normed, queries, lengths, _fold(key, 0))
-        residual = lambda x, more: sharding.constrain(
-            x + more.astype(jnp.float32), 'batch', None, None
-        )
-        x = residual(x, attended)
-        return residual(x, self.mlp(self.norm2(x), _fold(key, 1)))
+        x = _residual(x, attended)
+        return _residual(x, self.mlp(self.norm2(x), _fold(key, 1)))
+
+
+class PostNormBlock(nnx.Module):
+    """norm(x + attention(x)), then norm(x + mlp(x))."""
+
+    def __init__(self, config: BlockConfig, rngs: nnx.Rngs):
+        self.attention = Attention(config, rngs)
+        self.norm1 = layer_norm(config.width, rngs, epsilon=config.epsilon)
+        self.mlp = Mlp(config, rngs)
+        self.norm2 = layer_norm(config.width, rngs, epsilon=config.epsilon)
+
+    def __call__(
+        self,
+        x: Float32[Array, 'B L D'],
+        read: Float32[Array, 'B Q D'] | None = None,
+        lengths: Int[Array, ' B'] | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> Float32[Array, 'B Q D']:
+        """Transforms x, or only its rows `read`; see `Attention`."""
+        attended = self.attention(x, read, lengths, _fold(key, 0))
+        x = self.norm1(_residual(x if read is None else read, attended))
+        return self.norm2(_residual(x, self.mlp(x, _fold(key, 1))))
 
 
 class Stack(nnx.Module):
-    """`depth` blocks with stacked parameters, run by one scan."""
+    """`depth` blocks of a class with stacked parameters, run by one scan."""
 
-    def __init__(self, depth: int, config: BlockConfig, loop: loops.Loop, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        depth: int,
+        config: BlockConfig,
+        loop: loops.Loop,
+        rngs: nnx.Rngs,
+        block: type[Block] | type[PostNormBlock] = Block,
+    ):
         self.depth, self.loop = depth, loop
-        self.blocks = functional.stack(lambda rngs: Block(config, rngs), depth, rngs)
+        self.blocks = functional.stack(lambda rngs: block(config, rngs), depth, rngs)
 
     def __call__(
         self,
@@ -164,6 +199,10 @@ class Stack(nnx.Module):
             )
 
         return functional.scan(self.blocks, tuple(xs), body, self.loop, keys)
+
+
+def _residual(x, more):
+    return sharding.constrain(x + more.astype(jnp.float32), 'batch', None, None)
 
 
 def _fold(key, i):

@@ -1,9 +1,11 @@
 """Where the recorded outputs of the official implementations lie, and how they are loaded."""
 
 import importlib.util
+import json
 import pathlib
 
 import numpy as np
+from flax import traverse_util
 
 from emigm_jax.conversion import rules, tables
 from emigm_jax.io.formats import torch_files
@@ -36,6 +38,19 @@ MAR_TINY = emigm.ModelConfig(
     head_depth=2,
     shared_null=False,
 )
+MASKGIT_TINY = emigm.ModelConfig(
+    trunk='bert',
+    head='categorical',
+    grid=4,
+    codes=48,
+    classes=10,
+    width=32,
+    heads=4,
+    encoder_depth=1,
+    decoder_depth=2,
+    mlp_ratio=2.0,
+    buffer=1,
+)
 
 
 def path(name):
@@ -64,6 +79,19 @@ def params(config, tensors, origin='golden'):
         tensors.pop('fake_latent')
     shapes = emigm.network(config).shapes()
     return rules.to_params(tables.emigm(config), tensors, shapes, origin)
+
+
+def maskgit_params(config, tree):
+    """The content of an official file of MaskGIT's transformer as our parameters."""
+    tensors = traverse_util.flatten_dict(tree['params'], sep='/')
+    shapes = emigm.network(config).shapes()
+    return rules.to_params(tables.maskgit(config), tensors, shapes, 'golden')
+
+
+def maskgit_shapes(image_size):
+    """{official name: shape} of a published MaskGIT transformer."""
+    keys = json.loads(path(f'maskgit_{image_size}_keys.json').read_text())
+    return {name.removeprefix('params/'): tuple(shape) for name, shape in keys.items()}
 
 
 def checkpoint(config, name, entry='model'):
