@@ -69,7 +69,7 @@ class Model:
         Raises:
           UserError: no such preset, or an option that makes no sense.
         """
-        return changed(self.saved.sampling(preset), options)
+        return changed(self.saved.sampling(preset), options, self.config)
 
     def with_sampling(self, config: SamplingConfig) -> Generator:
         """What draws images with these settings, compiled once; the last few are kept."""
@@ -126,7 +126,7 @@ class Model:
         """
         labels, numbers = self.pairs(classes, seeds)
         make = self.with_sampling(self.sampling(preset, **options))
-        grid, steps = self.config.model.grid, make.sampler.segments[-1].stop
+        grid, steps = self.config.model.grid, sum(len(s.steps) for s in make.sampler.segments)
         for number, (images, progress) in enumerate(make.steps(labels, numbers), 1):
             revealed = np.asarray(progress.revealed).reshape(-1, grid, grid)
             size = images.shape[1] // grid

@@ -162,7 +162,8 @@ def compared(config: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, t
     A size that `other` leaves to the data is no difference.
     """
     config, other = nested.flatten(config), nested.flatten(other)
-    left_out = {f'model.{name}' for name in OF_DATA if not other.get(f'model.{name}')}
+    sizes = {f'model.{name}' for names in OF_DATA.values() for name in names}
+    left_out = {name for name in sizes if not other.get(name)}
     config, other = ({n: c[n] for n in c if n not in left_out} for c in (config, other))
     plain = lambda v: list(v) if isinstance(v, tuple) else v
     names = [name for name in {**config, **other} if config.get(name) != other.get(name)]

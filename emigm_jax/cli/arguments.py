@@ -175,7 +175,7 @@ def add_sampling(parser: Parser) -> None:
     """Flags that change the checkpoint's sampling settings."""
     group = parser.add_argument_group('sampling (default: as the checkpoint says)')
     for name, option in OPTIONS.items():
-        kind, metavar = (_pair, 'FROM,TO') if name == 'interval' else (option.kind, None)
+        kind, metavar = _LISTS.get(name, (option.kind, None))
         if option.choices:
             metavar = f'{{{",".join(option.choices)}}}'
         flag = f'--{name.replace("_", "-")}'
@@ -197,9 +197,19 @@ def _pair(text):
     return low, high
 
 
+def _positions(text):
+    try:
+        return tuple(map(int, text.split(',')))
+    except ValueError:
+        raise UserError(f"--positions must look like '2,0,3,1', not {text!r}") from None
+
+
+_LISTS = {'interval': (_pair, 'FROM,TO'), 'positions': (_positions, 'P,P,...')}
+
+
 def sampling_config(arguments: argparse.Namespace, saved: Saved) -> SamplingConfig:
     """The settings of a checkpoint with the given flags put in."""
     flags = {name: getattr(arguments, name) for name in OPTIONS}
     options = {name: value for name, value in flags.items() if value is not None}
     preset = getattr(arguments, 'preset', None)
-    return changed(saved.sampling(preset), cast(SamplingOptions, options))
+    return changed(saved.sampling(preset), cast(SamplingOptions, options), saved.config)

@@ -65,7 +65,8 @@ def _allowed(default: Any, known: Setting) -> str:
     if isinstance(default, bool):
         return 'True | False'
     several = isinstance(default, tuple)
-    kind = {str: 'text'}.get(type(default), type(default[0] if several else default).__name__)
+    one = (*default, 0)[0] if several else default  # of none, as `nested` reads it
+    kind = 'text' if type(default) is str else type(one).__name__
     words = f'{kind}s' if several else kind
     if known.low is not None and known.high is not None:
         words += f' {_number(known.low)} to {_number(known.high)}'

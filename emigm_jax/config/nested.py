@@ -82,7 +82,7 @@ def _coerce(path, value, default):
         return build(kind, value, f'{path}.')
     if kind is tuple and isinstance(value, (list, tuple)):
         for each in value:
-            _coerce(path, each, default[0])
+            _coerce(path, each, default[0] if default else 0)
         return tuple(value)  # as written: 0 and 0.0 name different averages
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         with contextlib.suppress(OverflowError):  # beyond any float: refused below

@@ -7,7 +7,9 @@ import dataclasses
 
 from emigm_jax.config.class_copies import class_copies
 from emigm_jax.config.durations import duration, parse_duration
+from emigm_jax.config.together import check_order
 from emigm_jax.core import randomness
+from emigm_jax.core.categorical import CodesConfig
 from emigm_jax.core.masking import MaskingConfig
 from emigm_jax.core.reveal import RevealConfig
 from emigm_jax.core.setting import setting, validate
@@ -18,7 +20,7 @@ from emigm_jax.parallel.sharding import MeshConfig
 
 DATASETS = ('digits', 'synthetic', 'latents', 'folder', 'tfds')
 IN_PIXELS = ('digits', 'folder', 'tfds')  # data with pictures that pixels can be compared with
-NORMALIZATIONS = ('image', 'batch')
+NORMALIZATIONS = ('image', 'batch', 'tokens')
 LR_SCHEDULES = ('constant', 'cosine')  # after warmup
 MOST_STEPS = 2**31 - 1  # the state counts them in an int32
 _DECAY = 0.99999999  # the largest
@@ -30,8 +32,9 @@ class DataConfig:
 
     name: str = setting(
         'digits',
-        "digits: scikit-learn's 8x8 digits; synthetic: normal latents, to run without data; "
-        'latents: a cache of `emigm prepare latents`; folder, tfds: pictures, encoded in the step',
+        "digits: scikit-learn's 8x8 digits; synthetic: normal latents or codes, to run without "
+        'data; latents: a cache of `emigm prepare latents`; folder, tfds: pictures, encoded in the '
+        'step',
         choices=DATASETS,
     )
     path: str = setting(
@@ -48,13 +51,22 @@ class DataConfig:
         beside=(0,),
     )
     flip: bool = setting(True, 'latents, folder, tfds: every other picture is mirrored, by chance')
+    held_back: int = setting(
+        0,
+        'every n-th example is held back from training, for `emigm evaluate --metrics '
+        'bits_per_dim`; 0: none',
+        low=2,
+        beside=(0,),
+    )
     dataset: str = setting('imagenet2012', 'tfds: name of the data set')
     split: str = setting('train', 'tfds: split of the data set')
     local_copy: str = setting(
         '', 'latents: the cache is copied to this folder of each host before training'
     )
     verify: bool = setting(
-        False, 'latents: the cache is compared with its checksums before training'
+        False,
+        'latents: the cache is compared with its checksums, and codes with their codebook, before '
+        'training',
     )
     patch: int = setting(
         2,
@@ -68,6 +80,13 @@ class DataConfig:
         'standard deviation, measured',
         low=1e-6,
         beside=(0.0,),
+    )
+    levels: int = setting(
+        0,
+        'pixels as codes: steps of each colour; 0: pixels as numbers',
+        low=2,
+        high=256,
+        beside=(0,),
     )
     latent_scale: float = setting(
         0.0,
@@ -86,6 +105,11 @@ class DataConfig:
             raise UserError("data.name = 'latents' needs data.path: say --config.data.path=CACHE")
         if self.name == 'digits' and not (self.patch and self.scale):
             raise UserError('data.patch = 0 and data.scale = 0 go with folder and tfds')
+        if self.name in ('folder', 'tfds') and self.levels and self.tokenizer:
+            raise UserError(
+                'data.levels makes codes of pixels, data.tokenizer tokens of its own: say '
+                "--config.data.levels=0 or --config.data.tokenizer=''"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,16 +117,19 @@ class LossConfig:
     """The training objective."""
 
     masking: MaskingConfig = MaskingConfig()
-    copies: int = setting(4, 'diffusion times drawn per token ("diffusion_batch_mul")', low=1)
+    copies: int = setting(4, 'head diffusion: times drawn per token ("diffusion_batch_mul")', low=1)
     normalize: str = setting(
         'image',
         "image: mean over each image's masked tokens, then over images, which is what the official "
         'code computes in expectation (its images of one GPU share a count); batch: one mean over '
-        'all',
+        'all; tokens: sum over masked tokens / N, with weight mdm the bound of MDM, nats per token',
         choices=NORMALIZATIONS,
     )
     label_drop: float = setting(
         0.1, 'probability that an image is trained with the null class', low=0.0, high=1.0
+    )
+    label_smoothing: float = setting(
+        0.0, 'head categorical: share of the target spread over all codes', low=0.0, high=1.0
     )
 
     def __post_init__(self):
@@ -206,6 +233,7 @@ class SamplingConfig:
     )
     reveal: RevealConfig = RevealConfig()
     solver: SolverConfig = SolverConfig()
+    codes: CodesConfig = CodesConfig()
 
     def __post_init__(self):
         validate(self, 'sampling')
@@ -259,6 +287,7 @@ class Config:
 
     def __post_init__(self):
         validate(self)
+        check_order(self.model, self.sampling.reveal)
         if self.evaluates and not self.evaluation.reference and self.data.name not in IN_PIXELS:
             raise UserError(
                 'evaluation.every needs evaluation.reference and evaluation.inception '

@@ -18,7 +18,16 @@ class Sizes(Protocol):
     def tokens(self) -> int: ...
 
     @property
+    def trunk(self) -> str: ...
+
+    @property
+    def head(self) -> str: ...
+
+    @property
     def channels(self) -> int: ...
+
+    @property
+    def words(self) -> int: ...
 
     @property
     def width(self) -> int: ...
@@ -67,6 +76,18 @@ def decoder(config: Sizes, read: int) -> float:
     return (config.decoder_depth - 1) * block(config, length) + block(config, length, read)
 
 
+def autoencoder(config: Sizes, visible: int, read: int) -> float:
+    """The trunk 'mae': `encoder` and `decoder`."""
+    return encoder(config, visible) + decoder(config, read)
+
+
+def bert(config: Sizes, visible: int, read: int) -> float:
+    """The trunk 'bert', which is on all tokens whether they are visible or not."""
+    length, depth = config.buffer + config.tokens, config.encoder_depth + config.decoder_depth
+    blocks = (depth - 1) * block(config, length) + block(config, length, read)
+    return blocks + 2 * read * config.width**2
+
+
 def head(config: Sizes, rows: int, conditions: int, times: int) -> int:
     """Diffusion head on `rows` noisy tokens with so many distinct conditions z and times."""
     width, channels = config.head_width, config.channels
@@ -75,16 +96,25 @@ def head(config: Sizes, rows: int, conditions: int, times: int) -> int:
     return 2 * (rows * per_row + conditions * config.width * width + times * per_time)
 
 
-def sample_step(config: Sizes, solver_rows: int, visible: int, reveal: int, guided: bool) -> float:
-    """One transformer step of the sampler: encoder, decoder and `reveal` tokens' diffusion."""
-    transformer = encoder(config, visible) + decoder(config, reveal)
-    return (1 + guided) * (transformer + head(config, solver_rows * reveal, reveal, 0))
+# Names as in the settings: (config, visible tokens, rows that are read).
+TRUNKS = {'mae': autoencoder, 'bert': bert}
+# (config, tokens, network calls for each: solver rows, or copies in training)
+HEADS = {
+    'diffusion': lambda config, tokens, calls: head(config, calls * tokens, tokens, 0),
+    'categorical': lambda config, tokens, calls: 2 * tokens * config.width * config.words,
+}
+
+
+def sample_step(config: Sizes, solver_rows: int, visible: int, read: int, guided: bool) -> float:
+    """One transformer step of the sampler, of which `read` tokens are drawn."""
+    transformer = TRUNKS[config.trunk](config, visible, read)
+    return (1 + guided) * (transformer + HEADS[config.head](config, read, solver_rows))
 
 
 def train_image(config: Sizes, budgets: Sequence[tuple[int, int]], copies: int) -> float:
     """Forward FLOPs per image of a training step whose groups have `budgets` (masking.Budget)."""
     total = 0
     for visible, masked in budgets:
-        total += encoder(config, visible) + decoder(config, masked)
-        total += head(config, copies * masked, masked, 0)
+        total += TRUNKS[config.trunk](config, visible, masked)
+        total += HEADS[config.head](config, masked, copies)
     return total / len(budgets)

@@ -4,14 +4,18 @@ A new order is one final class and one row of `ORDERS`.
 """
 
 import abc
+import dataclasses
 import functools
-from typing import final
+from collections.abc import Callable
+from typing import Protocol, final, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy  # whose parts are imported when they are used
-from jaxtyping import Array, Int, Int32, PRNGKeyArray
+from jaxtyping import Array, Float32, Int, Int32, PRNGKeyArray
+
+from emigm_jax.errors import UserError
 
 _POINTS = 10_000  # of the Halton sequence at a time
 
@@ -52,7 +56,114 @@ class Raster(Order):
         return jnp.arange(grid**2, dtype=jnp.int32)
 
 
-ORDERS: dict[str, Order] = {'random': Random(), 'halton': Halton(), 'raster': Raster()}
+@final
+class Spiral(Order):
+    """From the centre outwards, round and round."""
+
+    def __call__(self, key: PRNGKeyArray, grid: int) -> Int32[Array, ' N']:
+        """The same for every key."""
+        return jnp.asarray(spiral_cells(grid))
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Given(Order):
+    """As somebody says."""
+
+    positions: tuple[int, ...]
+
+    def __call__(self, key: PRNGKeyArray, grid: int) -> Int32[Array, ' N']:
+        """The same for every key."""
+        check_positions(self.positions, grid**2)
+        return jnp.asarray(self.positions, jnp.int32)
+
+
+class Adaptive(Order):
+    """Chooses in every step, of all masked tokens, which of those just drawn stay.
+
+    The call gives the order before the first choice.
+    """
+
+    @abc.abstractmethod
+    def score(
+        self,
+        log_probability: Float32[Array, 'B R'],
+        gumbel: Float32[Array, 'B R'],
+        left: Float32[Array, ''],
+    ) -> Float32[Array, 'B R']:
+        """The highest ones stay.
+
+        Args:
+          log_probability: of the codes that were drawn.
+          gumbel: noise.
+          left: share of the steps that are left after this one.
+        """
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Confidence(Adaptive):
+    """Those that the network is most sure of (MaskGIT, libml/parallel_decode.py)."""
+
+    temperature: float  # of the noise in the first step; it falls to 0 in the last
+
+    def __call__(self, key: PRNGKeyArray, grid: int) -> Int32[Array, ' N']:
+        """Row by row."""
+        return Raster()(key, grid)
+
+    def score(
+        self,
+        log_probability: Float32[Array, 'B R'],
+        gumbel: Float32[Array, 'B R'],
+        left: Float32[Array, ''],
+    ) -> Float32[Array, 'B R']:
+        """log p + temperature left gumbel."""
+        return log_probability + self.temperature * left * gumbel
+
+
+@runtime_checkable
+class Settings(Protocol):
+    """What orders are made of."""
+
+    @property
+    def order(self) -> str:
+        """A key of ORDERS."""
+        ...
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Of `Given`."""
+        ...
+
+    @property
+    def choice_temperature(self) -> float:
+        """Of `Confidence`."""
+        ...
+
+
+ORDERS: dict[str, Callable[[Settings], Order]] = {
+    'random': lambda _: Random(),
+    'halton': lambda _: Halton(),
+    'raster': lambda _: Raster(),
+    'spiral': lambda _: Spiral(),
+    'given': lambda settings: Given(settings.positions),
+    'confidence': lambda settings: Confidence(settings.choice_temperature),
+}
+
+
+def order(settings: Settings) -> Order:
+    """The order of settings."""
+    return ORDERS[settings.order](settings)
+
+
+def check_positions(positions: tuple[int, ...], tokens: int) -> None:
+    """Raises UserError unless positions, where there are any, are those of `tokens`, each once."""
+    if positions and sorted(positions) != list(range(tokens)):
+        raise UserError(
+            f'sampling.reveal.positions must name each of 0 to {tokens - 1} once: there are '
+            f'{len(positions)}, of which {len(set(positions))} differ, from {min(positions)} to '
+            f'{max(positions)}'
+        )
 
 
 def random(key: PRNGKeyArray, tokens: int) -> Int32[Array, ' {tokens}']:
@@ -74,3 +185,17 @@ def halton_cells(grid: int) -> Int[np.ndarray, ' {grid}**2']:
         cells = np.concatenate([cells, row * grid + column])
         cells = cells[np.sort(np.unique(cells, return_index=True)[1])]
     return cells.astype(np.int32)
+
+
+@functools.cache
+def spiral_cells(grid: int) -> Int[np.ndarray, ' {grid}**2']:
+    """Cells from the centre on: right, down, left, up, two runs of each length 1, 2, ...
+
+    Of an even grid the centre is the upper left of its four middle cells.
+    """
+    lengths = np.repeat(np.arange(1, grid + 1), 2)
+    runs = np.array([(0, 1), (1, 0), (0, -1), (-1, 0)])[np.arange(len(lengths)) % 4]
+    steps = np.concatenate([np.zeros((1, 2), int), np.repeat(runs, lengths, axis=0)])
+    cells = np.cumsum(steps, axis=0) + (grid - 1) // 2
+    inside = ((cells >= 0) & (cells < grid)).all(1)
+    return (cells[inside] @ (grid, 1)).astype(np.int32)

@@ -7,7 +7,7 @@ anything runs. `segments` then cuts it into runs of steps that share static shap
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import scipy  # whose parts are imported when they are used
@@ -15,7 +15,9 @@ from jaxtyping import Array, Bool, Float32, Float64, Int
 
 from emigm_jax.core import orders, schedules
 from emigm_jax.core.setting import setting, validate
-from emigm_jax.errors import check_range
+from emigm_jax.errors import UserError, check_range
+
+_Either = TypeVar('_Either', Array, np.ndarray)
 
 END_TIME = 1e-5  # timesteps = linspace(1, 1e-5, K + 1), official models/emigm.py:348
 TAIL = 1e-6  # probability that a per-image count exceeds its static budget and is limited to it
@@ -29,7 +31,13 @@ GUIDANCE_SCHEDULES = {
     'exp': lambda r: -np.expm1(-5.0 * r),
     'cosine': lambda r: np.cos(np.pi / 2 * (1.0 - r)),
 }
-RULES = ('bernoulli', 'fixed')
+# Times of K steps: t_0 = 1 > t_1 > ... > t_K = END_TIME.
+GRIDS = {
+    'uniform': lambda steps: np.linspace(1.0, END_TIME, steps + 1),
+    # MD4's other one (arXiv 2406.04329, md4/models/diffusion/md4.py).
+    'cosine': lambda steps: np.maximum(np.cos(np.pi / 2 * np.arange(steps + 1) / steps), END_TIME),
+}
+RULES = ('bernoulli', 'ancestral', 'fixed')
 COUNTS = ('shared', 'per_image')
 
 
@@ -43,14 +51,30 @@ class RevealConfig:
     )
     rule: str = setting(
         'bernoulli',
-        'how many tokens a step reveals: bernoulli, by chance (Eq. 6; MDM, eMIGM); fixed, all but '
-        'floor(N gamma) (MaskGIT, MAR)',
+        'how many tokens a step reveals: bernoulli, by chance, but one at least (Eq. 6; eMIGM); '
+        'ancestral, by chance alone (MDM); fixed, all but floor(N gamma) (MaskGIT, MAR)',
         choices=RULES,
+    )
+    times: str = setting(
+        'uniform',
+        'times of the steps, of bernoulli and ancestral: evenly spaced, or more of them near the '
+        'start',
+        choices=GRIDS,
     )
     order: str = setting(
         'random',
-        'which positions come first: by chance, evenly spread, or row by row',
+        'which positions come first: by chance, evenly spread, row by row, from the centre, as '
+        '`positions` say, or those that the network is sure of (codes only)',
         choices=orders.ORDERS,
+    )
+    positions: tuple[int, ...] = setting(
+        (), 'order given: all positions, numbered row by row, the first to come first', low=0
+    )
+    choice_temperature: float = setting(
+        4.5,
+        'order confidence: noise added to log p of a code, at first; none in the last step '
+        '(MaskGIT)',
+        low=0.0,
     )
     counts: str = setting(
         'shared',
@@ -73,6 +97,8 @@ class RevealConfig:
     def __post_init__(self):
         validate(self, 'sampling.reveal')
         check_range('sampling.reveal.guidance_to', self.guidance_to, self.guidance_from)
+        if bool(self.positions) != (self.order == 'given'):
+            raise UserError("sampling.reveal.positions and order = 'given' go together")
 
 
 class Plan(NamedTuple):
@@ -83,34 +109,29 @@ class Plan(NamedTuple):
     guided: Bool[np.ndarray, ' K']  # does the step need the null condition?
     visible_budget: Int[np.ndarray, ' K']  # most tokens visible before the step, over all plans
     reveal_budget: Int[np.ndarray, ' K']  # most tokens revealed in the step; 0: it never runs
+    read_budget: Int[np.ndarray, ' K']  # most tokens drawn in it, of which it reveals some
 
 
 class Segment(NamedTuple):
-    """Consecutive steps [start, stop) compiled as one loop with these static sizes."""
+    """Steps compiled as one loop with these static sizes."""
 
-    start: int
-    stop: int
+    steps: tuple[int, ...]  # in order
     visible: int
-    reveal: int
+    read: int
     guided: bool
 
 
-def times(steps: int) -> Float64[np.ndarray, ' {steps}+1']:
-    """t_0 = 1 > t_1 > ... > t_K = 1e-5."""
-    return np.linspace(1.0, END_TIME, steps + 1)
-
-
-def reveal_probabilities(schedule: str, steps: int) -> Float64[np.ndarray, ' {steps}']:
+def reveal_probabilities(config: RevealConfig) -> Float64[np.ndarray, ' {config.steps}']:
     """Probability that a masked token is revealed in each step; 1 in the last."""
-    t = times(steps)
-    p = schedules.reveal_probability(schedule, t[:-1], t[1:])
+    t = GRIDS[config.times](config.steps)
+    p = schedules.reveal_probability(config.schedule, t[:-1], t[1:])
     p[-1] = 1.0
     return p
 
 
 def guided_steps(config: RevealConfig) -> Bool[np.ndarray, ' {config.steps}']:
     """Steps run with guidance: the interval is half open and tests s, not t."""
-    s = times(config.steps)[1:]
+    s = GRIDS[config.times](config.steps)[1:]
     inside = (config.guidance_from < s) & (s <= config.guidance_to)
     return inside & (config.guidance != 1.0)
 
@@ -118,13 +139,19 @@ def guided_steps(config: RevealConfig) -> Bool[np.ndarray, ' {config.steps}']:
 def _bernoulli_counts(config, tokens, seed):
     rng = np.random.Generator(np.random.Philox(key=seed))
     counts, masked = np.zeros(config.steps, np.int32), tokens
-    for k, p in enumerate(reveal_probabilities(config.schedule, config.steps)):
-        # A step that would reveal nothing is forced to reveal one token (official :429-437);
-        # without this rule 43 % of 128 steps would be empty.
+    # A step that would reveal nothing is forced to reveal one token (official :429-437); without
+    # this rule 43 % of 128 steps would be empty.
+    least = _least(config)
+    for k, p in enumerate(reveal_probabilities(config)):
         drawn = int(np.count_nonzero(rng.random(masked) < p))
-        counts[k] = min(max(drawn, 1), masked)
+        counts[k] = min(max(drawn, least), masked)
         masked -= counts[k]
     return counts
+
+
+def _least(config):
+    """The least that a step reveals while there is something to reveal."""
+    return int(config.rule != 'ancestral')
 
 
 def _fixed_counts(config, tokens):
@@ -139,7 +166,7 @@ def _fixed_counts(config, tokens):
 
 
 def _guidance(config, counts, tokens):
-    revealed = np.cumsum(counts, axis=-1) / tokens
+    revealed = (visible_before(counts, tokens) + counts) / tokens
     if config.rule == 'fixed':
         # MAR keeps "at least one token masked" in this ratio even when the last one goes.
         revealed = np.minimum(revealed, (tokens - 1) / tokens)
@@ -150,14 +177,14 @@ def _guidance(config, counts, tokens):
 
 def _quantile_budgets(config, tokens):
     """Per-step (K,) bounds of visible and revealed tokens that hold for every seed but ~1e-6."""
-    steps = np.arange(config.steps)
-    t = times(config.steps)
+    forced = np.arange(config.steps) * _least(config)
+    t = GRIDS[config.times](config.steps)
     gamma = schedules.SCHEDULES[config.schedule](t[:-1]) / schedules.SCHEDULES[config.schedule](
         t[0]
     )
     # The forced reveals add at most one token per step.
-    visible = np.minimum(scipy.stats.binom.isf(TAIL, tokens, 1.0 - gamma) + steps, tokens - 1)
-    chance = gamma * reveal_probabilities(config.schedule, config.steps)
+    visible = np.minimum(scipy.stats.binom.isf(TAIL, tokens, 1.0 - gamma) + forced, tokens - 1)
+    chance = gamma * reveal_probabilities(config)
     reveal = np.maximum(scipy.stats.binom.isf(TAIL, tokens, chance), 1)
     return visible.astype(int), np.minimum(reveal, tokens).astype(int)
 
@@ -191,14 +218,28 @@ def plan(
     visible, reveal = _quantile_budgets(config, tokens)
     draws = [_bernoulli_counts(config, tokens, [config.plan_seed, int(i)]) for i in seeds]
     counts = np.stack([_limited_to(c, reveal, tokens) for c in draws])
-    return Plan(counts, _guidance(config, counts, tokens), guided_steps(config), visible, reveal)
+    return _plan(config, counts, tokens, visible, reveal, np.arange(config.steps) * _least(config))
 
 
-def plan_of_counts(config: RevealConfig, counts: Int[np.ndarray, '1 K'], tokens: int) -> Plan:
-    """The plan of given counts, e.g. recorded ones; its budgets are exact."""
-    reveal = counts[0]
-    visible = np.cumsum(reveal) - reveal
-    return Plan(counts, _guidance(config, counts, tokens), guided_steps(config), visible, reveal)
+def plan_of_counts(config: RevealConfig, counts: Int[np.ndarray, 'B K'], tokens: int) -> Plan:
+    """The plan of given counts, e.g. recorded ones; its budgets are exact.
+
+    Rows that sum to less than N are of images of which the other tokens are there at the start.
+    """
+    visible = visible_before(counts, tokens)
+    return _plan(config, counts, tokens, visible.max(0), counts.max(0), visible.min(0))
+
+
+def visible_before(counts: Int[_Either, 'B K'], tokens: int) -> Int[_Either, 'B K']:
+    """How many tokens are visible before each step."""
+    return tokens - counts[:, ::-1].cumsum(axis=1)[:, ::-1]
+
+
+def _plan(config, counts, tokens, most_visible, reveal, least_visible):
+    adaptive = isinstance(orders.order(config), orders.Adaptive)
+    read = np.minimum(tokens - least_visible, tokens) if adaptive else reveal
+    guided = guided_steps(config)
+    return Plan(counts, _guidance(config, counts, tokens), guided, most_visible, reveal, read)
 
 
 def segments(
@@ -209,19 +250,19 @@ def segments(
 ) -> tuple[Segment, ...]:
     """Cuts a plan into at most `most` segments, as few as keep the padded cost within `slack`.
 
-    `step_cost(visible, reveal, guided)` prices one step in FLOPs. Dynamic programming over the
-    cuts; a segment's steps are all guided or all not, and empty steps at the end are dropped.
+    `step_cost(visible, read, guided)` prices one step in FLOPs. Dynamic programming over the
+    cuts; a segment's steps are all guided or all not, and empty steps are dropped.
     """
-    steps = int(np.flatnonzero(plan.reveal_budget)[-1]) + 1
-    visible, reveal = plan.visible_budget[:steps], plan.reveal_budget[:steps]
-    guided = plan.guided[:steps]
-    each = zip(visible, reveal, guided, strict=True)
+    numbers = np.flatnonzero(plan.reveal_budget)
+    steps, guided = len(numbers), plan.guided[numbers]
+    visible, read = plan.visible_budget[numbers], plan.read_budget[numbers]
+    each = zip(visible, read, guided, strict=True)
     ideal = sum(step_cost(int(v), int(r), bool(g)) for v, r, g in each)
 
     def cost(i, j):
         if guided[i:j].any() != guided[i:j].all():
             return math.inf
-        one = step_cost(int(visible[i:j].max()), int(reveal[i:j].max()), bool(guided[i]))
+        one = step_cost(int(visible[i:j].max()), int(read[i:j].max()), bool(guided[i]))
         return one * (j - i)
 
     costs = {(i, j): cost(i, j) for i in range(steps) for j in range(i + 1, steps + 1)}
@@ -243,7 +284,12 @@ def segments(
         total, cuts = min(best[c, steps] for c in range(1, limit + 1) if (c, steps) in best)
     edges = zip(cuts, (*cuts[1:], steps), strict=True)
     return tuple(
-        Segment(i, j, int(visible[i:j].max()), int(reveal[i:j].max()), bool(guided[i]))
+        Segment(
+            tuple(map(int, numbers[i:j])),
+            int(visible[i:j].max()),
+            int(read[i:j].max()),
+            bool(guided[i]),
+        )
         for i, j in edges
     )
 

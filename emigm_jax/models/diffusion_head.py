@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Float32, Int, Int32, Key, Num, PRNGKeyArray
 
 from emigm_jax.core import gaussian, solvers
 from emigm_jax.models.config import ModelConfig
-from emigm_jax.models.interface import Drawing, Head, TokenLoss
+from emigm_jax.models.interface import Drawing, Drawn, Head, Objective, TokenLoss
 from emigm_jax.nn import functional
 from emigm_jax.nn.layers import layer_norm, linear, normal, time_features, zeros
 from emigm_jax.parallel import sharding
@@ -48,7 +48,7 @@ class Draws(NamedTuple):
 class DiffusionHead(Head):
     """Predicts (epsilon, v) of a noisy token, given diffusion time and condition."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, token_embed: nnx.Module, rngs: nnx.Rngs):
         self.channels, self.loop = config.channels, config.loop
         width, dtype = config.head_width, config.compute_dtype
         self.input = linear(config.channels, width, rngs, dtype)
@@ -117,7 +117,11 @@ class DiffusionHead(Head):
         return jax.vmap(one, out_axes=1)(keys)
 
     def loss(
-        self, z: Float32[Array, 'B R D'], clean: Float[Array, 'B R C'], draws: Draws
+        self,
+        z: Float32[Array, 'B R D'],
+        clean: Float[Array, 'B R C'],
+        draws: Draws,
+        settings: Objective,
     ) -> TokenLoss:
         """Error of the predicted noise plus the bound that trains the variance (paper Eq. 8)."""
         time, noise = draws
@@ -142,7 +146,7 @@ class DiffusionHead(Head):
         guidance: Float32[Array, ' B'],
         noise: Callable[[int | Int[Array, '']], Float32[Array, 'B R C']],
         settings: Drawing,
-    ) -> Float32[Array, 'B R C']:
+    ) -> Drawn:
         """Runs the solver from draw 0; draw 1 + r is the noise of its row r."""
         condition, scale = self.condition(z), guidance[:, None, None]
 
@@ -154,4 +158,5 @@ class DiffusionHead(Head):
             return epsilon[1] + scale * (epsilon[0] - epsilon[1]), v[0]
 
         table = solvers.table(settings.solver)
-        return solvers.solve(table, network, noise(0), lambda row: noise(1 + row))
+        tokens = solvers.solve(table, network, noise(0), lambda row: noise(1 + row))
+        return Drawn(tokens, None)

@@ -1,4 +1,4 @@
-"""The whole network: masked autoencoder plus diffusion head, and the published sizes."""
+"""The whole network, a trunk plus a head by name, and the published sizes."""
 
 import functools
 from typing import Any, final
@@ -7,11 +7,16 @@ import jax
 from flax import nnx
 
 from emigm_jax.errors import UserError
+from emigm_jax.models.bert import Bert
+from emigm_jax.models.categorical_head import CategoricalHead
 from emigm_jax.models.config import ModelConfig
 from emigm_jax.models.diffusion_head import DiffusionHead
 from emigm_jax.models.interface import Head, Trunk
 from emigm_jax.models.mae import MaskedAutoencoder
 from emigm_jax.nn import functional
+
+TRUNKS: dict[str, type[Trunk]] = {'mae': MaskedAutoencoder, 'bert': Bert}
+HEADS: dict[str, type[Head]] = {'diffusion': DiffusionHead, 'categorical': CategoricalHead}
 
 
 @final
@@ -19,18 +24,21 @@ class EMIGM(nnx.Module):
     """`trunk` gives conditions z of masked tokens, `head` models each token given its z."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        self.mae = MaskedAutoencoder(config, DiffusionHead.embedding, rngs)
-        self.head: Head = DiffusionHead(config, rngs)
+        head = HEADS[config.head]
+        trunk = TRUNKS[config.trunk](config, head.embedding, rngs)
+        self.name = config.trunk
+        setattr(self, self.name, trunk)  # its parameters bear its name
+        self.head = head(config, trunk.token_embed, rngs)
 
     @property
     def trunk(self) -> Trunk:
-        """Whose parameters bear its name."""
-        return self.mae
+        """Of `TRUNKS`."""
+        return getattr(self, self.name)
 
 
 def token(config: ModelConfig) -> jax.ShapeDtypeStruct:
     """Shape and dtype of one token."""
-    return DiffusionHead.token(config)
+    return HEADS[config.head].token(config)
 
 
 @functools.cache
@@ -67,7 +75,8 @@ PRESETS = {
 _CHANNELS = {256: 16, 512: 32}  # KL-16 at stride 16, DC-AE at stride 32: a 16 x 16 grid for both
 
 
-HEADS = {row['width']: row['heads'] for row in _TRANSFORMERS.values()}  # no shape tells them
+# Width: attention heads, which no shape tells.
+ATTENTION_HEADS = {row['width']: row['heads'] for row in _TRANSFORMERS.values()}
 
 
 def preset(image_size: int, size: str, **changes: Any) -> ModelConfig:
@@ -94,21 +103,49 @@ def preset(image_size: int, size: str, **changes: Any) -> ModelConfig:
     return ModelConfig(**{**sizes, **changes})
 
 
-def preset_name(config: ModelConfig) -> tuple[int, str] | None:
-    """The key of `PRESETS` whose network has the sizes of `config`, or None."""
-    sizes = (
-        'grid',
-        'channels',
-        'width',
-        'heads',
-        'encoder_depth',
-        'decoder_depth',
-        'head_width',
-        'head_depth',
-        'mae',
+# (image size, size): tokens per side at stride 16, exact parameter count of the official code.
+MASKGIT = {(256, 'b'): (16, 172_457_193), (512, 'b'): (32, 173_047_017)}
+
+
+def maskgit(image_size: int, size: str = 'b', **changes: Any) -> ModelConfig:
+    """MaskGIT's published `ModelConfig` at an image size (256, 512); it has one size, b.
+
+    Origin: maskgit/configs/maskgit_class_cond_config.py, whose 24 layers we halve in name alone.
+    """
+    if (image_size, size) not in MASKGIT:
+        names = ', '.join(f'{s} at {i}' for i, s in MASKGIT)
+        raise UserError(f'no MaskGIT {size!r} at {image_size} pixels; there are {names}')
+    sizes = dict(
+        trunk='bert',
+        head='categorical',
+        grid=MASKGIT[image_size, size][0],
+        codes=1024,
+        classes=1000,
+        width=768,
+        heads=16,
+        encoder_depth=12,
+        decoder_depth=12,
+        buffer=1,
     )
-    for key in PRESETS:
-        published = preset(*key)
+    return ModelConfig(**{**sizes, **changes})
+
+
+_SHAPE = ('grid', 'width', 'heads', 'encoder_depth', 'decoder_depth')
+# Trunk: the published models by key, and what tells them from others.
+_PUBLISHED = {
+    'mae': (preset, PRESETS, (*_SHAPE, 'channels', 'head_width', 'head_depth', 'mae')),
+    'bert': (maskgit, MASKGIT, (*_SHAPE, 'codes', 'mlp_ratio', 'buffer')),
+}
+
+
+def preset_name(config: ModelConfig) -> tuple[int, str] | None:
+    """(image size, size) of the published model whose network has the sizes of `config`, or None.
+
+    Of which method it is, `ModelConfig.method` says.
+    """
+    build, keys, sizes = _PUBLISHED[config.trunk]
+    for key in keys:
+        published = build(*key)
         if all(getattr(published, name) == getattr(config, name) for name in sizes):
             return key
     return None

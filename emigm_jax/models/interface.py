@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float32, Int, Int32, Key, PRNGKeyArray, Shaped
 
+from emigm_jax.core.categorical import CodesConfig
 from emigm_jax.core.solvers import SolverConfig
 from emigm_jax.models.config import ModelConfig
 
@@ -67,6 +68,17 @@ class Group:
 class Trunk(nnx.Module):
     """Maps visible tokens and a class to conditions z of masked tokens. Holds parameters alone."""
 
+    token_embed: nnx.Module  # tokens -> (..., D), as the head makes it
+
+    @abc.abstractmethod
+    def __init__(
+        self,
+        config: ModelConfig,
+        token_embed: Callable[[ModelConfig, nnx.Rngs], nnx.Module],
+        rngs: nnx.Rngs,
+    ):
+        """`token_embed` is `Head.embedding` of the head that it feeds."""
+
     @abc.abstractmethod
     def condition(
         self, labels: Int[Array, ' B'], null: Bool[Array, ' B'] | None = None
@@ -101,6 +113,16 @@ class TokenLoss(NamedTuple):
 
 
 @runtime_checkable
+class Objective(Protocol):
+    """What heads read of the settings of the loss."""
+
+    @property
+    def label_smoothing(self) -> float:
+        """Of the categorical head."""
+        ...
+
+
+@runtime_checkable
 class Drawing(Protocol):
     """What heads read of the sampling settings."""
 
@@ -109,9 +131,25 @@ class Drawing(Protocol):
         """Of the diffusion head."""
         ...
 
+    @property
+    def codes(self) -> CodesConfig:
+        """Of the categorical head."""
+        ...
+
+
+class Drawn(NamedTuple):
+    """Tokens that a head drew."""
+
+    tokens: Shaped[Array, 'B R *C']
+    log_probability: Float32[Array, 'B R'] | None  # None where the head cannot tell it
+
 
 class Head(nnx.Module):
     """The conditional distribution p(x^i | z^i) of a token: the third choice of paper Table 1."""
+
+    @abc.abstractmethod
+    def __init__(self, config: ModelConfig, token_embed: nnx.Module, rngs: nnx.Rngs):
+        """`token_embed` is what `embedding` made for the trunk, whose parameters may be shared."""
 
     @staticmethod
     @abc.abstractmethod
@@ -135,7 +173,11 @@ class Head(nnx.Module):
 
     @abc.abstractmethod
     def loss(
-        self, z: Float32[Array, 'B R D'], clean: Shaped[Array, 'B R *C'], draws: Any
+        self,
+        z: Float32[Array, 'B R D'],
+        clean: Shaped[Array, 'B R *C'],
+        draws: Any,
+        settings: Objective,
     ) -> TokenLoss:
         """-log p(clean | z), or a bound of it, by `draws` (copies, B, R, ...)."""
 
@@ -150,7 +192,7 @@ class Head(nnx.Module):
         guidance: Float32[Array, ' B'],
         noise: Callable[[int | Int[Array, '']], Float32[Array, 'B R *F']],
         settings: Drawing,
-    ) -> Shaped[Array, 'B R *C']:
+    ) -> Drawn:
         """Draws tokens.
 
         Args:

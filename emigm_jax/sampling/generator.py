@@ -8,15 +8,18 @@ import numpy as np
 from jaxtyping import UInt8
 
 from emigm_jax.checkpoints.runs import Saved
+from emigm_jax.config import together
 from emigm_jax.config.settings import Config, SamplingConfig
 from emigm_jax.data import datasets
 from emigm_jax.data.interface import Dataset
 from emigm_jax.errors import UserError
 from emigm_jax.io.progress import Bar
+from emigm_jax.models.config import ModelConfig
 from emigm_jax.nn.functional import Params, fingerprint
 from emigm_jax.parallel import batches, processes
 from emigm_jax.sampling.sampler import Integers, Progress, Sampler
 from emigm_jax.tokenizers.codec import Codec
+from emigm_jax.tokenizers.interface import Spec
 
 
 @final
@@ -86,8 +89,34 @@ def while_training(config: Config, data: Dataset) -> Callable[[Params], Generato
             'evaluation.every: the tokens of this data cannot be turned into pictures; '
             'name their tokenizer in data.tokenizer'
         )
+    together.check_guidance(config.loss.label_drop, config.sampling.reveal)
     sampler, weights = Sampler(config.model, config.sampling), str(config.optimizer.ema_decays[0])
     return lambda params: Generator(params, sampler, codec, config.evaluation.batch_size, weights)
+
+
+def _check_tokens(spec: Spec, model: ModelConfig) -> None:
+    """Raises UserError unless a tokenizer decodes what a model makes."""
+    advice = 'at 256 pixels it is KL-16, at 512 DC-AE'
+    if model.codes and not spec.codes:
+        raise UserError(
+            f"the tokenizer {spec.title} has tokens of {spec.channels} numbers, this model's are "
+            f'of {model.codes} codes: it is the tokenizer that made them, as the VQGAN of MaskGIT'
+        )
+    if spec.codes and not model.codes:
+        raise UserError(
+            f"the tokenizer {spec.title} has {spec.codes} codes, this model's tokens are of "
+            f'{model.channels} numbers: {advice}'
+        )
+    if spec.codes != model.codes:
+        raise UserError(
+            f"the tokenizer {spec.title} has {spec.codes} codes, this model's tokens are of "
+            f'{model.codes}: it is the tokenizer that made them'
+        )
+    if spec.channels != model.channels:
+        raise UserError(
+            f'the tokenizer {spec.title} has tokens of {spec.channels} numbers, this '
+            f"model's tokens have {model.channels}: {advice}"
+        )
 
 
 def from_checkpoint(
@@ -121,11 +150,7 @@ def from_checkpoint(
             f'{saved.path} makes latents: `emigm sample --tokenizer DIR` names their '
             "tokenizer's checkpoint, which turns them into pictures"
         )
-    if codec.spec.channels != model.channels:
-        raise UserError(
-            f'the tokenizer {codec.spec.title} has tokens of {codec.spec.channels} numbers, '
-            f"this model's tokens have {model.channels}: at 256 pixels it is KL-16, at 512 DC-AE"
-        )
+    _check_tokens(codec.spec, model)
     params, name = saved.load_params(weights)
     if processes.is_first() and (remark := saved.remark(name)):
         print(remark, flush=True)

@@ -15,13 +15,14 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Shaped
 
 from emigm_jax.config.settings import SamplingConfig
+from emigm_jax.config.together import check_order
 from emigm_jax.core import flops, randomness, reveal, solvers
 from emigm_jax.models import emigm
 from emigm_jax.models.config import ModelConfig
 from emigm_jax.nn.functional import Params
 from emigm_jax.parallel import batches
 from emigm_jax.sampling import steps
-from emigm_jax.sampling.steps import Images, Progress, Steps
+from emigm_jax.sampling.steps import Images, Progress, State, Steps
 
 Integers = Int[Array | np.ndarray, ' B'] | Sequence[int]  # labels or seeds of a batch
 
@@ -35,9 +36,13 @@ class Sampler:
       config: how images are drawn.
       mesh: with the one axis 'data', to `lower` for devices that need not be there; default: this
         process's devices.
+
+    Raises:
+      UserError: the order makes no sense for the model.
     """
 
     def __init__(self, model: ModelConfig, config: SamplingConfig, mesh: Mesh | None = None):
+        check_order(model, config.reveal)
         self.model, self.config = model, config
         self._solver_rows = len(solvers.table(config.solver).t)
         # Static shapes come from the settings alone, never from the seeds of a batch.
@@ -51,20 +56,18 @@ class Sampler:
     def _segments(self, plan):
         return reveal.segments(plan, self._cost)
 
-    def _cost(self, visible, reveal, guided):
-        return flops.sample_step(self.model, self._solver_rows, visible, reveal, guided)
+    def _cost(self, visible, read, guided):
+        return flops.sample_step(self.model, self._solver_rows, visible, read, guided)
 
     @property
     def flops(self) -> float:
         """Matrix-product FLOPs per image, padding included."""
-        return sum(
-            (s.stop - s.start) * self._cost(s.visible, s.reveal, s.guided) for s in self.segments
-        )
+        return sum(len(s.steps) * self._cost(s.visible, s.read, s.guided) for s in self.segments)
 
     @property
     def nfe(self) -> int:
         """Transformer evaluations per image as the paper counts them: guided steps are two."""
-        return sum((s.stop - s.start) * (1 + s.guided) for s in self.segments)
+        return sum(len(s.steps) * (1 + s.guided) for s in self.segments)
 
     def __call__(
         self, params: Params, labels: Integers, seeds: Integers
@@ -87,17 +90,18 @@ class Sampler:
         Each kind of step is a program of its own, so the first steps of a kind take longer.
         """
         images = self.images(labels, seeds)
-        tokens = self._device.nothing(len(images.labels))
+        with randomness.pinned():
+            state = self._device.start(images)
         for segment in self.segments:
             if segment not in self._steps:
                 self._steps[segment] = batches.OverDevices(
-                    lambda params, tokens, number, *rows, segment=segment: self._device.one(
-                        segment, params, tokens, number, Images(*rows)
+                    lambda params, tokens, order, number, *rows, segment=segment: self._device.one(
+                        segment, params, State(tokens, order), number, Images(*rows)
                     )
                 )
-            for k in range(segment.start, segment.stop):
-                number = np.full(len(tokens), k, np.int32)
-                tokens, progress = self._steps[segment](params, tokens, number, *images)
+            for k in segment.steps:
+                number = np.full(len(images.labels), k, np.int32)
+                state, progress = self._steps[segment](params, *state, number, *images)
                 yield progress
 
     def prepared(
@@ -128,20 +132,24 @@ class Sampler:
         order: Int[Array | np.ndarray, 'B N'],
         plan: reveal.Plan,
         noise: Float[Array | np.ndarray, 'B N draws *F'],
+        choice: Float[Array | np.ndarray, 'B N K'] | None = None,
+        tokens: Shaped[Array | np.ndarray, 'B N *C'] | None = None,
     ) -> Shaped[Array, 'B N *C']:
         """Generates with a recorded order, plan and noise in place of its own.
 
-        Noise is in generation order; which draw is which is told by the head's `sample`. Returns
+        Noise is as `steps.Random` has it; which draw is which is told by the head's `sample`.
+        `tokens` are those that are there before the plan begins, in generation order. Returns
         tokens in raster order.
         """
         segments = self._segments(plan)
         run = jax.jit(
-            lambda params, images, order, noise: self._device.generate(
-                segments, params, images, steps.recorded(order, noise)
+            lambda params, images, tokens, *drawn: self._device.generate(
+                segments, params, images, steps.recorded(*drawn), tokens
             )
         )
         keys = jax.random.split(randomness.key(0), len(labels))  # nothing reads them
-        return run(params, _images(labels, keys, plan), jnp.asarray(order), jnp.asarray(noise))
+        given = jax.tree.map(jnp.asarray, (tokens, order, noise, choice))
+        return run(params, _images(labels, keys, plan), *given)
 
 
 def _images(labels, keys, plan):

@@ -1,6 +1,7 @@
 """The device's part of generation: pure functions of parameters and per-image arrays.
 
 Tokens are in generation order until the end, so a step writes the slice of places that it reveals.
+An adaptive order draws all masked tokens and moves those that stay to the front of them.
 """
 
 import dataclasses
@@ -27,6 +28,13 @@ class Progress(NamedTuple):
     revealed: Bool[Array, 'B N']
 
 
+class State(NamedTuple):
+    """What a step changes: B images in generation order."""
+
+    tokens: Shaped[Array, 'B N *C']  # what is not revealed yet is not heeded
+    order: Int[Array, 'B N']  # the position of each place
+
+
 class Images(NamedTuple):
     """What decides B images beside the parameters and the settings."""
 
@@ -39,19 +47,29 @@ class Images(NamedTuple):
 class Random(NamedTuple):
     """All that is drawn."""
 
-    order: Int[Array, 'B N']  # the position of each place in generation order
-    # (slots (B, R), number of a draw) -> (B, R, *F), the noise of the head
+    order: Int[Array, 'B N']  # before the first step
+    # (places (B, R), number of a draw) -> (B, R, *F), the noise of the head. Places are those in
+    # generation order; with an adaptive order they are positions, and a step is a draw.
     noise: Callable[[Int[Array, 'B R'], Any], Float32[Array, 'B R *F']]
+    # (positions (B, R), step) -> (B, R), what an adaptive order adds to its scores
+    choice: Callable[[Int[Array, 'B R'], Any], Float32[Array, 'B R']]
 
 
-def recorded(order: Int[Array, 'B N'], noise: Float[Array, 'B N draws *F']) -> Random:
-    """What was drawn elsewhere, in generation order."""
+def recorded(
+    order: Int[Array, 'B N'],
+    noise: Float[Array, 'B N draws *F'],
+    choice: Float[Array, 'B N K'] | None = None,
+) -> Random:
+    """What was drawn elsewhere; see `Random` for the order it is in."""
 
-    def at(slots, draw):
-        rows = jax.lax.dynamic_index_in_dim(noise, draw, axis=2, keepdims=False)
-        return Slots(jnp.minimum(slots, noise.shape[1] - 1))(rows)
+    def drawn(rows):
+        def at(places, draw):
+            now = jax.lax.dynamic_index_in_dim(rows, draw, axis=2, keepdims=False)
+            return Slots(jnp.minimum(places, rows.shape[1] - 1))(now)
 
-    return Random(order, at)
+        return at
+
+    return Random(order, drawn(noise), drawn(jnp.zeros((1, 1, 1)) if choice is None else choice))
 
 
 class _Run(NamedTuple):
@@ -79,34 +97,60 @@ class Steps:
         params: Params,
         images: Images,
         random: Random | None = None,
+        tokens: Shaped[Array, 'B N *C'] | None = None,
     ) -> Shaped[Array, 'B N *C']:
-        """Tokens in raster order; `random` stands in for what `images.keys` would give."""
-        run, x = self._run(params, images, random), self.nothing(len(images.labels))
+        """Tokens in raster order.
+
+        Args:
+          segments: of the plan that `images` have.
+          params: parameters.
+          images: of which the counts of a row sum to N, or to less where some tokens are there.
+          random: stands in for what `images.keys` would give.
+          tokens: those that are there, in generation order and therefore the first.
+        """
+        run, state = self._run(params, images, random), self.start(images, random, tokens)
         for segment in segments:
-            steps = jnp.arange(segment.start, segment.stop)
-            body = lambda x, k, segment=segment: (self._step(run, segment, x, k), None)
-            x, _ = jax.lax.scan(body, x, steps)
-        return _raster(run.random.order, x)
+            body = lambda state, k, segment=segment: (self._step(run, segment, state, k), None)
+            state, _ = jax.lax.scan(body, state, jnp.asarray(segment.steps))
+        return _raster(state.order, state.tokens)
 
     def one(
         self,
         segment: reveal.Segment,
         params: Params,
-        x: Shaped[Array, 'B N *C'],
+        state: State,
         number: Int[Array, ' B'],
         images: Images,
-    ) -> tuple[Shaped[Array, 'B N *C'], Progress]:
-        """Step `number` (for all images the same) of a segment: tokens in generation order."""
-        run, k = self._run(params, images), number[0]
-        x = self._step(run, segment, x, k)
-        revealed = jnp.arange(x.shape[1]) < (run.visible + images.counts)[:, k, None]
-        order = run.random.order
-        return x, Progress(_raster(order, x), _raster(order, revealed))
+        random: Random | None = None,
+    ) -> tuple[State, Progress]:
+        """Step `number` (for all images the same) of a segment."""
+        run, k = self._run(params, images, random), number[0]
+        tokens, order = state = self._step(run, segment, state, k)
+        revealed = jnp.arange(order.shape[1]) < (run.visible + images.counts)[:, k, None]
+        return state, Progress(_raster(order, tokens), _raster(order, revealed))
 
-    def nothing(self, batch: int) -> Shaped[Array, 'B N *C']:
-        """Tokens before the first step."""
+    def start(
+        self,
+        images: Images,
+        random: Random | None = None,
+        tokens: Shaped[Array, 'B N *C'] | None = None,
+    ) -> State:
+        """The state before the first step; arguments as in `generate`."""
         token = emigm.token(self.model)
-        return jnp.zeros((batch, self.model.tokens, *token.shape), token.dtype)
+        if tokens is None:
+            shape = len(images.labels), self.model.tokens, *token.shape
+            tokens = jnp.zeros(shape, token.dtype)
+        return State(tokens, self._order(images.keys) if random is None else random.order)
+
+    @property
+    def _chooser(self):
+        """The order if it is adaptive, else None."""
+        order = orders.order(self.config.reveal)
+        return order if isinstance(order, orders.Adaptive) else None
+
+    def _order(self, keys):
+        order = orders.order(self.config.reveal)
+        return jax.vmap(lambda key: order(jax.random.fold_in(key, 0), self.model.grid))(keys)
 
     def _run(self, params, images, random=None):
         net = emigm.network(self.model).bind(params)
@@ -115,34 +159,66 @@ class Steps:
         condition = net.trunk.condition(jnp.maximum(labels, 0), null=labels < 0)
         null = jnp.broadcast_to(net.trunk.null(), condition.shape)
         positions = net.trunk.positions(random.order)
-        visible = jnp.cumsum(images.counts, axis=1) - images.counts
+        visible = reveal.visible_before(images.counts, self.model.tokens)
         return _Run(net, images, random, positions, (condition, null), visible)
 
     def _keyed(self, net, keys):
-        """Order and noise: functions of an image's key, a place in its order and a draw alone."""
-        order = orders.ORDERS[self.config.reveal.order]
+        """All that is random, as functions of an image's key, a place and a draw alone."""
 
-        def noise(key: PRNGKeyArray, slot, draw):
-            return net.head.noise(jax.random.fold_in(jax.random.fold_in(key, 1 + slot), draw))
+        def noise(key: PRNGKeyArray, place, draw):
+            return net.head.noise(jax.random.fold_in(jax.random.fold_in(key, 1 + place), draw))
 
-        per_image = jax.vmap(noise, (None, 0, None))
-        return Random(
-            jax.vmap(lambda key: order(jax.random.fold_in(key, 0), self.model.grid))(keys),
-            lambda slots, draw: jax.vmap(per_image, (0, 0, None))(keys, slots, draw),
-        )
+        def choice(key: PRNGKeyArray, position, step):
+            key = jax.random.fold_in(key, 1 + self.model.tokens + position)
+            return jax.random.gumbel(jax.random.fold_in(key, step), (), jnp.float32)
 
-    def _step(self, run, segment, x, k):
-        """Reveals the tokens of step k in x, which is in generation order."""
+        def everywhere(one):
+            per_image = jax.vmap(one, (None, 0, None))
+            return lambda places, draw: jax.vmap(per_image, (0, 0, None))(keys, places, draw)
+
+        return Random(self._order(keys), everywhere(noise), everywhere(choice))
+
+    def _step(self, run, segment, state, k):
+        """Reveals the tokens of step k."""
         visible, count = run.visible[:, k], run.images.counts[:, k]
-        slots = visible[:, None] + jnp.arange(segment.reveal)
-        z = self._conditions(run, segment, x, visible, slots)
-        noise = lambda draw: run.random.noise(slots, draw)
-        drawn = run.net.head.sample(z, run.images.guidance[:, k], noise, self.config)
+        slots = visible[:, None] + jnp.arange(segment.read)
+        if self._chooser is None:
+            noise = lambda draw: run.random.noise(slots, draw)
+            x, fresh = state.tokens, self._drawn(run, segment, state, slots, k, noise).tokens
+            order = state.order
+        else:
+            (x, order), fresh = self._chosen_first(run, segment, state, slots, k)
         # Write the slice [visible, visible + count) without a scatter.
         place = jnp.arange(x.shape[1])
-        fresh = Slots(jnp.clip(place - visible[:, None], 0, segment.reveal - 1))(drawn)
+        fresh = Slots(jnp.clip(place - visible[:, None], 0, segment.read - 1))(fresh)
         now = (place >= visible[:, None]) & (place < (visible + count)[:, None])
-        return jnp.where(now.reshape(now.shape + (1,) * (x.ndim - 2)), fresh, x)
+        return State(jnp.where(now.reshape(now.shape + (1,) * (x.ndim - 2)), fresh, x), order)
+
+    def _chosen_first(self, run, segment, state, slots, k):
+        """Draws all masked tokens: (state, tokens) with those of the highest scores first."""
+        chooser, visible, total = self._chooser, run.visible[:, k, None], state.order.shape[1]
+        assert chooser is not None
+        positions = Slots(jnp.minimum(slots, total - 1))(state.order)
+        drawn = self._drawn(
+            run._replace(positions=run.net.trunk.positions(state.order)),
+            segment,
+            state,
+            slots,
+            k,
+            lambda draw: run.random.noise(positions, k + draw),
+        )
+        left = 1.0 - (k + 1).astype(jnp.float32) / self.config.reveal.steps
+        score = chooser.score(drawn.log_probability, run.random.choice(positions, k), left)
+        rank = jnp.argsort(jnp.where(slots < total, -score, jnp.inf), axis=1)  # beyond N: last
+        place = jnp.arange(total)
+        moved = visible + Slots(jnp.clip(place - visible, 0, segment.read - 1))(rank)
+        moved = jnp.where(place < visible, place, moved)
+        return State(*map(Slots(moved), state)), Slots(rank)(drawn.tokens)
+
+    def _drawn(self, run, segment, state, slots, k, noise):
+        """What the head draws in step k at slots (B, R), where `noise` is its own."""
+        z = self._conditions(run, segment, state.tokens, run.visible[:, k], slots)
+        return run.net.head.sample(z, run.images.guidance[:, k], noise, self.config)
 
     def _conditions(self, run, segment, x, visible, slots):
         """z (guides, B, R, D) of the slots read in this step, for class and null where guided."""

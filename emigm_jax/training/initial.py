@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -89,13 +90,17 @@ def check_fits(saved: runs.Saved, ours: ModelConfig) -> None:
             f'{ours.grid}, and position embeddings are learned place by place: they mean nothing '
             'on another grid'
         )
-    if there := differ.pop('channels', 0):
-        reasons.append(f'its tokens are of {there} numbers, those here of {ours.channels}')
+    if {differ.pop(name, None) for name in ('channels', 'codes')} != {None}:
+        reasons.append(f'its tokens are of {_token(theirs)}, those here of {_token(ours)}')
     if differ:
         flags = ' '.join(f'--config.model.{name}={value}' for name, value in differ.items())
         reasons.append(f'its network is another: say {flags}')
     if reasons:
         raise UserError(f'training.init = {saved.path}: {"; ".join(reasons)}')
+
+
+def _token(model):
+    return f'{model.codes} codes' if model.codes else f'{model.channels} numbers'
 
 
 def begun(config: Config, built: Program, start: Origin, say: Say) -> dict[str, Any]:
@@ -113,7 +118,7 @@ def begun(config: Config, built: Program, start: Origin, say: Say) -> dict[str, 
     say(f'started from weights {name} of {start.saved.path}, {runs.described(start.saved.stored)}')
     if remark := start.saved.remark(name):
         say(f'{remark}; to start from those: --config.training.init_weights=params')
-    for line in table(theirs, ours, start.rows, config.training.init_classes):
+    for line in table(config, theirs, ours, start.rows):
         say(line)
     if start.rows is not None:
         theirs = _with_classes(config, built, start.rows, theirs)
@@ -134,43 +139,58 @@ def check_finite(params: Params, name: str, saved: runs.Saved) -> None:
         )
 
 
-def _is_class_table(path):
-    return path[-1].key == 'class_embed'
+def _class_rows(model, path, rows):
+    """Which of the rows of a parameter are of classes; None: none are."""
+    if path[-1].key == 'class_embed':
+        return range(rows)
+    # MaskGIT's words are codes, classes and the mask, each with a bias of its logit.
+    of_words = path[-1].key == 'words' or _name(path) == 'head/bias'
+    return range(model.codes, rows - 1) if model.trunk == 'bert' and of_words else None
 
 
 def _with_classes(config, built, rows, params):
     """`params` with a new class table, placed as the state of the run wants it."""
     key = jax.random.fold_in(randomness.key(config.seed), _CLASSES)
     placed = jax.tree.map(lambda leaf: leaf.sharding, built.state['params'])
-    make = lambda tree: jax.tree_util.tree_map_with_path(
-        lambda path, leaf: class_table(leaf, rows, key) if _is_class_table(path) else leaf, tree
-    )
+
+    def renewed(path, leaf):
+        if (at := _class_rows(config.model, path, len(leaf))) is None:
+            return leaf
+        new = class_table(leaf[at.start : at.stop], rows, key)
+        return jnp.concatenate([leaf[: at.start], new, leaf[at.stop :]])
+
+    make = functools.partial(jax.tree_util.tree_map_with_path, renewed)
     return sharding.with_mesh(built.mesh, jax.jit(make, out_shardings=placed))(params)
 
 
 def class_table(old: jax.Array, rows: tuple[int, ...], key: jax.Array) -> jax.Array:
-    """Class embeddings (classes, D) made of those of another model (old classes, D).
+    """Class embeddings (classes, D), or biases (classes,), made of those of another model.
 
     Args:
-      old: its table.
+      old: its table, of its own classes.
       rows: per new class the old one that it copies, or -1 for the mean of all of them plus what a
         class embedding is at the start of training, N(0, 0.02).
       key: of that noise.
     """
     chosen = np.array(rows)
-    fresh = old.mean(axis=0) + layers.normal(key, (len(rows), old.shape[1]), old.dtype)
-    return jnp.where((chosen >= 0)[:, None], old[np.maximum(chosen, 0)], fresh)
+    fresh = old.mean(axis=0) + layers.normal(key, (len(rows), *old.shape[1:]), old.dtype)
+    copied = (chosen >= 0).reshape(-1, *[1] * (old.ndim - 1))
+    return jnp.where(copied, old[np.maximum(chosen, 0)], fresh)
 
 
-def table(theirs: Params, ours: Params, rows: tuple[int, ...] | None, copies: str) -> list[str]:
+def table(config: Config, theirs: Params, ours: Params, rows: tuple[int, ...] | None) -> list[str]:
     """Lines that say, part by part, what is taken and what is new."""
     counts, how = Counter[str](), {}
     flat = zip(jax.tree_util.tree_leaves_with_path(theirs), jax.tree.leaves(ours), strict=True)
     for (path, old), new in flat:
-        own = rows is not None and _is_class_table(path)
-        part = _name(path) if own else f'{path[0].key}/'
-        counts[part] += new.size
-        how[part] = _classes(rows, len(old), copies) if own else 'taken'
+        own, at = 0, _class_rows(config.model, path, len(old))
+        if rows is not None and at is not None:
+            own = len(rows) * math.prod(new.shape[1:])
+            counts[_name(path)] += own
+            how[_name(path)] = _classes(rows, len(at), config.training.init_classes)
+        if new.size > own:
+            counts[f'{path[0].key}/'] += new.size - own
+            how[f'{path[0].key}/'] = 'taken'
     shown = [(part, f'{count:,}', how[part]) for part, count in counts.items()]
     shown = [('part', 'parameters', ''), *shown, ('optimizer, averages, step', '', 'new')]
     left, right = (max(len(row[i]) for row in shown) for i in (0, 1))

@@ -44,10 +44,12 @@ def draw(
     mask_key, label_key, head_key = jax.random.split(key, 3)
     masks = masking.draw(config.masking, mask_key, model.tokens, batch, groups)
     masked = (model.tokens - masks.visible).astype(jnp.float32)
-    if config.normalize == 'image':
-        coefficient = masks.weight / (batch * masked)
-    else:
-        coefficient = masks.weight / jnp.sum(masked)
+    counted = {
+        'image': batch * masked,
+        'batch': jnp.sum(masked),
+        'tokens': jnp.float32(batch * model.tokens),
+    }
+    coefficient = masks.weight / counted[config.normalize]
     images = jnp.arange(batch)
     uniform = lambda j: jax.random.uniform(jax.random.fold_in(label_key, j), (), jnp.float32)
     drop = jax.vmap(uniform)(images)
@@ -63,7 +65,7 @@ def draw(
 
 def loss(
     net: EMIGM,
-    copies: int,
+    config: LossConfig,
     budgets: Sequence[masking.Budget],
     tokens: Shaped[Array, 'B N *C'],
     labels: Int[Array, ' B'],
@@ -74,7 +76,7 @@ def loss(
 
     Args:
       net: the bound network.
-      copies: draws of the head per token.
+      config: of it the copies and what the head reads; `draws` hold the rest.
       budgets: static sizes of the G groups; G divides B.
       tokens: clean tokens in raster order.
       labels: classes.
@@ -103,7 +105,7 @@ def loss(
     clean, random, weight = [], [], []
     for g, group in enumerate(given):
         clean.append(group.read(group.tokens))
-        all_tokens = net.head.draws(member(draws.key, g), copies, total)
+        all_tokens = net.head.draws(member(draws.key, g), config.copies, total)
         random.append(jax.tree.map(jax.vmap(group.read), all_tokens))
         masked = group.read(jnp.arange(total)[None]) >= group.visible[:, None]
         weight.append(jnp.where(masked, member(draws.coefficient, g)[:, None], 0.0))
@@ -116,7 +118,7 @@ def loss(
     )
     z, clean, random = over(z), over(clean), jax.tree.map(lambda a: over(a, None), random)
 
-    token_loss = net.head.loss(z, clean, random)
+    token_loss = net.head.loss(z, clean, random, config)
     weighed = lambda term: jnp.sum(term * weight)
     value = weighed(token_loss.value)
     # Parts are reported over the images of the whole batch, of which these are a share.

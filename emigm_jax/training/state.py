@@ -42,7 +42,9 @@ def decayed(params: Params) -> Params:
 
     def rule(path, _):
         names = [p.key for p in path]
-        return names[0] != 'head' and names[-1] not in ('bias', 'scale')
+        # The table of codes is an embedding, wherever it is kept.
+        inside = names[0] != 'head' or names[-1] == 'words'
+        return inside and names[-1] not in ('bias', 'scale')
 
     return jax.tree_util.tree_map_with_path(rule, params)
 

@@ -80,7 +80,7 @@ class TrainStep:
             key = jax.random.fold_in(dropout_key, index)
             params = sharding.gathered_for_use(params, self.model.compute_dtype, but='blocks')
             return losses.loss(
-                self.net.bind(params), self.loss.copies, budgets, tokens, labels, draws, key
+                self.net.bind(params), self.loss, budgets, tokens, labels, draws, key
             )
 
         gradient = jax.grad(part_loss, has_aux=True)

@@ -295,7 +295,7 @@ def test_help_of_a_group_shows_how_each_is_called(group, capsys):
 
 def test_help_lists_choices_as_they_are_declared(capsys):
     config, fields = SamplingConfig(), {}
-    for group in ('reveal', 'solver'):
+    for group in ('reveal', 'solver', 'codes'):
         fields |= {(group, f.name): f for f in dataclasses.fields(getattr(config, group))}
     assert main.main(['sample', '--help']) == 0
     shown = capsys.readouterr().out

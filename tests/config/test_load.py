@@ -57,7 +57,7 @@ def test_the_package_says_that_configs_go_into_the_wheel(monkeypatch):
 def test_an_unknown_name_lists_those_there_are(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        UserError, match=r'did you mean .digits.*there are digits, folder, imagenet256'
+        UserError, match=r'did you mean .digits.*there are digits, emigm, folder, imagenet256'
     ):
         em.train(name, 'run')
     assert main.main(['train', '--config', name, '--workdir', 'run']) == 2

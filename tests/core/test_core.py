@@ -132,8 +132,47 @@ def test_each_position_is_revealed_once(schedule, steps, rule):
     counts = plans(3, schedule=schedule, steps=steps, rule=rule)
     assert (counts >= 0).all()
     assert (counts.sum(1) == 256).all()
-    for row in counts:  # a step without reveals is only found after the last token
-        assert (row[: np.flatnonzero(row)[-1]] > 0).all()
+    if rule != 'ancestral':
+        for row in counts:  # a step without reveals is only found after the last token
+            assert (row[: np.flatnonzero(row)[-1]] > 0).all()
+
+
+@pytest.mark.parametrize('times', reveal.GRIDS)
+@pytest.mark.parametrize('counts', reveal.COUNTS)
+def test_ancestral_counts_are_those_of_independent_tokens(times, counts):
+    """What is masked at t is binomial with N gamma(t), and empty steps are not run."""
+    config = dict(rule='ancestral', schedule='linear', steps=40, times=times, counts=counts)
+    if counts == 'shared':
+        drawn = plans(1500, tokens=64, **config)
+    else:
+        drawn = reveal.plan(reveal.RevealConfig(**config), 64, seeds=range(1500)).counts
+    left = 64 - drawn.cumsum(1)
+    t = reveal.GRIDS[times](40)[1:-1]
+    assert (np.diff(t) < 0).all()
+    assert np.abs(left.mean(0)[:-1] - 64 * t).max() < 5 * np.sqrt(16 / 1500)
+    np.testing.assert_allclose(left.std(0)[:-1], np.sqrt(64 * t * (1 - t)), atol=0.35)
+    plan = reveal.plan(reveal.RevealConfig(**config), 64, seeds=range(4))
+    steps = [k for s in reveal.segments(plan, lambda v, r, g: 1.0 + v + r) for k in s.steps]
+    if counts == 'shared':
+        assert (plan.counts == 0).any()
+        np.testing.assert_array_equal(steps, np.flatnonzero(plan.counts[0]))
+
+
+def test_half_of_the_cosine_grid_is_beyond_the_middle():
+    t = reveal.GRIDS['cosine'](8)
+    np.testing.assert_allclose(t[:-1], np.cos(np.pi / 2 * np.arange(8) / 8), rtol=1e-12)
+    assert t[-1] == reveal.END_TIME
+
+
+def test_an_adaptive_order_reads_all_that_is_masked():
+    for counts in reveal.COUNTS:
+        config = reveal.RevealConfig(steps=6, order='confidence', counts=counts)
+        plan = reveal.plan(config, 16, seeds=range(50))
+        masked = 16 - (plan.counts.cumsum(1) - plan.counts)
+        running = plan.reveal_budget > 0
+        assert (masked <= plan.read_budget)[:, running].all()
+        if counts == 'shared':
+            np.testing.assert_array_equal(masked[0], plan.read_budget)
 
 
 @pytest.mark.parametrize(
@@ -201,14 +240,15 @@ def test_segments_cover_the_plan(steps):
     plan = reveal.plan(reveal.RevealConfig(steps=steps), 256)
     cost = lambda v, r, g: (1 + g) * (10.0 + v + 5.0 * r)
     cut = reveal.segments(plan, cost)
-    assert [s.start for s in cut[1:]] == [s.stop for s in cut[:-1]]
     assert len(cut) <= 12
-    last = np.flatnonzero(plan.reveal_budget)[-1]
-    assert (cut[0].start, cut[-1].stop) == (0, last + 1)
+    np.testing.assert_array_equal(
+        np.concatenate([s.steps for s in cut]), np.flatnonzero(plan.reveal_budget)
+    )
     for s in cut:
-        assert plan.visible_budget[s.start : s.stop].max() == s.visible
-        assert plan.reveal_budget[s.start : s.stop].max() == s.reveal
-        assert (plan.guided[s.start : s.stop] == s.guided).all()
+        at = list(s.steps)
+        assert plan.visible_budget[at].max() == s.visible
+        assert plan.reveal_budget[at].max() == plan.read_budget[at].max() == s.read
+        assert (plan.guided[at] == s.guided).all()
 
 
 def test_respaced_timesteps():

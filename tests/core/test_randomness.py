@@ -35,7 +35,7 @@ def draws(numbers):
     keys = jax.vmap(lambda i: jax.random.fold_in(randomness.key(3), i))(numbers)
     return (
         jax.vmap(lambda key: orders.random(key, 16))(keys),
-        jax.vmap(lambda key: orders.ORDERS['halton'](key, 4))(keys),
+        jax.vmap(lambda key: orders.Halton()(key, 4))(keys),
         jax.vmap(lambda key: kl_vae.sample_moments(jnp.zeros((4,)), key))(keys),
         jnp.cumsum(numbers)[:, None] / 2.0 + jnp.arange(3)[None] + np.float64(0.5),
     )

@@ -22,7 +22,7 @@ from typing import final
 import jax
 import jax.numpy as jnp
 from emigm_jax.core.orders import Order
-from emigm_jax.models.interface import Head, TokenLoss, Trunk
+from emigm_jax.models.interface import Drawn, Head, TokenLoss, Trunk
 from emigm_jax.nn.layers import embedding, linear
 ORDERS = {}
 """
@@ -39,8 +39,8 @@ def shown(heading):
 
 @pytest.fixture
 def config(monkeypatch):
-    monkeypatch.setattr(emigm, 'MaskedAutoencoder', shown('A trunk')['Average'])
-    monkeypatch.setattr(emigm, 'DiffusionHead', shown('A head')['Normal'])
+    monkeypatch.setitem(emigm.TRUNKS, 'mae', shown('A trunk')['Average'])
+    monkeypatch.setitem(emigm.HEADS, 'diffusion', shown('A head')['Normal'])
     monkeypatch.setitem(orders.ORDERS, 'raster', shown('An order')['ORDERS']['columns'])
     emigm.network.cache_clear()
     settings = ('sampling.reveal.order=raster', 'optimizer.base_learning_rate=0.16')

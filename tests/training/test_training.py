@@ -251,7 +251,7 @@ def test_loss_is_a_mean_over_each_images_masked_tokens():
     params = jax.jit(net.init)(jax.random.key(0))
     budgets = masking.budgets(config.masking, MODEL.tokens, groups)
     labels, tokens = data
-    value = lambda p, d: loss.loss(net.bind(p), config.copies, budgets, tokens, labels, d)
+    value = lambda p, d: loss.loss(net.bind(p), config, budgets, tokens, labels, d)
     _, terms = jax.jit(value)(params, draws)
     noise = net.bind(params).head.draws(draws.key, config.copies, MODEL.tokens).noise
     per_image = [
