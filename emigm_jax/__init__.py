@@ -7,7 +7,8 @@
     images = model.sample(classes=[3, 7], seeds=range(8))  # uint8 (16, H, W, 3)
     em.evaluate(model).scores
 
-and `em.convert`, `em.export`, `em.fid`. `help` of each says shapes, units, errors and an example.
+and `em.convert`, `em.export`, `em.fid`, `em.bits_per_dim`. `help` of each says shapes, units,
+errors and an example.
 """
 
 import importlib
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 from emigm_jax.errors import UserError as UserError
 
 if TYPE_CHECKING:
+    from emigm_jax.api.bits import bits_per_dim as bits_per_dim
     from emigm_jax.api.evaluate import evaluate as evaluate
     from emigm_jax.api.model import Model as Model
     from emigm_jax.api.model import Step as Step
@@ -35,6 +37,7 @@ _PUBLIC = {
     'Step': 'emigm_jax.api.model',
     'Result': 'emigm_jax.evaluation.result',
     'Work': 'emigm_jax.evaluation.evaluator',
+    'bits_per_dim': 'emigm_jax.api.bits',
     'convert': 'emigm_jax.conversion.convert',
     'evaluate': 'emigm_jax.api.evaluate',
     'export': 'emigm_jax.conversion.convert',

@@ -37,7 +37,19 @@ def run(argv: list[str]) -> int:
     )
     parser.add_argument('--inception', help='its checkpoint, from `emigm convert`')
     metrics = ','.join(DEFAULT)
-    parser.add_argument('--metrics', default=metrics, help=f'of them, or kid ({metrics})')
+    parser.add_argument(
+        '--metrics',
+        default=metrics,
+        help=f'of them, or kid; or bits_per_dim alone, of models of codes ({metrics})',
+    )
+    parser.add_argument(
+        '--data',
+        help='bits_per_dim: pictures to code, of the kind that the model was trained on (those '
+        'that data.held_back kept from it)',
+    )
+    parser.add_argument(
+        '--draws', type=shared.count, help='bits_per_dim: passes of the network per picture (32)'
+    )
     parser.add_argument(
         '--out', help='folder of the results and of what is saved on the way (evaluation)'
     )
@@ -56,12 +68,19 @@ def run(argv: list[str]) -> int:
     if arguments.compare and not arguments.checkpoint:
         raise UserError('--compare goes with --checkpoint')
 
+    codes = arguments.metrics.split(',') == ['bits_per_dim']
+    for name in ('data', 'draws'):
+        if getattr(arguments, name) and not codes:
+            parser.error(f'--{name} goes with --metrics bits_per_dim')
+    if codes and (not arguments.checkpoint or arguments.reference):
+        parser.error('--metrics bits_per_dim needs --checkpoint, and no --reference')
     if arguments.reference or not arguments.checkpoint:
         for name in ('reference', 'inception'):
             if not getattr(arguments, name):
                 parser.error(f'--{name} is required')
     with shared.join(arguments):
-        result = _against_reference(arguments) if arguments.reference else _in_pixels(arguments)
+        way = _bits if codes else _against_reference if arguments.reference else _in_pixels
+        result = way(arguments)
         if result is not None and arguments.json:
             from emigm_jax.io import files
 
@@ -145,6 +164,26 @@ def _in_pixels(arguments):
     result = evaluator.measure_and_leave(InPixels(real_ones), images, work)
     if result is not None:
         _print_in_pixels(result)
+    return result
+
+
+def _bits(arguments):
+    """Bounds of pictures that the model has not seen."""
+    from emigm_jax.api import bits, model
+    from emigm_jax.checkpoints import runs
+    from emigm_jax.parallel import agreement
+    from emigm_jax.tokenizers import codec
+
+    saved = runs.require(arguments.checkpoint)
+    config = shared.sampling_config(arguments, saved)
+    decoder = codec.load(arguments.tokenizer, arguments.dtype) if arguments.tokenizer else None
+    opened = model.opened(saved, decoder, arguments.weights, arguments.dtype, arguments.batch_size)
+    result = bits.measured(
+        opened, config, arguments.data or '', arguments.draws or bits.DRAWS, arguments.num_images
+    )
+    if not agreement.first():  # all processes have found the same
+        return None
+    _print_bits(result)
     return result
 
 
@@ -245,4 +284,18 @@ def _print_in_pixels(result):
     print(
         f'{result.images} images of step {settings["step"]}, weights {settings["weights"]}, '
         f'NFE {settings["nfe"]}, {result.seconds_per_image:.4f} s per image with compilation'
+    )
+
+
+def _print_bits(result):
+    for name in ('bits_per_dim', 'bits_per_dim_error', 'bits_per_dim_in_steps'):
+        print(f'{SCORES[name].title:28}{SCORES[name].text(result.scores[name]):>12}')
+    settings = result.settings
+    print(
+        f'{settings["bits_per_token"]:.3f} bits per token, {settings["nats_per_image"]:.2f} nats '
+        f'per picture; of the error {settings["bits_per_dim_error_of_draws"]:.4f} is due to draws'
+    )
+    print(
+        f'{result.images:,} pictures ({settings["data"]}), {settings["draws"]} draws each, step '
+        f'{settings["step"]}, weights {settings["weights"]}, in steps: K = {settings["steps"]}'
     )

@@ -29,6 +29,9 @@ SCORES = {
     'recall': Score('recall (k=3)', 4, less=False),
     'kid': Score('KID', 6),
     'kid_std': Score('  over its subsets', 6, of='kid'),
+    'bits_per_dim': Score('bits per dimension', 4),
+    'bits_per_dim_error': Score('  its standard error', 4, of='bits_per_dim'),
+    'bits_per_dim_in_steps': Score('  of images made in steps', 4),
 }
 DEVIATIONS = {score.of: name for name, score in SCORES.items() if score.of}
 
