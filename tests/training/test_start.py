@@ -15,6 +15,7 @@ from emigm_jax.config.settings import Config, OptimizerConfig
 from emigm_jax.data import datasets
 from emigm_jax.errors import UserError
 from emigm_jax.io import paths
+from emigm_jax.models import emigm
 from emigm_jax.parallel import sharding
 from emigm_jax.training import initial, program, schedules, start
 from emigm_jax.training.state import averaged
@@ -265,6 +266,34 @@ def test_other_classes(state, built, bucket):
         '  mae/                           53,280  taken',
         '  optimizer, averages, step              new',
     ]
+
+
+def test_other_classes_of_words(tmp_path):
+    """MaskGIT's table holds codes, classes and the mask, each with a bias."""
+    sizes = {'grid': 4, 'codes': 5, 'classes': 3, 'width': 8, 'heads': 2, 'buffer': 1}
+    sizes |= {'trunk': 'bert', 'head': 'categorical', 'encoder_depth': 1, 'decoder_depth': 2}
+    config = config_of(Config(), {f'model.{name}': value for name, value in sizes.items()})
+    rng = np.random.default_rng(0)
+    draw = lambda s: rng.normal(0.0, 1.0, s.shape).astype(s.dtype)
+    params = jax.tree.map(draw, emigm.network(config.model).shapes())
+    path = model(tmp_path / 'model', config, params, file='maskgit')
+    changes = {'model.classes': 2, 'training.init': str(path), 'training.init_classes': '1=2'}
+    config, lines = config_of(config, {**changes, 'training.batch_size': 32}), []
+    built = program.build(config, sharding.make_mesh(config.mesh), 1, 12)
+    begins = initial.origin(config, runs.require(path))
+    first = initial.begun(config, built, begins, lines.append)['params']
+    for old, new in (
+        (params['bert']['token_embed']['words'], first['bert']['token_embed']['words']),
+        (params['head']['bias'], first['head']['bias']),
+    ):
+        same(new[:5], old[:5])
+        same(new[6:], old[7:])  # class 1 is the old class 2, and the mask comes last
+        assert np.abs(new[5] - old[5:8].mean(0)).max() < 0.1
+    told = {line.split()[0]: ' '.join(line.split()[1:]) for line in lines[2:]}
+    copied = 'copies 1=2; new: 1 class, the mean of the 3 there plus noise'
+    assert told['bert/token_embed/words'] == f'16 {copied}'
+    assert told['head/bias'] == f'2 {copied}'
+    assert told['head/'] == '6 taken'
 
 
 def test_a_class_table_of_another_size():
