@@ -156,6 +156,10 @@ class Model:
 
     def _label(self, name):
         if name is None:
+            if not self.config.loss.label_drop:
+                raise UserError(
+                    'this model has no null class: it is trained with loss.label_drop = 0'
+                )
             return -1
         if isinstance(name, str):
             return class_names.label(name, self.classes, self.saved.class_names)
@@ -180,8 +184,8 @@ def load(
 
     Args:
       path: where it lies.
-      tokenizer: checkpoint of what turns latents into pictures (KL-16, DC-AE); None: that of the
-        training data.
+      tokenizer: checkpoint of what turns tokens into pictures (KL-16, DC-AE, VQGAN); None: that of
+        the training data.
       weights: an EMA decay, 'params', or '' for the first EMA.
       dtype: of matrix products, 'float32' or 'bfloat16'; None: as saved.
       batch_size: images at a time, on all devices of this process.

@@ -28,7 +28,7 @@ def run(argv: list[str]) -> int:
     parser.add_argument(
         '--overwrite', action='store_true', help='clear pictures of other settings in OUT first'
     )
-    parser.add_argument('--tokenizer', help="checkpoint of the latents' tokenizer (KL-16, DC-AE)")
+    parser.add_argument('--tokenizer', help='checkpoint of the tokenizer (KL-16, DC-AE, VQGAN)')
     parser.add_argument('--preset', help='published sampling settings of a model: fast or best')
     parser.add_argument('--dtype', choices=('float32', 'bfloat16'), help='of matrix products')
     shared.add_sampling(parser)

@@ -90,6 +90,7 @@ def test_official_weights_make_pictures(maskgit, tmp_path):
         (('--positions', '0,1,2'), 'must name each of 0 to 15 once: there are 3'),
         (('--order', 'given'), "positions and order = 'given' go together"),
         (('--positions', '1', '--order', 'confidence'), "order = 'given' go together"),
+        (('--classes', 'none'), 'this model has no null class: it is trained with loss.label_drop'),
         (('--nucleus', '0'), 'nucleus must be at least 1e-06'),
         (('--tokenizer', 'other'), "VQGAN has 16 codes, this model's tokens are of 48"),
     ],

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from emigm_jax.core import flops
 from emigm_jax.models import emigm
 from emigm_jax.models.interface import Group, Slots, Suffix
 from emigm_jax.nn import functional
@@ -187,3 +188,23 @@ def test_full_size_logits():
     rows = out[:, data['rows'] - 1]
     golden.close(rows, data['logits'], ERROR)
     np.testing.assert_allclose((out.mean(), out.std()), (data['mean'], data['std']), rtol=1e-4)
+
+
+def test_flops_are_those_of_the_compiled_program():
+    """The compiler counts elementwise work as well, hence the allowance."""
+    config = dataclasses.replace(
+        TINY, grid=8, codes=500, width=128, heads=4, encoder_depth=2, mlp_ratio=4.0, unroll=True
+    )
+    net, read = emigm.network(config), 40
+
+    def step(params, tokens, order):
+        bound = net.bind(params)
+        labels, visible = jnp.zeros(2, jnp.int32), jnp.full(2, 24, jnp.int32)
+        positions = bound.trunk.positions(order)
+        group = Group(tokens, positions, bound.trunk.condition(labels), visible, 24, Suffix(read))
+        return bound.head.logits(bound.trunk([group])[0])
+
+    tokens, order = jnp.zeros((2, 64), jnp.int32), jnp.tile(jnp.arange(64), (2, 1))
+    compiled = jax.jit(step).lower(net.shapes(), tokens, order).compile()
+    mine = 2 * flops.sample_step(config, 1, 24, read, guided=False)
+    assert 1.0 <= compiled.cost_analysis()['flops'] / mine < 1.1
