@@ -38,7 +38,8 @@ def bits_per_dim(
       num_images: how many pictures; None: all.
       seed: of the draws.
       **options: sampling settings: `bits_per_dim_in_steps` is the bound of pictures that are drawn
-        in these steps, each of which draws its tokens independently of one another.
+        in these steps, in random order and neither guided nor cooled, each of which draws its
+        tokens independently of one another.
 
     Returns:
       the `Result`, in its settings nats and bits per token and the error that is due to draws.
