@@ -48,6 +48,7 @@ CHOICES: dict[str, dict[str, Any]] = {
         **_CODES,
         'loss.masking.schedule': 'linear',
         'loss.masking.weight': 'mdm',
+        'loss.masking.least': 0,
         'loss.masking.times': 'range',
         'loss.masking.t_min': 0.0,
         'loss.normalize': 'tokens',

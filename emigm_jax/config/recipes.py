@@ -112,7 +112,7 @@ def _maskgit_training(size):
 
 def _mdm_training(size):
     """Of md4/configs/md4/imagenet64.py: AdamW with 2e-4 at 512 images, gradients not clipped."""
-    masking = MaskingConfig(schedule='linear', weight='mdm', times='range', t_min=0.0)
+    masking = MaskingConfig(schedule='linear', weight='mdm', times='range', t_min=0.0, least=0)
     return {
         'loss': settings.LossConfig(masking=masking, copies=1, normalize='tokens'),
         'optimizer': settings.OptimizerConfig(

@@ -122,7 +122,7 @@ class LossConfig:
         'image',
         "image: mean over each image's masked tokens, then over images, which is what the official "
         'code computes in expectation (its images of one GPU share a count); batch: one mean over '
-        'all; tokens: sum over masked tokens / N, with weight mdm near the bound of MDM, in nats',
+        'all; tokens: sum over masked tokens / N, with weight mdm the bound of MDM in nats',
         choices=NORMALIZATIONS,
     )
     label_drop: float = setting(

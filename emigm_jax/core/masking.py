@@ -21,7 +21,6 @@ from emigm_jax.core.setting import setting, validate
 _Either = TypeVar('_Either', Array, np.ndarray)
 
 TIME_SHIFT = 1e-3  # p = (1 - 1e-3) t + 1e-3 keeps gamma above zero (official models/emigm.py:177)
-MIN_MASKED = 2  # the official loop redraws until two tokens are masked
 # A count falls outside its static budget with at most this probability and is then moved to the
 # budget's edge.
 TAIL = 1e-5
@@ -79,6 +78,12 @@ class MaskingConfig:
     share: int = setting(
         32, "images that share t when shared (the official code: one GPU's batch)", low=1
     )
+    least: int = setting(
+        2,
+        'tokens that are masked at least: 2 as the official eMIGM redraws until then; 0 makes the '
+        'loss of MDM its bound',
+        low=0,
+    )
     groups: int = setting(4, 'encoder lengths compiled per step when stratified', low=1)
 
     def __post_init__(self):
@@ -127,10 +132,10 @@ def budgets(config: MaskingConfig, tokens: int, groups: int) -> tuple[Budget, ..
     else:
         most = scipy.stats.binom.isf(TAIL, tokens, ratio)
         least = scipy.stats.binom.ppf(TAIL, tokens, ratio)
-    least = np.clip(least, MIN_MASKED, tokens)
+    least = np.clip(least, config.least, tokens)
     up = lambda n: int(min(tokens, -(-int(n) // unit) * unit))
     return tuple(
-        Budget(visible=up(tokens - low), masked=up(max(high, MIN_MASKED)))
+        Budget(visible=up(tokens - low), masked=up(max(high, config.least, 1)))
         for low, high in zip(least[:-1], most[1:], strict=True)
     )
 
@@ -172,7 +177,7 @@ def draw(config: MaskingConfig, key: PRNGKeyArray, tokens: int, batch: int, grou
         masked = jnp.sum(u < gamma[:, None], axis=1, dtype=jnp.int32)
     limits = budgets(config, tokens, groups)
     group = jnp.arange(batch) % groups
-    low = jnp.asarray([max(MIN_MASKED, tokens - b.visible) for b in limits], jnp.int32)[group]
+    low = jnp.asarray([max(config.least, tokens - b.visible) for b in limits], jnp.int32)[group]
     high = jnp.asarray([b.masked for b in limits], jnp.int32)[group]
     masked = jnp.clip(masked, low, high)
     weight = jnp.ones_like(p)

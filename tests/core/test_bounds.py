@@ -6,7 +6,8 @@ import pytest
 import scipy.integrate
 import scipy.stats
 
-from emigm_jax.core import bounds, schedules
+from emigm_jax.core import bounds, masking, schedules
+from emigm_jax.core.masking import MaskingConfig
 from emigm_jax.core.reveal import RevealConfig
 
 N = 9
@@ -46,3 +47,17 @@ def test_steps_cost_more_than_none_and_less_with_every_doubling(name, times):
         np.testing.assert_allclose(weights.sum(), N, rtol=1e-9)
     least = bounds.continuous(N) @ share
     assert least <= before < 1.01 * least
+
+
+def test_masks_of_training_draw_the_bound():
+    """The mean of w(t) k over masks of k tokens is c_k, if none are masked by force."""
+    config = MaskingConfig(
+        schedule='linear', weight='mdm', times='range', t_min=0.0, least=0, groups=1
+    )
+    draw = jax.jit(lambda key: masking.draw(config, key, 4, 4096, 1))
+    drawn = [draw(key) for key in jax.random.split(jax.random.key(0), 40)]
+    weight = np.concatenate([np.asarray(each.weight) for each in drawn])
+    masked = 4 - np.concatenate([np.asarray(each.visible) for each in drawn])
+    assert masked.min() == 0
+    found = [np.mean(weight * k * (masked == k)) for k in range(1, 5)]
+    np.testing.assert_allclose(found, bounds.continuous(4), atol=0.06)
