@@ -68,7 +68,10 @@ def run(argv: list[str]) -> int:
     if arguments.compare and not arguments.checkpoint:
         raise UserError('--compare goes with --checkpoint')
 
-    codes = arguments.metrics.split(',') == ['bits_per_dim']
+    names = arguments.metrics.split(',')
+    codes = 'bits_per_dim' in names
+    if codes and len(names) > 1:
+        parser.error('--metrics bits_per_dim is measured alone')
     for name in ('data', 'draws'):
         if getattr(arguments, name) and not codes:
             parser.error(f'--{name} goes with --metrics bits_per_dim')

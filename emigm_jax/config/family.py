@@ -66,8 +66,10 @@ def config(method: str, variant: str) -> ml_collections.ConfigDict:
       variant: 'digits' or 'smoke', which trains on them for seconds; or as in `recipes.recipe`, at
         256 pixels.
     """
-    if variant not in ('digits', 'smoke'):
+    if 'size=' in variant or variant == 'tiny':
         return recipes.recipe(method, 256, variant)
+    if variant not in ('digits', 'smoke'):
+        raise ValueError(f"no variant {variant!r}; there are digits, smoke, and 'size=b' or so")
     return nested.mutable(load.config_of(_digits(variant == 'smoke'), CHOICES[method]))
 
 

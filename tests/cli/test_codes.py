@@ -103,3 +103,21 @@ def test_what_makes_no_sense_of_codes_is_one_line(maskgit, flags, says, tmp_path
     assert says in error
     assert error.count('\n') == 1
     assert not pathlib.Path(tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize(
+    ('flags', 'says'),
+    [
+        (('--metrics', 'bits_per_dim,fid'), 'bits_per_dim is measured alone'),
+        (('--draws', '16'), '--draws goes with --metrics bits_per_dim'),
+        (('--metrics', 'bits_per_dim', '--reference', 'r.npz'), 'and no --reference'),
+        (('--metrics', 'bits_per_dim', '--data', 'x'), '--data goes with latents, folder, tfds'),
+        (('--metrics', 'bits_per_dim'), 'nothing was held back from training: train with'),
+    ],
+)
+def test_what_makes_no_sense_of_bits_is_one_line(maskgit, flags, says, capsys):
+    words = 'evaluate', '--checkpoint', maskgit / 'model', '--tokenizer', maskgit / 'vqgan'
+    assert emigm(*words, *flags) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count('\n') == 1

@@ -4,6 +4,7 @@ import pytest
 
 from emigm_jax.config import family, nested
 from emigm_jax.config.load import load_config
+from emigm_jax.errors import UserError
 
 # The choices of the paper's Table 1, what a token is, and how a method samples.
 CHOICES = (
@@ -29,6 +30,13 @@ def test_methods_differ_in_their_choices_alone(method, variant):
     differ = {name: value for name, value in ours.items() if value != others[name]}
     assert differ == family.CHOICES[method]
     assert all(name.startswith(CHOICES) for name in differ)
+
+
+def test_a_variant_that_is_none():
+    with pytest.raises(
+        UserError, match="no variant 'digts'; there are digits, smoke, and"
+    ):
+        load_config('mdm:digts')
 
 
 def test_table_1_of_the_paper():
