@@ -33,9 +33,7 @@ def test_methods_differ_in_their_choices_alone(method, variant):
 
 
 def test_a_variant_that_is_none():
-    with pytest.raises(
-        UserError, match="no variant 'digts'; there are digits, smoke, and"
-    ):
+    with pytest.raises(UserError, match="no variant 'digts'; there are digits, smoke, and"):
         load_config('mdm:digts')
 
 
