@@ -45,7 +45,11 @@ def _train(config, batch):
     """(lowering, the program's arguments, next arguments from a result, FLOPs per image)."""
     built = train_program(config, batch)
     rng = np.random.default_rng(0)
-    tokens = rng.standard_normal(built.batch.tokens.shape, np.float32)
+    shape = built.batch.tokens.shape
+    if config.model.codes:
+        tokens = rng.integers(config.model.codes, size=shape).astype(np.int32)
+    else:
+        tokens = rng.standard_normal(shape, np.float32)
     labels = rng.integers(config.model.classes, size=batch).astype(np.int32)
     data = Batch(
         labels=jax.device_put(labels, built.batch.labels.sharding),

@@ -118,10 +118,27 @@ def test_evaluate(run, tmp_path, capsys):
     assert 'real halves' in shown
 
 
-@pytest.mark.parametrize('what', [pytest.param('train', marks=pytest.mark.slow), 'sample'])
-def test_benchmark(what, tmp_path):
+@pytest.mark.parametrize(
+    ('what', 'config'),
+    [
+        pytest.param('train', SMOKE, marks=pytest.mark.slow),
+        pytest.param('train', '--config=mdm:smoke', marks=pytest.mark.slow),
+        ('sample', SMOKE),
+    ],
+)
+def test_benchmark(what, config, tmp_path):
     file = tmp_path / 'figures.json'
-    command = ['benchmark', what, SMOKE, '--batch-size', '8', '--repeats', '1', '--json', str(file)]
+    command = [
+        'benchmark',
+        what,
+        config,
+        '--batch-size',
+        '8',
+        '--repeats',
+        '1',
+        '--json',
+        str(file),
+    ]
     assert main.main(command) == 0
     figures = json.loads(file.read_text())
     assert {'images_per_second', 'flops_per_image', 'program_memory_gb', 'compile_seconds'} <= set(
