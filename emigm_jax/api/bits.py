@@ -72,7 +72,7 @@ def measured(
         raise UserError(f'{data}: its classes have other names than those of {model.saved.path}')
     losses = likelihood.measure(
         config.model,
-        model.generator.params,
+        model.generator.model_params,
         part,
         draws,
         num_images,

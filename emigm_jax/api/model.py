@@ -1,6 +1,5 @@
 """A model to make pictures with: `load` it once, `sample` as often as you like."""
 
-import functools
 import os
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Unpack, final
@@ -44,7 +43,6 @@ class Model:
 
     def __init__(self, saved: runs.Saved, generator: Generator):
         self.saved, self.generator = saved, generator
-        self._with = functools.lru_cache(maxsize=8)(generator.with_sampling)
 
     @property
     def config(self) -> Config:
@@ -69,11 +67,12 @@ class Model:
         Raises:
           UserError: no such preset, or an option that makes no sense.
         """
-        return changed(self.saved.sampling(preset), options, self.config)
+        has_guide = self.generator.sampler.guide is not None
+        return changed(self.saved.sampling(preset), options, self.config, has_guide)
 
     def with_sampling(self, config: SamplingConfig) -> Generator:
         """What draws images with these settings, compiled once; the last few are kept."""
-        return self.generator if config == self.generator.sampler.config else self._with(config)
+        return self.generator.with_sampling(config)
 
     def sample(
         self,
@@ -179,6 +178,7 @@ def load(
     weights: str = '',
     dtype: str | None = None,
     batch_size: int = 64,
+    guide: os.PathLike | str | None = None,
 ) -> Model:
     """Loads a checkpoint, local or gs://: a run's workdir, one of its steps, a converted model.
 
@@ -189,9 +189,11 @@ def load(
       weights: an EMA decay, 'params', or '' for the first EMA.
       dtype: of matrix products, 'float32' or 'bfloat16'; None: as saved.
       batch_size: images at a time, on all devices of this process.
+      guide: checkpoint of a weaker model of the same tokens, as an earlier step of the same run:
+        guidance leads away from it in place of the null class (autoguidance, arXiv 2406.02507).
 
     Raises:
-      UserError: there is no model, it is damaged, or the tokenizer does not fit.
+      UserError: there is no model, it is damaged, or the tokenizer or the guide does not fit.
 
     Example:
       >>> import emigm_jax as em
@@ -201,7 +203,8 @@ def load(
     saved = runs.require(path)
     if tokenizer is not None and not isinstance(tokenizer, Codec):
         tokenizer = codec.load(tokenizer, dtype)
-    return opened(saved, tokenizer, weights, dtype, batch_size)
+    weaker = None if guide is None else runs.require(guide)
+    return opened(saved, tokenizer, weights, dtype, batch_size, weaker)
 
 
 def opened(
@@ -210,10 +213,11 @@ def opened(
     weights: str = '',
     dtype: str | None = None,
     batch_size: int = 64,
+    guide: runs.Saved | None = None,
 ) -> Model:
-    """As `load`, of a checkpoint whose description was read."""
+    """As `load`, of checkpoints whose descriptions were read."""
     own = saved.config.sampling
-    make = generator.from_checkpoint(saved, own, weights, batch_size, tokenizer, dtype)
+    make = generator.from_checkpoint(saved, own, weights, batch_size, tokenizer, dtype, guide)
     return Model(saved, make)
 
 

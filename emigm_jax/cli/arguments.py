@@ -46,7 +46,7 @@ def add_config(parser: Parser, required: bool = True) -> None:
 
 def parse_with_config(parser: Parser, argv: list[str]) -> tuple[argparse.Namespace, Config]:
     """Parses `argv` and its --config flags: (arguments, resolved settings)."""
-    arguments, rest = _parse(parser, argv)
+    arguments, rest = parse(parser, argv)
     return arguments, _loaded(arguments.config, rest)
 
 
@@ -54,7 +54,7 @@ def parse_with_any_config(
     parser: Parser, argv: list[str]
 ) -> tuple[argparse.Namespace, Config | None]:
     """As `parse_with_config`, of a command that needs none."""
-    arguments, rest = _parse(parser, argv)
+    arguments, rest = parse(parser, argv)
     if arguments.config is not None:
         return arguments, _loaded(arguments.config, rest)
     if rest:
@@ -62,12 +62,13 @@ def parse_with_any_config(
     return arguments, None
 
 
-def _parse(parser, argv):
-    arguments, rest = parser.parse_known_args(argv)
-    for flag in rest:
-        if not flag.startswith('--config.'):
-            parser.error(f'unknown argument {flag!r}')
-    return arguments, rest
+def parse(parser, argv):
+    # argparse takes a flag with a space in it, as --config.training.total='3 steps', for a word.
+    overrides = [flag for flag in argv if flag.startswith('--config.')]
+    arguments, rest = parser.parse_known_args([flag for flag in argv if flag not in overrides])
+    if rest:
+        parser.error(f'unknown argument {rest[0]!r}')
+    return arguments, overrides
 
 
 def _loaded(name, overrides):
@@ -186,6 +187,12 @@ def add_sampling(parser: Parser) -> None:
         metavar='DECAY',
         help='an EMA decay, or params (default: first EMA)',
     )
+    group.add_argument(
+        '--guide',
+        metavar='CHECKPOINT',
+        help='a weaker model of the same tokens, as runs/digits/checkpoints/200, that guides in '
+        'place of the null class',
+    )
     group.add_argument('--batch-size', type=count, default=64, help='images at a time (64)')
 
 
@@ -209,7 +216,25 @@ _LISTS = {'interval': (_pair, 'FROM,TO'), 'positions': (_positions, 'P,P,...')}
 
 def sampling_config(arguments: argparse.Namespace, saved: Saved) -> SamplingConfig:
     """The settings of a checkpoint with the given flags put in."""
+    from emigm_jax.core import reveal
+
     flags = {name: getattr(arguments, name) for name in OPTIONS}
     options = {name: value for name, value in flags.items() if value is not None}
     preset = getattr(arguments, 'preset', None)
-    return changed(saved.sampling(preset), cast(SamplingOptions, options), saved.config)
+    given = cast(SamplingOptions, options)
+    guided = arguments.guide is not None
+    config = changed(saved.sampling(preset), given, saved.config, guided)
+    if guided and not reveal.guided_steps(config.reveal).any():
+        raise UserError(
+            f'--guide guides nothing: guidance is {config.reveal.guidance:g}, and '
+            f'{config.reveal.guidance_from:g} < s <= {config.reveal.guidance_to:g} while it acts; '
+            'say --guidance 1.5 or another --interval'
+        )
+    return config
+
+
+def guide(arguments: argparse.Namespace) -> Saved | None:
+    """The checkpoint that --guide names."""
+    from emigm_jax.checkpoints import runs
+
+    return None if arguments.guide is None else runs.require(arguments.guide)

@@ -77,6 +77,8 @@ def run(argv: list[str]) -> int:
             parser.error(f'--{name} goes with --metrics bits_per_dim')
     if codes and (not arguments.checkpoint or arguments.reference):
         parser.error('--metrics bits_per_dim needs --checkpoint, and no --reference')
+    if arguments.guide and (codes or not arguments.checkpoint):
+        parser.error('--guide goes with --checkpoint, to draw images')
     if arguments.reference or not arguments.checkpoint:
         for name in ('reference', 'inception'):
             if not getattr(arguments, name):
@@ -232,7 +234,13 @@ def _generated(arguments, saved, count):
     config = shared.sampling_config(arguments, saved)
     decoder = codec.load(arguments.tokenizer, arguments.dtype) if arguments.tokenizer else None
     make = generator.from_checkpoint(
-        saved, config, arguments.weights, arguments.batch_size, decoder, arguments.dtype
+        saved,
+        config,
+        arguments.weights,
+        arguments.batch_size,
+        decoder,
+        arguments.dtype,
+        shared.guide(arguments),
     )
     return generated(saved, make, count)
 

@@ -56,6 +56,7 @@ def run(argv: list[str]) -> int:
         weights=arguments.weights,
         dtype=arguments.dtype,
         batch_size=arguments.batch_size,
+        guide=shared.guide(arguments),
     )
     labels, numbers = _once(*model.pairs(shared.classes(arguments.classes, model), seeds))
     make, out = model.with_sampling(config), arguments.out

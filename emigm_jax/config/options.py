@@ -102,13 +102,16 @@ OPTIONS = {
 }
 
 
-def changed(config: SamplingConfig, options: SamplingOptions, trained: Config) -> SamplingConfig:
+def changed(
+    config: SamplingConfig, options: SamplingOptions, trained: Config, has_guide: bool = False
+) -> SamplingConfig:
     """Settings with options put in.
 
     Args:
       config: the settings.
       options: of which `positions` make the order that is given.
       trained: the settings that the model which draws was trained with.
+      has_guide: whether another model guides it, so that no null class is needed.
 
     Raises:
       UserError: an unknown name, a value of another kind, or one that makes no sense.
@@ -137,7 +140,8 @@ def changed(config: SamplingConfig, options: SamplingOptions, trained: Config) -
         codes=dataclasses.replace(config.codes, **groups['codes']),
         **groups[''],
     )
-    together.check_guidance(trained.loss.label_drop, new.reveal)
+    if not has_guide:
+        together.check_guidance(trained.loss.label_drop, new.reveal)
     return new
 
 

@@ -23,5 +23,6 @@ def check_guidance(label_drop: float, config: RevealConfig) -> None:
     if label_drop == 0.0 and reveal.guided_steps(config).any():
         raise UserError(
             f'guidance = {config.guidance:g} needs a null class, and this model is trained without '
-            'one (loss.label_drop = 0): guidance 1 switches it off'
+            'one (loss.label_drop = 0): guidance 1 switches it off, or a weaker model guides it '
+            '(--guide CHECKPOINT)'
         )

@@ -105,10 +105,10 @@ HEADS = {
 }
 
 
-def sample_step(config: Sizes, solver_rows: int, visible: int, read: int, guided: bool) -> float:
-    """One transformer step of the sampler, of which `read` tokens are drawn."""
+def sample_step(config: Sizes, solver_rows: int, visible: int, read: int) -> float:
+    """One transformer step of the sampler, unguided, of which `read` tokens are drawn."""
     transformer = TRUNKS[config.trunk](config, visible, read)
-    return (1 + guided) * (transformer + HEADS[config.head](config, read, solver_rows))
+    return transformer + HEADS[config.head](config, read, solver_rows)
 
 
 def train_image(config: Sizes, budgets: Sequence[tuple[int, int]], copies: int) -> float:

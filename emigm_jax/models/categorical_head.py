@@ -9,8 +9,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32, Int, Int32, Key, PRNGKeyArray
 
 from emigm_jax.core import categorical
+from emigm_jax.core.guidance import guided
 from emigm_jax.models.config import ModelConfig
-from emigm_jax.models.interface import Drawing, Drawn, Head, Objective, TokenLoss
+from emigm_jax.models.interface import Drawing, Drawn, Guide, Head, Objective, TokenLoss
 from emigm_jax.nn.layers import embedding
 from emigm_jax.parallel import sharding
 
@@ -85,11 +86,14 @@ class CategoricalHead(Head):
         guidance: Float32[Array, ' B'],
         noise: Callable[[int | Int[Array, '']], Float32[Array, 'B R V']],
         settings: Drawing,
+        guide: Guide | None = None,
     ) -> Drawn:
         """The largest of guided logits plus noise; draw 0 is the only one."""
         logits = self.logits(z)[..., : self.codes]
-        guided = logits[0]
-        if len(logits) == 2:
-            guided = logits[1] + guidance[:, None, None] * (logits[0] - logits[1])
-        codes: Int32[Array, 'B R'] = categorical.draw(guided, noise(0), settings.codes)
-        return Drawn(codes, categorical.log_probability(guided, codes))
+        other = logits[1] if len(logits) == 2 else None
+        if guide is not None:
+            assert isinstance(guide.head, CategoricalHead)
+            other = guide.head.logits(guide.z)[..., : self.codes]
+        mixed = guided(logits[0], other, guidance)
+        codes: Int32[Array, 'B R'] = categorical.draw(mixed, noise(0), settings.codes)
+        return Drawn(codes, categorical.log_probability(mixed, codes))

@@ -10,8 +10,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Int, Int32, Key, Num, PRNGKeyArray
 
 from emigm_jax.core import gaussian, solvers
+from emigm_jax.core.guidance import guided
 from emigm_jax.models.config import ModelConfig
-from emigm_jax.models.interface import Drawing, Drawn, Head, Objective, TokenLoss
+from emigm_jax.models.interface import Drawing, Drawn, Guide, Head, Objective, TokenLoss
 from emigm_jax.nn import functional
 from emigm_jax.nn.layers import layer_norm, linear, normal, time_features, zeros
 from emigm_jax.parallel import sharding
@@ -146,16 +147,25 @@ class DiffusionHead(Head):
         guidance: Float32[Array, ' B'],
         noise: Callable[[int | Int[Array, '']], Float32[Array, 'B R C']],
         settings: Drawing,
+        guide: Guide | None = None,
     ) -> Drawn:
-        """Runs the solver from draw 0; draw 1 + r is the noise of its row r."""
-        condition, scale = self.condition(z), guidance[:, None, None]
+        """Runs the solver from draw 0; draw 1 + r is the noise of its row r.
+
+        Guidance acts on the noise that is predicted, the variance is that of the class.
+        """
+        condition = self.condition(z)
+        weaker = None
+        if guide is not None:
+            head = guide.head
+            assert isinstance(head, DiffusionHead)
+            of_guide = head.condition(guide.z)
+            weaker = lambda x, t: jnp.split(head(x, head.time(t), of_guide), 2, axis=-1)[0]
 
         def network(x, t):
             both = jnp.broadcast_to(x, (condition.shape[0], *x.shape))
             epsilon, v = jnp.split(self(both, self.time(t), condition), 2, axis=-1)
-            if len(condition) == 1:
-                return epsilon[0], v[0]
-            return epsilon[1] + scale * (epsilon[0] - epsilon[1]), v[0]
+            other = epsilon[1] if len(condition) == 2 else weaker and weaker(x, t)
+            return guided(epsilon[0], other, guidance), v[0]
 
         table = solvers.table(settings.solver)
         tokens = solvers.solve(table, network, noise(0), lambda row: noise(1 + row))

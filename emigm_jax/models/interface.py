@@ -144,6 +144,16 @@ class Drawn(NamedTuple):
     log_probability: Float32[Array, 'B R'] | None  # None where the head cannot tell it
 
 
+class Guide(NamedTuple):
+    """What guidance leads away from in place of the null class: another model of the same tokens.
+
+    Autoguidance (arXiv 2406.02507): one of the same kind that is smaller or less trained.
+    """
+
+    head: 'Head'
+    z: Float32[Array, 'B R _D']  # its own, of the class
+
+
 class Head(nnx.Module):
     """The conditional distribution p(x^i | z^i) of a token: the third choice of paper Table 1."""
 
@@ -192,12 +202,14 @@ class Head(nnx.Module):
         guidance: Float32[Array, ' B'],
         noise: Callable[[int | Int[Array, '']], Float32[Array, 'B R *F']],
         settings: Drawing,
+        guide: Guide | None = None,
     ) -> Drawn:
         """Draws tokens.
 
         Args:
-          z: of the class, and of the null class where guided (guides = 2).
+          z: of the class, and of the null class where that guides (guides = 2).
           guidance: scale of each image; not read where unguided.
           noise: number of a draw -> `noise` of every token.
           settings: how.
+          guide: guides in place of the null class; guides = 1 then.
         """

@@ -50,6 +50,7 @@ TRAINING = {
     'images_per_second': ('Speed of training', 'images per second', False, True),
 }
 STEPS = 'training step'
+_ERRORS = {'fid': 'fid_standard_error', 'bits_per_dim': 'bits_per_dim_error'}  # score: of its bars
 # attribute of an evaluation: (title, x axis, caption, {image size: where the paper has points})
 _COSTS = {
     'nfe': (
@@ -111,7 +112,7 @@ def _curves(run, evaluations, name, attribute, kind):
     group = sorted(evaluations, key=lambda e: getattr(e, attribute))
     x = np.array([getattr(e, attribute) for e in group], np.float64)
     y = np.array([e.scores[name] for e in group])
-    errors = [e.scores.get('fid_standard_error', 0.0) for e in group if name == 'fid']
+    errors = [e.scores.get(_ERRORS.get(name, ''), 0.0) for e in group]
     return [Curve(run, x, y, kind, np.array(errors) if any(errors) else None)] * bool(group)
 
 

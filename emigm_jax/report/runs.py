@@ -45,17 +45,19 @@ def evaluation(result: Result, name: str = '') -> Evaluation:
     except ValueError:
         nfe = None
     step = facts['step'] if type(facts.get('step')) is int else None
-    sampling, seconds = _sampling(facts.get('sampling') or {}), result.seconds_per_image or None
+    sampling, seconds = _sampling(facts), result.seconds_per_image or None
     shown = (step, pixels, against, size, nfe, label, sampling, seconds)
     return Evaluation(result, name, scores, *shown)
 
 
-def _sampling(sampling):
+def _sampling(facts):
+    sampling = facts.get('sampling') or {}
     reveal, solver = sampling.get('reveal') or {}, sampling.get('solver') or {}
     words = [f'K = {reveal.get("steps")}'] if reveal else []
     if (guidance := reveal.get('guidance')) is not None:
         interval = f'({reveal.get("guidance_from")}, {reveal.get("guidance_to")}]'
-        words += ['no guidance' if guidance == 1 else f'guidance {guidance} in {interval}']
+        by = ' by another model' if 'guide' in facts else ''
+        words += ['no guidance' if guidance == 1 else f'guidance {guidance}{by} in {interval}']
     return ', '.join(words + [f'{solver.get("name")} {solver.get("steps")}'] * bool(solver))
 
 

@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 
 from emigm_jax.checkpoints.runs import Saved
 from emigm_jax.config import together
-from emigm_jax.config.settings import Config, SamplingConfig
+from emigm_jax.config.settings import IN_PIXELS, Config, SamplingConfig
 from emigm_jax.data import datasets
 from emigm_jax.data.interface import Dataset
 from emigm_jax.errors import UserError
@@ -17,7 +17,8 @@ from emigm_jax.io.progress import Bar
 from emigm_jax.models.config import ModelConfig
 from emigm_jax.nn.functional import Params, fingerprint
 from emigm_jax.parallel import batches, processes
-from emigm_jax.sampling.sampler import Integers, Progress, Sampler
+from emigm_jax.sampling.sampler import Integers, Progress, Sampler, sampler
+from emigm_jax.sampling.steps import Weights
 from emigm_jax.tokenizers.codec import Codec
 from emigm_jax.tokenizers.interface import Spec
 
@@ -27,7 +28,7 @@ from emigm_jax.tokenizers.interface import Spec
 class Generator:
     """Makes images in batches of one shape."""
 
-    params: Params
+    params: Weights  # of the model, and of its guide if it has one
     sampler: Sampler
     codec: Codec
     batch_size: int
@@ -38,15 +39,25 @@ class Generator:
         """Transformer evaluations per image."""
         return self.sampler.nfe
 
+    @property
+    def model_params(self) -> Params:
+        """The parameters of the model, whatever guides it."""
+        return self.params[0] if isinstance(self.params, tuple) else self.params
+
     def with_sampling(self, config: SamplingConfig) -> 'Generator':
         """The same model with other sampling settings."""
-        return dataclasses.replace(self, sampler=Sampler(self.sampler.model, config))
+        draw = sampler(self.sampler.model, config, self.sampler.guide)
+        return dataclasses.replace(self, sampler=draw)
 
     def about(self) -> dict[str, Any]:
         """JSON-like: all that decides the image of a class and a seed."""
+        guide = {}
+        if isinstance(self.params, tuple):
+            guide = {'guide': fingerprint(self.params[1])}
         return {
             'weights': self.weights,
-            'content': fingerprint(self.params),
+            'content': fingerprint(self.model_params),
+            **guide,
             # Pixels have no weights to tell apart.
             'tokenizer': self.codec.fingerprint if self.codec.params else self.codec.spec.kind,
             'sampling': dataclasses.asdict(self.sampler.config),
@@ -90,8 +101,16 @@ def while_training(config: Config, data: Dataset) -> Callable[[Params], Generato
             'name their tokenizer in data.tokenizer'
         )
     together.check_guidance(config.loss.label_drop, config.sampling.reveal)
-    sampler, weights = Sampler(config.model, config.sampling), str(config.optimizer.ema_decays[0])
-    return lambda params: Generator(params, sampler, codec, config.evaluation.batch_size, weights)
+    draw, weights = sampler(config.model, config.sampling), str(config.optimizer.ema_decays[0])
+    return lambda params: Generator(params, draw, codec, config.evaluation.batch_size, weights)
+
+
+# What decides what a token is: a guide has it in common with the model that it guides.
+_TOKENS = {
+    'model': ('head', 'grid', 'channels', 'codes', 'classes'),
+    'data': ('latent_scale',),
+}
+_PIXELS = {'data': ('patch', 'scale', 'levels')}
 
 
 def _check_tokens(spec: Spec, model: ModelConfig) -> None:
@@ -119,6 +138,21 @@ def _check_tokens(spec: Spec, model: ModelConfig) -> None:
         )
 
 
+def check_guide(guide: Saved, saved: Saved) -> None:
+    """Raises UserError unless two models are of the same tokens and classes."""
+    pixels = all(each.config.data.name in IN_PIXELS for each in (guide, saved))
+    for group, names in [*_TOKENS.items(), *(_PIXELS.items() if pixels else ())]:
+        theirs, ours = getattr(guide.config, group), getattr(saved.config, group)
+        for name in names:
+            if getattr(theirs, name) != getattr(ours, name):
+                raise UserError(
+                    f'{guide.path} cannot guide {saved.path}: it has {group}.{name} = '
+                    f'{getattr(theirs, name)!r}, not {getattr(ours, name)!r}'
+                )
+    if guide.class_names and saved.class_names and guide.class_names != saved.class_names:
+        raise UserError(f'{guide.path} cannot guide {saved.path}: its classes have other names')
+
+
 def from_checkpoint(
     saved: Saved,
     sampling: SamplingConfig,
@@ -126,6 +160,7 @@ def from_checkpoint(
     batch_size: int = 64,
     codec: Codec | None = None,
     dtype: str | None = None,
+    guide: Saved | None = None,
 ) -> Generator:
     """A checkpoint as a `Generator`.
 
@@ -135,14 +170,16 @@ def from_checkpoint(
       weights: an EMA decay, 'params', or '' for the first EMA.
       batch_size: images at a time.
       codec: decodes the tokens; None: that of the training data.
-      dtype: of the network's matrix products; None: as saved.
+      dtype: of the networks' matrix products; None: as saved.
+      guide: a weaker model whose first EMA guides in place of the null class (arXiv 2406.02507).
 
     Raises:
-      UserError: no tokenizer, or one that does not fit the model.
+      UserError: no tokenizer, or one that does not fit the model, or a guide of other tokens.
     """
-    model = saved.config.model
-    if dtype is not None:
-        model = dataclasses.replace(model, dtype=dtype)
+    typed = lambda model: dataclasses.replace(model, dtype=dtype or model.dtype)
+    model = typed(saved.config.model)
+    if guide is not None:
+        check_guide(guide, saved)
     codec = codec and codec.with_scale(saved.config.data.latent_scale)
     codec = codec or datasets.codec(saved.config.data)
     if codec is None:
@@ -154,4 +191,9 @@ def from_checkpoint(
     params, name = saved.load_params(weights)
     if processes.is_first() and (remark := saved.remark(name)):
         print(remark, flush=True)
-    return Generator(batches.place(params), Sampler(model, sampling), codec, batch_size, name)
+    if guide is None:
+        draw, placed = sampler(model, sampling), batches.place(params)
+    else:
+        draw = sampler(model, sampling, typed(guide.config.model))
+        placed = batches.place((params, guide.load_params()[0]))
+    return Generator(placed, draw, codec, batch_size, name)

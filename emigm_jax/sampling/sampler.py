@@ -5,6 +5,7 @@ same image in any batch on any number of devices. Orders, counts and noise can a
 which replays a recorded run of the official sampler exactly.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, final
 
@@ -19,10 +20,9 @@ from emigm_jax.config.together import check_order
 from emigm_jax.core import flops, randomness, reveal, solvers
 from emigm_jax.models import emigm
 from emigm_jax.models.config import ModelConfig
-from emigm_jax.nn.functional import Params
 from emigm_jax.parallel import batches
 from emigm_jax.sampling import steps
-from emigm_jax.sampling.steps import Images, Progress, State, Steps
+from emigm_jax.sampling.steps import Images, Progress, State, Steps, Weights
 
 Integers = Int[Array | np.ndarray, ' B'] | Sequence[int]  # labels or seeds of a batch
 
@@ -36,18 +36,26 @@ class Sampler:
       config: how images are drawn.
       mesh: with the one axis 'data', to `lower` for devices that need not be there; default: this
         process's devices.
+      guide: a model of the same tokens that guides in place of the null class; parameters are
+        pairs then, those of the model and those of the guide.
 
     Raises:
       UserError: the order makes no sense for the model.
     """
 
-    def __init__(self, model: ModelConfig, config: SamplingConfig, mesh: Mesh | None = None):
+    def __init__(
+        self,
+        model: ModelConfig,
+        config: SamplingConfig,
+        mesh: Mesh | None = None,
+        guide: ModelConfig | None = None,
+    ):
         check_order(model, config.reveal)
-        self.model, self.config = model, config
+        self.model, self.config, self.guide = model, config, guide
         self._solver_rows = len(solvers.table(config.solver).t)
         # Static shapes come from the settings alone, never from the seeds of a batch.
         self.segments = self._segments(reveal.plan(config.reveal, model.tokens, seeds=(0,)))
-        self._device = Steps(model, config)
+        self._device = Steps(model, config, guide)
         self._run = batches.OverDevices(
             lambda params, *rows: self._device.generate(self.segments, params, Images(*rows)), mesh
         )
@@ -57,7 +65,8 @@ class Sampler:
         return reveal.segments(plan, self._cost)
 
     def _cost(self, visible, read, guided):
-        return flops.sample_step(self.model, self._solver_rows, visible, read, guided)
+        step = lambda model: flops.sample_step(model, self._solver_rows, visible, read)
+        return step(self.model) + guided * step(self.guide or self.model)
 
     @property
     def flops(self) -> float:
@@ -70,7 +79,7 @@ class Sampler:
         return sum(len(s.steps) * (1 + s.guided) for s in self.segments)
 
     def __call__(
-        self, params: Params, labels: Integers, seeds: Integers
+        self, params: Weights, labels: Integers, seeds: Integers
     ) -> Shaped[Array, 'B N *C']:
         """Generates images' tokens, the batch spread over the devices of this process.
 
@@ -84,7 +93,7 @@ class Sampler:
         """
         return self._run(params, *self.images(labels, seeds))
 
-    def steps(self, params: Params, labels: Integers, seeds: Integers) -> Iterator[Progress]:
+    def steps(self, params: Weights, labels: Integers, seeds: Integers) -> Iterator[Progress]:
         """As a call, but yields the `Progress` after every step; the last one is what it returns.
 
         Each kind of step is a program of its own, so the first steps of a kind take longer.
@@ -105,7 +114,7 @@ class Sampler:
                 yield progress
 
     def prepared(
-        self, params: Params, labels: Integers, seeds: Integers
+        self, params: Weights, labels: Integers, seeds: Integers
     ) -> tuple[Callable[..., Array], tuple[Any, ...]]:
         """The jitted program of a call and its arguments, padded and placed."""
         return self._run.prepared(params, *self.images(labels, seeds))
@@ -113,6 +122,8 @@ class Sampler:
     def lower(self, batch: int) -> jax.stages.Lowered:
         """The program lowered for `batch` images, a multiple of the devices."""
         params = emigm.network(self.model).shapes()
+        if self.guide:
+            params = params, emigm.network(self.guide).shapes()
         images = jax.eval_shape(lambda: self.images([0] * batch, range(batch)))
         return self._run.lower(params, *images)
 
@@ -127,7 +138,7 @@ class Sampler:
     @randomness.pinned()
     def replay(
         self,
-        params: Params,
+        params: Weights,
         labels: Integers,
         order: Int[Array | np.ndarray, 'B N'],
         plan: reveal.Plan,
@@ -150,6 +161,14 @@ class Sampler:
         keys = jax.random.split(randomness.key(0), len(labels))  # nothing reads them
         given = jax.tree.map(jnp.asarray, (tokens, order, noise, choice))
         return run(params, _images(labels, keys, plan), *given)
+
+
+@functools.lru_cache(maxsize=8)
+def sampler(
+    model: ModelConfig, config: SamplingConfig, guide: ModelConfig | None = None
+) -> Sampler:
+    """A `Sampler`; the last few are kept, so models of the same sizes share what is compiled."""
+    return Sampler(model, config, guide=guide)
 
 
 def _images(labels, keys, plan):

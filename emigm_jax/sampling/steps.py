@@ -17,8 +17,10 @@ from emigm_jax.core import orders, reveal
 from emigm_jax.models import emigm
 from emigm_jax.models.config import ModelConfig
 from emigm_jax.models.emigm import EMIGM
-from emigm_jax.models.interface import Group, Slots
+from emigm_jax.models.interface import Group, Guide, Slots
 from emigm_jax.nn.functional import Params
+
+Weights = Params | tuple[Params, Params]  # of a model, and of its guide if there is one
 
 
 class Progress(NamedTuple):
@@ -72,29 +74,44 @@ def recorded(
     return Random(order, drawn(noise), drawn(jnp.zeros((1, 1, 1)) if choice is None else choice))
 
 
+class _Net(NamedTuple):
+    """A network and what it is given in every step."""
+
+    net: EMIGM
+    positions: Any
+    conditions: tuple[Float32[Array, 'B D'], Float32[Array, 'B D']]  # class, null
+
+    def ordered(self, order):
+        """The same where tokens have another order."""
+        return self._replace(positions=self.net.trunk.positions(order))
+
+
 class _Run(NamedTuple):
     """What stays the same from step to step."""
 
-    net: EMIGM
+    main: _Net
+    guide: _Net | None
     images: Images
     random: Random
-    positions: Any
-    conditions: tuple[Float32[Array, 'B D'], Float32[Array, 'B D']]  # class, null
     visible: Int32[Array, 'B K']  # tokens revealed before each step
 
 
 @final
 @dataclasses.dataclass(frozen=True)
 class Steps:
-    """The steps of generation with all that is static about them."""
+    """The steps of generation with all that is static about them.
+
+    With a guide the parameters are a pair, those of the model and those of the guide.
+    """
 
     model: ModelConfig
     config: SamplingConfig
+    guide: ModelConfig | None = None  # what guides in place of the null class
 
     def generate(
         self,
         segments: Sequence[reveal.Segment],
-        params: Params,
+        params: Weights,
         images: Images,
         random: Random | None = None,
         tokens: Shaped[Array, 'B N *C'] | None = None,
@@ -117,7 +134,7 @@ class Steps:
     def one(
         self,
         segment: reveal.Segment,
-        params: Params,
+        params: Weights,
         state: State,
         number: Int[Array, ' B'],
         images: Images,
@@ -153,14 +170,14 @@ class Steps:
         return jax.vmap(lambda key: order(jax.random.fold_in(key, 0), self.model.grid))(keys)
 
     def _run(self, params, images, random=None):
-        net = emigm.network(self.model).bind(params)
+        own, guiding = params if isinstance(params, tuple) else (params, {})
+        net = emigm.network(self.model).bind(own)
         random = self._keyed(net, images.keys) if random is None else random
-        labels = images.labels
-        condition = net.trunk.condition(jnp.maximum(labels, 0), null=labels < 0)
-        null = jnp.broadcast_to(net.trunk.null(), condition.shape)
-        positions = net.trunk.positions(random.order)
         visible = reveal.visible_before(images.counts, self.model.tokens)
-        return _Run(net, images, random, positions, (condition, null), visible)
+        guide = None
+        if self.guide:
+            guide = _given(emigm.network(self.guide).bind(guiding), images.labels, random.order)
+        return _Run(_given(net, images.labels, random.order), guide, images, random, visible)
 
     def _keyed(self, net, keys):
         """All that is random, as functions of an image's key, a place and a draw alone."""
@@ -200,7 +217,10 @@ class Steps:
         assert chooser is not None
         positions = Slots(jnp.minimum(slots, total - 1))(state.order)
         drawn = self._drawn(
-            run._replace(positions=run.net.trunk.positions(state.order)),
+            run._replace(
+                main=run.main.ordered(state.order),
+                guide=run.guide and run.guide.ordered(state.order),
+            ),
             segment,
             state,
             slots,
@@ -217,23 +237,38 @@ class Steps:
 
     def _drawn(self, run, segment, state, slots, k, noise):
         """What the head draws in step k at slots (B, R), where `noise` is its own."""
-        z = self._conditions(run, segment, state.tokens, run.visible[:, k], slots)
-        return run.net.head.sample(z, run.images.guidance[:, k], noise, self.config)
-
-    def _conditions(self, run, segment, x, visible, slots):
-        """z (guides, B, R, D) of the slots read in this step, for class and null where guided."""
-        guides = 1 + segment.guided
-        double = lambda tree: jax.tree.map(lambda a: jnp.concatenate([a] * guides), tree)
-        group = Group(
-            double(x),
-            double(run.positions),
-            jnp.concatenate(run.conditions[:guides]),
-            double(visible),
-            segment.visible,
-            Slots(double(jnp.minimum(slots, x.shape[1] - 1))),
+        visible, guide = run.visible[:, k], None
+        read = jnp.minimum(slots, state.tokens.shape[1] - 1)
+        z = _conditions(
+            run.main, segment, state.tokens, visible, read, segment.guided and not self.guide
         )
-        (z,) = run.net.trunk([group])
-        return z.reshape(guides, -1, *z.shape[1:])
+        if segment.guided and run.guide:
+            (of_guide,) = _conditions(run.guide, segment, state.tokens, visible, read, False)
+            guide = Guide(run.guide.net.head, of_guide)
+        head = run.main.net.head
+        return head.sample(z, run.images.guidance[:, k], noise, self.config, guide)
+
+
+def _given(net, labels, order):
+    condition = net.trunk.condition(jnp.maximum(labels, 0), null=labels < 0)
+    null = jnp.broadcast_to(net.trunk.null(), condition.shape)
+    return _Net(net, net.trunk.positions(order), (condition, null))
+
+
+def _conditions(main, segment, x, visible, read, null):
+    """z (guides, B, R, D) of slots (B, R), for the class and, if asked for, for the null class."""
+    guides = 1 + null
+    double = lambda tree: jax.tree.map(lambda a: jnp.concatenate([a] * guides), tree)
+    group = Group(
+        double(x),
+        double(main.positions),
+        jnp.concatenate(main.conditions[:guides]),
+        double(visible),
+        segment.visible,
+        Slots(double(read)),
+    )
+    (z,) = main.net.trunk([group])
+    return z.reshape(guides, -1, *z.shape[1:])
 
 
 def _raster(order, x):

@@ -13,17 +13,16 @@ from etils import epath
 
 from emigm_jax.checkpoints import runs
 from emigm_jax.config import averages, nested
-from emigm_jax.config.settings import Config, SamplingConfig
+from emigm_jax.config.settings import Config
 from emigm_jax.data import datasets, pipeline, sizes
 from emigm_jax.data.interface import Dataset
 from emigm_jax.errors import UserError
 from emigm_jax.io import access, files, paths, png
-from emigm_jax.models.emigm import ModelConfig
 from emigm_jax.nn.functional import Functional, Params, parameter_count
 from emigm_jax.parallel import agreement, preemption, processes, sharding
 from emigm_jax.parallel import batches as spread
 from emigm_jax.sampling import save
-from emigm_jax.sampling.sampler import Sampler
+from emigm_jax.sampling.sampler import sampler
 from emigm_jax.tokenizers import codec
 from emigm_jax.training import about, initial, program, start
 from emigm_jax.training.metrics import Metrics
@@ -224,9 +223,3 @@ def sample_grid(
     grid = save.class_grid(pictures, labels, data.classes, data.class_names)
     png.save(workdir / 'samples' / f'{at:08}.png', grid)
     return grid
-
-
-@functools.lru_cache(maxsize=1)
-def sampler(model: ModelConfig, config: SamplingConfig) -> Sampler:
-    """One compiled sampler per setting, kept between grids."""
-    return Sampler(model, config)

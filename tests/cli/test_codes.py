@@ -68,7 +68,9 @@ def maskgit(tmp_path_factory):
 @pytest.mark.slow
 def test_official_weights_make_pictures(maskgit, tmp_path):
     words = 'sample', '--checkpoint', maskgit / 'model', '--tokenizer', maskgit / 'vqgan'
-    for name, more in (('a', ()), ('b', ()), ('c', ('--choice-temperature', '0'))):
+    # It has no null class, but another model may guide it, of which here nothing leads away.
+    itself = '--guide', maskgit / 'model', '--guidance', '2', '--interval=-1,1'
+    for name, more in (('a', ()), ('b', itself), ('c', ('--choice-temperature', '0'))):
         flags = '--classes', '1,5', '--seeds', '0-2', '--out', tmp_path / name
         assert emigm(*words, *flags, *more) == 0
     pictures = {
@@ -91,12 +93,16 @@ def test_official_weights_make_pictures(maskgit, tmp_path):
         (('--order', 'given'), "positions and order = 'given' go together"),
         (('--positions', '1', '--order', 'confidence'), "order = 'given' go together"),
         (('--classes', 'none'), 'this model has no null class: it is trained with loss.label_drop'),
+        (
+            ('--guide', 'model'),
+            '--guide guides nothing: guidance is 1, and 0.1 < s',
+        ),
         (('--nucleus', '0'), 'nucleus must be at least 1e-06'),
         (('--tokenizer', 'other'), "VQGAN has 16 codes, this model's tokens are of 48"),
     ],
 )
 def test_what_makes_no_sense_of_codes_is_one_line(maskgit, flags, says, tmp_path, capsys):
-    flags = [maskgit / flag if flag == 'other' else flag for flag in flags]
+    flags = [maskgit / flag if flag in ('other', 'model') else flag for flag in flags]
     words = ['sample', '--checkpoint', maskgit / 'model', '--tokenizer', maskgit / 'vqgan']
     assert emigm(*words, '--classes', '1', '--out', tmp_path / 'out', *flags) == 2
     error = capsys.readouterr().err
@@ -110,6 +116,7 @@ def test_what_makes_no_sense_of_codes_is_one_line(maskgit, flags, says, tmp_path
     [
         (('--metrics', 'bits_per_dim,fid'), 'bits_per_dim is measured alone'),
         (('--draws', '16'), '--draws goes with --metrics bits_per_dim'),
+        (('--metrics', 'bits_per_dim', '--guide', 'x'), '--guide goes with --checkpoint, to draw'),
         (('--metrics', 'bits_per_dim', '--reference', 'r.npz'), 'and no --reference'),
         (('--metrics', 'bits_per_dim', '--data', 'x'), '--data goes with latents, folder, tfds'),
         (('--metrics', 'bits_per_dim'), 'nothing was held back from training: train with'),

@@ -17,7 +17,7 @@ from emigm_jax.errors import UserError
 from emigm_jax.evaluation import inception, references, scores
 from emigm_jax.models import emigm
 from emigm_jax.parallel import batches
-from emigm_jax.sampling import steps
+from emigm_jax.sampling import sampler, steps
 from emigm_jax.sampling.sampler import Sampler
 from emigm_jax.training import loop, metrics
 
@@ -70,7 +70,7 @@ def test_digits_are_compared_in_pixels(monkeypatch):
 
 @pytest.mark.slow
 def test_digits_while_training(tmp_path, monkeypatch, capsys):
-    loop.sampler.cache_clear()  # another test may have drawn grids with these settings
+    sampler.sampler.cache_clear()  # another test may have drawn grids with these settings
     traces = counted(monkeypatch, steps.Steps, 'generate')
     config = smoke(every='2 steps', num_images=30, batch_size=16)
     assert config.evaluates

@@ -21,6 +21,7 @@ IMPORTS = """
 from typing import final
 import jax
 import jax.numpy as jnp
+from emigm_jax.core.guidance import guided
 from emigm_jax.core.orders import Order
 from emigm_jax.models.interface import Drawn, Head, TokenLoss, Trunk
 from emigm_jax.nn.layers import embedding, linear

@@ -206,5 +206,5 @@ def test_flops_are_those_of_the_compiled_program():
 
     tokens, order = jnp.zeros((2, 64), jnp.int32), jnp.tile(jnp.arange(64), (2, 1))
     compiled = jax.jit(step).lower(net.shapes(), tokens, order).compile()
-    mine = 2 * flops.sample_step(config, 1, 24, read, guided=False)
+    mine = 2 * flops.sample_step(config, 1, 24, read)
     assert 1.0 <= compiled.cost_analysis()['flops'] / mine < 1.1

@@ -112,6 +112,12 @@ def test_results_of_evaluate(tmp_path):
     assert (e.scores['fid'], e.nfe, e.nfe_label, e.seconds) == (3.25, 19.2, '16x1.2', 0.5)
     assert (e.step, e.result.images, e.image_size) == (3000, 50_000, 256)
     assert e.sampling == 'K = 16, guidance 4.0 in (0.1, 0.3], dpm 8'
+    value = json.loads((folder / 'result.json').read_text())
+    value['settings']['guide'] = 'a fingerprint'
+    (tmp_path / 'guided.json').write_text(json.dumps(value))
+    assert (
+        'guidance 4.0 by another model' in only(tmp_path / 'guided.json').measurements[0].sampling
+    )
     assert tables.not_computed([run])[0].startswith('evaluation: no sfid, the reference has no mu')
 
 
@@ -338,6 +344,18 @@ def test_fid_over_steps(tmp_path):
     bar = axes.containers[0].lines[2][0].get_segments()[0]
     np.testing.assert_allclose(bar, [[3000, 4.95], [3000, 5.05]])  # the standard error
     assert tables.overview(runs).rows[0][-1] == '5.000 at 3,000'
+
+
+def test_bits_over_steps_with_their_errors(tmp_path):
+    for step, bits in ((500, 2.25), (600, 2.0)):
+        scores = {'bits_per_dim': bits, 'bits_per_dim_error': 0.125, 'bits_per_dim_in_steps': 2.5}
+        value = {**scores, 'images': 179, 'seconds_per_image': 0.1, 'step': step, 'draws': 32}
+        (tmp_path / f'{step}.json').write_text(json.dumps(value))
+    found = by_name(panels.over_steps([only(tmp_path)]))
+    axes = axes_of(found['bits_per_dim_over_steps'], ['a'])
+    assert [[500, 2.25], [600, 2.0]] in [xy.tolist() for xy in data(axes)]
+    bars = axes.containers[0].lines[2][0].get_segments()
+    np.testing.assert_allclose(bars[1], [[600, 1.875], [600, 2.125]])
 
 
 def test_fid_against_nfe_and_seconds_beside_the_paper(tmp_path):
