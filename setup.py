@@ -4,6 +4,9 @@ from setuptools import find_packages, setup
 
 setup(
     # What `--config NAME` finds lies beside the package in a checkout, inside of it when installed.
-    packages=[*find_packages(include=['emigm_jax', 'emigm_jax.*']), 'emigm_jax.configs'],
+    packages=[
+        *find_packages(include=['emigm_jax', 'emigm_jax.*']),
+        *('emigm_jax.configs', 'emigm_jax.configs.sweeps'),
+    ],
     package_dir={'emigm_jax.configs': 'configs'},
 )

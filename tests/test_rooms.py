@@ -25,6 +25,7 @@ ROOMS = (
     'aot',
     'report',
     'api',
+    'sweep',
     'cli',
 )
 FORBIDDEN = ('tensorflow.', 'torch.', 'clu.metric_writers.')

@@ -20,6 +20,7 @@ COMMANDS = {
     'settings': ('emigm_jax.cli.settings', 'list what can be set, and what it means'),
     'sample': ('emigm_jax.cli.sample', 'generate images from a checkpoint'),
     'evaluate': ('emigm_jax.cli.evaluate', 'score generated images against real ones'),
+    'sweep': ('emigm_jax.cli.sweep', 'train and measure all points of a comparison'),
     'report': ('emigm_jax.cli.report', 'show runs and evaluations on one page'),
     'prepare': ('emigm_jax.cli.prepare', 'make latent caches and references, measure scales'),
     'convert': ('emigm_jax.cli.convert', 'convert official weights, or export ours'),

@@ -3,7 +3,6 @@
 import pathlib
 import re
 import traceback
-import types
 
 from emigm_jax.errors import UserError
 
@@ -26,20 +25,20 @@ def message(error: BaseException) -> str:
     return f'{type(error).__name__}: {text}' if text else type(error).__name__
 
 
-def place(file: str, error: BaseException, module: types.ModuleType) -> str:
+def place(file: str, error: BaseException, called: object) -> str:
     """' (FILE, line N)' where the code of a config file raised an exception.
 
     Args:
       file: as it was compiled.
       error: as it was caught.
-      module: what the file has defined so far.
+      called: its function that was called; None: it was not yet defined.
     """
     if isinstance(error, SyntaxError) and error.filename == file:
         return _shown(file, error.lineno)
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
     if lines:
         return _shown(file, lines[-1])
-    code = getattr(getattr(module, 'get_config', None), '__code__', None)
+    code = getattr(called, '__code__', None)
     return _shown(file, code and code.co_firstlineno)  # it could not even be called
 
 

@@ -14,15 +14,16 @@ def folder() -> pathlib.Path:
     return inside if inside.is_dir() else _PACKAGE.parent / 'configs'
 
 
-def names() -> list[str]:
-    """What stands for each in place of a file."""
-    return sorted(file.stem for file in folder().glob('*.py') if not file.stem.startswith('_'))
+def names(below: str = '') -> list[str]:
+    """What stands for each in place of a file; `below` is '' or 'sweeps'."""
+    files = (folder() / below).glob('*.py')
+    return sorted(file.stem for file in files if not file.stem.startswith('_'))
 
 
-def located(name: str) -> str:
+def located(name: str, below: str = '') -> str:
     """FILE.py[:VARIANT] of such a text, or of NAME[:VARIANT] of a shipped config.
 
-    A file goes before a shipped config of the same name.
+    A file goes before a shipped config of the same name. `below` is '' or 'sweeps'.
 
     Raises:
       UserError: there is neither.
@@ -31,9 +32,11 @@ def located(name: str) -> str:
     path = pathlib.Path(os.path.expanduser(file))
     if path.is_file():
         return f'{path}{colon}{variant}'
-    if file in names():
-        return f'{folder() / file}.py{colon}{variant}'
+    known = names(below)
+    if file in known:
+        return f'{folder() / below / file}.py{colon}{variant}'
+    what, flag = ('sweep', '') if below else ('config', '--config ')
     raise UserError(
-        f'--config {file}: no such file, and no config that comes with emigm_jax is called so'
-        f'{near(pathlib.Path(file).stem, names())}; there are {", ".join(names())}'
+        f'{flag}{file}: no such file, and no {what} that comes with emigm_jax is called so'
+        f'{near(pathlib.Path(file).stem, known)}; there are {", ".join(known)}'
     )

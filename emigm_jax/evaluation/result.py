@@ -38,6 +38,8 @@ class Result:
         Raises:
           UserError: it is the object of something else.
         """
+        if not isinstance(value, dict):
+            raise UserError(f'is no result of an evaluation, but {value!r}')
         if lacking := [name for name in _COMMON if name not in value]:
             raise UserError(f'is no result of an evaluation: it lacks {", ".join(lacking)}')
         for name, part in value.items():

@@ -1,0 +1,116 @@
+"""`emigm sweep`: trains and measures all points of a comparison, and tables them."""
+
+import contextlib
+import re
+import sys
+
+from emigm_jax.cli import arguments as shared
+from emigm_jax.cli.main import Parser
+from emigm_jax.errors import UserError
+
+
+def run(argv: list[str]) -> int:
+    """Runs the command."""
+    from emigm_jax.config import shipped
+
+    parser = Parser(
+        'sweep',
+        'Trains runs that differ in a few settings, with several seeds each, draws from them in '
+        'several\nways, and writes tables and pictures of their scores. What is there is not made '
+        'again, so the\nsame command goes on after an interruption.',
+        'emigm sweep configs/sweeps/comparison.py --out runs/comparison\n  '
+        'emigm sweep --config digits --vary loss.masking.schedule=exp,cosine --draw steps=4,8 \\\n'
+        '      --out runs/schedules',
+    )
+    parser.add_argument(
+        'sweep',
+        nargs='?',
+        metavar='SWEEP[:VARIANT]',
+        help=f'{", ".join(shipped.names("sweeps"))}, or a file of your own with a get_sweep',
+    )
+    parser.add_argument('--out', required=True, help='folder of runs, scores, tables and pictures')
+    parser.add_argument(
+        '--share',
+        default='1/1',
+        metavar='I/N',
+        help='only every N-th run from the I-th on: N commands at once, on one machine or several, '
+        'do all',
+    )
+    parser.add_argument('--table', action='store_true', help='only table what is there')
+    group = parser.add_argument_group('without a file')
+    group.add_argument(
+        '--vary',
+        action='append',
+        default=[],
+        metavar='NAME=A,B',
+        help='a setting and its values; several make all combinations',
+    )
+    group.add_argument(
+        '--draw',
+        action='append',
+        default=[],
+        metavar='NAME=A,B',
+        help='a sampling option (of emigm sample) and its values; the last one goes across',
+    )
+    group.add_argument('--seeds', help='of training (0-2)')
+    group.add_argument('--num-images', type=shared.count, help='of each model (1000)')
+    shared.add_config(parser, required=False)
+    arguments, overrides = shared.parse(parser, argv)
+    share = _share(arguments.share)
+    sweep = _sweep(parser, arguments, overrides)
+
+    from emigm_jax.parallel import processes
+    from emigm_jax.sweep import run as runner
+    from emigm_jax.sweep import write
+    from emigm_jax.training import loop
+
+    if not arguments.table:
+        try:
+            runner.run(sweep, arguments.out, share, lambda line: print(line, flush=True))
+        except loop.NonFinite as error:
+            print(f'emigm: {error}', file=sys.stderr)
+            return 1
+        except loop.Preempted as error:
+            print(f'emigm: {error}', file=sys.stderr)
+            return processes.RESTART
+    print(write.write(sweep, arguments.out))
+    return 0
+
+
+def _sweep(parser, arguments, overrides):
+    """What the flags ask for."""
+    from emigm_jax.config import load
+
+    own = ('vary', 'draw', 'seeds', 'num_images')
+    if arguments.sweep is not None:
+        if given := [name for name in ('config', *own) if getattr(arguments, name)]:
+            parser.error(f'--{given[0].replace("_", "-")} goes without a file of a sweep')
+        return load.load_sweep(arguments.sweep, overrides)
+    if not arguments.config:
+        parser.error('names neither a sweep nor a --config')
+    points = load.varied(arguments.config, overrides, dict(map(_values, arguments.vary)))
+    draws = {name: [_literal(v) for v in values] for name, values in map(_values, arguments.draw)}
+    seeds = shared.numbers('seeds', arguments.seeds or '0-2')
+    return load.Sweep(points, draws, tuple(seeds), arguments.num_images or 1000)
+
+
+def _share(text):
+    match = re.fullmatch(r'([0-9]{1,6})/([0-9]{1,6})', text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise UserError(f"--share must look like '1/2' or '2/2', not {text!r}")
+    return int(match[1]), int(match[2])
+
+
+def _values(text):
+    """(NAME, values) of NAME=A,B."""
+    name, equals, values = text.partition('=')
+    if not name or not equals or not all(values.split(',')):
+        raise UserError(f"must look like 'NAME=A,B', not {text!r}")
+    return name, values.split(',')
+
+
+def _literal(text):
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
