@@ -128,18 +128,8 @@ def test_evaluate(run, tmp_path, capsys):
 )
 def test_benchmark(what, config, tmp_path):
     file = tmp_path / 'figures.json'
-    command = [
-        'benchmark',
-        what,
-        config,
-        '--batch-size',
-        '8',
-        '--repeats',
-        '1',
-        '--json',
-        str(file),
-    ]
-    assert main.main(command) == 0
+    flags = ['--batch-size', '16', '--repeats', '1', '--json', str(file)]
+    assert main.main(['benchmark', what, config, *flags]) == 0
     figures = json.loads(file.read_text())
     assert {'images_per_second', 'flops_per_image', 'program_memory_gb', 'compile_seconds'} <= set(
         figures
