@@ -13,6 +13,7 @@ from emigm_jax.config.settings import Config
 from emigm_jax.data import real
 from emigm_jax.data.interface import Dataset
 from emigm_jax.evaluation.online import online
+from emigm_jax.parallel import compiled
 from emigm_jax.sampling import generator
 from emigm_jax.training import loop
 
@@ -44,6 +45,7 @@ def train(
       >>> em.train('digits:smoke', 'runs/smoke', **{'training.total': '6 steps'})
     """
     resuming.check_names(allow_changes)
+    compiled.keep()
     resolved = config_of(config, settings)
     loop.train(resolved, workdir, evaluator if resolved.evaluates else None, allow_changes)
 

@@ -16,7 +16,7 @@ from emigm_jax.errors import UserError
 from emigm_jax.io.progress import Bar
 from emigm_jax.models.config import ModelConfig
 from emigm_jax.nn.functional import Params, fingerprint
-from emigm_jax.parallel import batches, processes
+from emigm_jax.parallel import batches, compiled, processes
 from emigm_jax.sampling.sampler import Integers, Progress, Sampler, sampler
 from emigm_jax.sampling.steps import Weights
 from emigm_jax.tokenizers.codec import Codec
@@ -176,6 +176,7 @@ def from_checkpoint(
     Raises:
       UserError: no tokenizer, or one that does not fit the model, or a guide of other tokens.
     """
+    compiled.keep()
     typed = lambda model: dataclasses.replace(model, dtype=dtype or model.dtype)
     model = typed(saved.config.model)
     if guide is not None:

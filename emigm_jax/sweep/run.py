@@ -6,8 +6,6 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import jax
-
 from emigm_jax.api.evaluate import evaluate
 from emigm_jax.api.model import load
 from emigm_jax.api.train import train
@@ -20,7 +18,7 @@ from emigm_jax.evaluation.result import Result
 from emigm_jax.io import access, files, paths
 from emigm_jax.io.progress import Bar
 
-RUNS, SCORES, COMPILED = 'runs', 'scores', 'compiled'
+RUNS, SCORES = 'runs', 'scores'
 
 
 class Scored(NamedTuple):
@@ -72,10 +70,6 @@ def run(
     """
     access.probe(folder)
     place = paths.absolute(folder)
-    if (
-        getattr(jax.config, 'jax_compilation_cache_dir', None) is None
-    ):  # what one seed compiles the others find
-        jax.config.update('jax_compilation_cache_dir', os.fspath(place / COMPILED))
     mine = [*sweep.runs()][share[0] - 1 :: share[1]]
     missing = [
         task

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import time
 from collections.abc import Callable, Collection, Sequence
 from typing import NoReturn
 
@@ -67,6 +68,7 @@ def train(
       NonFinite: a loss or gradient was not finite.
       Preempted: SIGTERM or a maintenance notice came.
     """
+    began = time.monotonic()
     access.probe(workdir)
     folder, first = paths.absolute(workdir), processes.is_first()
     start.check_workdir(folder)
@@ -103,10 +105,11 @@ def train(
     due = lambda name, at: steps(name) and at % steps(name) == 0
     identity = lambda: about.write(folder, at_first, parameters, contents, mesh) if first else ''
     metrics = agreement.agreed(lambda: Metrics(folder, at_first, total, first, config, identity()))
-    before = None
+    before, compiling = None, time.monotonic()
     if at_first < total:
         say('compiling the train step')
         built.compile()
+        compiling = time.monotonic() - compiling
     else:
         say(f'finished before, at step {total}: a larger --config.training.total goes on')
     batches = pipeline.Timed(pipeline.batches(data, batch_size, config.seed, at_first, total, mesh))
@@ -123,6 +126,8 @@ def train(
                 metrics.tick(at)
                 if number == at_first:
                     jax.block_until_ready(values)  # compilation is not part of the rate
+                    since = time.monotonic() - began
+                    say(f'first step after {since:.1f} s, {compiling:.1f} of them compiling')
                     metrics.pause(batches.seconds)
                 # At most one step is queued behind the one that runs: deeper queues hide nothing
                 # more and hold memory for every step in them.
