@@ -1,6 +1,7 @@
 """`emigm sweep`: trains and measures all points of a comparison, and tables them."""
 
 import contextlib
+import dataclasses
 import re
 import sys
 
@@ -36,6 +37,10 @@ def run(argv: list[str]) -> int:
         help='only every N-th run from the I-th on: N commands at once, on one machine or several, '
         'do all',
     )
+    parser.add_argument('--seeds', help="of training (the file's; without one 0-2)")
+    parser.add_argument(
+        '--num-images', type=shared.count, help="of each model (the file's; without one 1000)"
+    )
     parser.add_argument('--table', action='store_true', help='only table what is there')
     group = parser.add_argument_group('without a file')
     group.add_argument(
@@ -52,8 +57,6 @@ def run(argv: list[str]) -> int:
         metavar='NAME=A,B',
         help='a sampling option (of emigm sample) and its values; the last one goes across',
     )
-    group.add_argument('--seeds', help='of training (0-2)')
-    group.add_argument('--num-images', type=shared.count, help='of each model (1000)')
     shared.add_config(parser, required=False)
     arguments, overrides = shared.parse(parser, argv)
     share = _share(arguments.share)
@@ -81,17 +84,26 @@ def _sweep(parser, arguments, overrides):
     """What the flags ask for."""
     from emigm_jax.config import load
 
-    own = ('vary', 'draw', 'seeds', 'num_images')
+    vary, draw = dict(map(_values, arguments.vary)), dict(map(_values, arguments.draw))
+    if 'seed' in vary or any(flag.startswith('--config.seed=') for flag in overrides):
+        parser.error('which seeds are trained, --seeds says')
     if arguments.sweep is not None:
-        if given := [name for name in ('config', *own) if getattr(arguments, name)]:
-            parser.error(f'--{given[0].replace("_", "-")} goes without a file of a sweep')
-        return load.load_sweep(arguments.sweep, overrides)
-    if not arguments.config:
+        for name in ('config', 'vary', 'draw'):
+            if getattr(arguments, name):
+                parser.error(f'--{name} goes without a file of a sweep')
+        sweep = load.load_sweep(arguments.sweep, overrides)
+    elif arguments.config:
+        points = load.varied(arguments.config, overrides, vary)
+        draws = {name: [_literal(value) for value in values] for name, values in draw.items()}
+        sweep = load.Sweep(points, draws)
+    else:
         parser.error('names neither a sweep nor a --config')
-    points = load.varied(arguments.config, overrides, dict(map(_values, arguments.vary)))
-    draws = {name: [_literal(v) for v in values] for name, values in map(_values, arguments.draw)}
-    seeds = shared.numbers('seeds', arguments.seeds or '0-2')
-    return load.Sweep(points, draws, tuple(seeds), arguments.num_images or 1000)
+    changes = {}
+    if arguments.seeds is not None:
+        changes['seeds'] = tuple(shared.numbers('seeds', arguments.seeds))
+    if arguments.num_images is not None:
+        changes['num_images'] = arguments.num_images
+    return dataclasses.replace(sweep, **changes)
 
 
 def _share(text):

@@ -13,7 +13,7 @@ from emigm_jax.evaluation.score_table import SCORES
 from emigm_jax.report.panels import Curve, Panel
 from emigm_jax.sweep.run import Scored
 
-_COSTS = {'nfe': 'network evaluations', 'seconds': 'seconds per image'}
+_COSTS = {'nfe': 'network evaluations', 'seconds': 'seconds per image, of the quickest seed'}
 
 
 class Mean(NamedTuple):

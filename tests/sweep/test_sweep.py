@@ -195,6 +195,10 @@ def test_a_foreign_file_among_the_scores(tmp_path, monkeypatch):
         (('comparison:x',), "comparison:x: no variant 'x'; there are methods and smoke"),
         (('comparison', '--config', 'digits'), '--config goes without a file of a sweep'),
         (('comparison', '--config.training.totl=1'), 'training.totl: no such setting'),
+        (('comparison', '--seeds', '1,1'), 'a seed comes twice: 1, 1'),
+        (('comparison', '--num-images', '3'), 'num_images must be at least 4'),
+        (('comparison', '--config.seed=3'), 'which seeds are trained, --seeds says'),
+        (('--config', 'digits', '--vary', 'seed=1,2'), 'which seeds are trained, --seeds says'),
         ((), 'names neither a sweep nor a --config'),
         (
             ('--config', 'digits', '--vary', 'model.width'),
