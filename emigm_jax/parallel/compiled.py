@@ -57,7 +57,9 @@ def _machine():
 def _prune(place):
     """Removes the oldest programs until the others have room; another process may do the same."""
     with contextlib.suppress(OSError):
-        known = [(file.stat().st_mtime, file.stat().st_size, file) for file in place.iterdir()]
+        # Beside them lie folders of XLA's own, on GPUs.
+        programs = place.glob('*-cache')
+        known = [(file.stat().st_mtime, file.stat().st_size, file) for file in programs]
         room = MOST_BYTES
         for _, size, file in sorted(known, reverse=True):
             room -= size
