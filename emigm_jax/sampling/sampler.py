@@ -163,7 +163,7 @@ class Sampler:
         return run(params, _images(labels, keys, plan), *given)
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=16)
 def sampler(
     model: ModelConfig, config: SamplingConfig, guide: ModelConfig | None = None
 ) -> Sampler:

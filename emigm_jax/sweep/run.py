@@ -71,23 +71,17 @@ def run(
     access.probe(folder)
     place = paths.absolute(folder)
     mine = [*sweep.runs()][share[0] - 1 :: share[1]]
-    missing = [
-        task
-        for task in _tasks(sweep)
-        if (task.point, task.seed) in mine and _read(task, place, sweep.num_images) is None
-    ]
-    runs = {task.run: task.config for task in missing}
-    for number, (name, config) in enumerate(runs.items(), 1):
-        say(f'== {name}, run {number} of {len(runs)}')
+    todo: dict[str, list[_Task]] = {}
+    for task in _tasks(sweep):
+        if (task.point, task.seed) in mine and _read(task, place, sweep.num_images) is None:
+            todo.setdefault(task.run, []).append(task)
+    for number, (name, tasks) in enumerate(todo.items(), 1):
+        say(f'== {name}, run {number} of {len(todo)}')
+        config = tasks[0].config
         train(config, place / RUNS / name)
-    models = {
-        name: load(place / RUNS / name, batch_size=config.evaluation.batch_size)
-        for name, config in runs.items()
-    }
-    missing.sort(key=lambda task: sweeps.text(task.options))  # seeds share a program
-    with Bar(missing, unit=' measurements', desc='measuring') as bar:
-        for task in bar:
-            result = _measured(task, models[task.run], sweep.num_images)
+        model = load(place / RUNS / name, batch_size=config.evaluation.batch_size)
+        for task in Bar(tasks, unit=' measurements', desc='measuring'):
+            result = _measured(task, model, sweep.num_images)
             value = {**task.identity(sweep.num_images), 'result': result.to_json()}
             files.write_json(task.file(place), value)
 

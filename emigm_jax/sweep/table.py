@@ -64,7 +64,8 @@ def _numbers(each):
 
 def _means(cell):
     """Means over seeds; of seconds the least, as the first of a kind is compiled."""
-    means = {name: _mean([each[name] for each in cell]) for name in cell[0]}
+    common = set.intersection(*map(set, cell))  # some may not have been computed
+    means = {name: _mean([each[name] for each in cell]) for name in common - {'seconds'}}
     seconds = [each['seconds'] for each in cell if each['seconds'] is not None]
     return {**means, 'seconds': Mean(min(seconds, default=math.nan), math.nan)}
 
@@ -90,7 +91,8 @@ def markdown(scored: Sequence[Scored]) -> str:
         title, digits = _COSTS.get(name), 3
         if title is None:
             score = SCORES[name]
-            title, digits = f'{score.title}, {"less" if score.less else "more"} is better', 3
+            title = f'{score.title}, {"less" if score.less else "more"} is better'
+            digits = score.digits if score.digits > 4 else 3
         head = [f'**{title}**', *(f'{last} {_shown(value)}' if last else '' for value in values)]
         lines = [head, ['---', *['---:'] * len(values)]]
         for row in found:
@@ -142,7 +144,9 @@ def panels(scored: Sequence[Scored]) -> tuple[list[Panel], list[str]]:
     for name in names(scored):
         curves = []
         for number, row in enumerate(found):
-            x = sorted(row.cells)
+            x = sorted(value for value, cell in row.cells.items() if name in cell)
+            if not x:
+                continue
             means = [row.cells[value][name] for value in x]
             error = np.array([mean.error for mean in means])
             curves.append(
@@ -154,7 +158,7 @@ def panels(scored: Sequence[Scored]) -> tuple[list[Panel], list[str]]:
                 )
             )
         title = SCORES[name].title
-        log_y = name == 'frechet_distance' and bool(min(c.y.min() for c in curves) > 0)
+        log_y = name == 'frechet_distance' and min(float(min(c.y)) for c in curves) > 0
         drawn.append(Panel(name, title, _label(last), title, curves, log_x=log_x, log_y=log_y))
     return drawn, [row.title for row in found]
 
