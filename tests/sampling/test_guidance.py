@@ -66,6 +66,7 @@ def test_what_guides(head):
     assert guided.flops == alone.flops
 
 
+@pytest.mark.slow
 def test_a_guide_of_another_size_and_an_order_that_chooses():
     """Steps one by one are the whole program, tokens moved about included."""
     model = MODELS['categorical']
