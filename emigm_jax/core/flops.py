@@ -105,10 +105,15 @@ HEADS = {
 }
 
 
-def sample_step(config: Sizes, solver_rows: int, visible: int, read: int) -> float:
-    """One transformer step of the sampler, unguided, of which `read` tokens are drawn."""
+def sample_step(
+    config: Sizes, solver_rows: int, visible: int, read: int, guided: bool = False
+) -> float:
+    """One transformer step of the sampler, of which `read` tokens are drawn.
+
+    `guided` is by its own null class, which makes it two.
+    """
     transformer = TRUNKS[config.trunk](config, visible, read)
-    return transformer + HEADS[config.head](config, read, solver_rows)
+    return (1 + guided) * (transformer + HEADS[config.head](config, read, solver_rows))
 
 
 def train_image(config: Sizes, budgets: Sequence[tuple[int, int]], copies: int) -> float:

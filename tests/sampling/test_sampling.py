@@ -113,7 +113,7 @@ def test_xs_256_padded_flops():
         drawn = plan(config.reveal, 256)
         cost = functools.partial(flops.sample_step, model, rows)
         exact = sum(
-            (1 + bool(g)) * cost(int(v), int(r))
+            cost(int(v), int(r), bool(g))
             for v, r, g in zip(drawn.visible_budget, drawn.reveal_budget, drawn.guided, strict=True)
             if r
         )
