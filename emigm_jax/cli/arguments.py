@@ -15,7 +15,7 @@ from emigm_jax.config.options import OPTIONS, SamplingOptions, changed
 from emigm_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from emigm_jax.api.model import Model
     from emigm_jax.checkpoints.runs import Saved
@@ -137,6 +137,19 @@ def join(arguments: argparse.Namespace) -> contextlib.AbstractContextManager:
         arguments.coordinator, arguments.num_processes, arguments.process_id, arguments.join_timeout
     )
     return processes.together()
+
+
+def code_of_training(work: Callable[[], object]) -> int:
+    """The exit code of work that trains: 1 if it diverged, that of a restart if asked to end."""
+    from emigm_jax.parallel import processes
+    from emigm_jax.training import loop
+
+    try:
+        work()
+    except (loop.NonFinite, loop.Preempted) as error:
+        print(f'emigm: {error}', file=sys.stderr)
+        return 1 if isinstance(error, loop.NonFinite) else processes.RESTART
+    return 0
 
 
 def numbers(name: str, text: str) -> list[int]:

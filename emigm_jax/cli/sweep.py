@@ -2,8 +2,8 @@
 
 import contextlib
 import dataclasses
+import functools
 import re
-import sys
 
 from emigm_jax.cli import arguments as shared
 from emigm_jax.cli.main import Parser
@@ -62,20 +62,14 @@ def run(argv: list[str]) -> int:
     share = _share(arguments.share)
     sweep = _sweep(parser, arguments, overrides)
 
-    from emigm_jax.parallel import processes
     from emigm_jax.sweep import run as runner
     from emigm_jax.sweep import write
-    from emigm_jax.training import loop
 
     if not arguments.table:
-        try:
-            runner.run(sweep, arguments.out, share, lambda line: print(line, flush=True))
-        except loop.NonFinite as error:
-            print(f'emigm: {error}', file=sys.stderr)
-            return 1
-        except loop.Preempted as error:
-            print(f'emigm: {error}', file=sys.stderr)
-            return processes.RESTART
+        say = functools.partial(print, flush=True)
+        work = lambda: runner.run(sweep, arguments.out, share, say)
+        if code := shared.code_of_training(work):
+            return code
     print(write.write(sweep, arguments.out))
     return 0
 

@@ -1,7 +1,5 @@
 """`emigm train`: trains a config in a workdir, or goes on where it stopped."""
 
-import sys
-
 from emigm_jax.cli import arguments as shared
 from emigm_jax.cli.main import Parser
 
@@ -48,16 +46,8 @@ def run(argv: list[str]) -> int:
 def _train(config, workdir, allowed):
     from emigm_jax.api.train import train
     from emigm_jax.parallel import processes
-    from emigm_jax.training import loop
 
-    try:
-        train(config, workdir, allow_changes=allowed)
-    except loop.NonFinite as error:
-        print(f'emigm: {error}', file=sys.stderr)
-        return 1
-    except loop.Preempted as error:
-        print(f'emigm: {error}', file=sys.stderr)
-        return processes.RESTART
-    if processes.is_first():
+    code = shared.code_of_training(lambda: train(config, workdir, allow_changes=allowed))
+    if not code and processes.is_first():
         print(f'done: checkpoints, metrics and samples are in {workdir}')
-    return 0
+    return code

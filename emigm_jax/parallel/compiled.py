@@ -9,6 +9,7 @@ import hashlib
 import os
 import pathlib
 import platform
+import stat
 import warnings
 
 import jax
@@ -27,7 +28,9 @@ def keep() -> None:
     place = folder()
     try:
         place.mkdir(parents=True, exist_ok=True, mode=0o700)
-        mine = place.stat().st_uid == os.getuid() and os.access(place, os.W_OK)
+        found = place.stat()
+        others_write = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        mine = found.st_uid == os.getuid() and not others_write and os.access(place, os.W_OK)
     except OSError:  # a home that is read-only, or none
         return
     if mine:

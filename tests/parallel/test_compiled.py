@@ -53,6 +53,11 @@ def test_a_home_that_cannot_be_written_keeps_nothing(config, tmp_path, monkeypat
     assert config.jax_compilation_cache_dir is None
     (tmp_path / 'cache').unlink()
     # Whoever may write there could have anything executed.
+    compiled.folder().mkdir(parents=True)
+    compiled.folder().chmod(0o777)
+    compiled.keep()
+    assert config.jax_compilation_cache_dir is None
+    compiled.folder().chmod(0o700)
     monkeypatch.setattr(os, 'getuid', lambda: -1)
     compiled.keep()
     assert config.jax_compilation_cache_dir is None

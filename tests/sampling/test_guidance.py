@@ -71,15 +71,23 @@ def test_a_guide_of_another_size_and_an_order_that_chooses():
     """Steps one by one are the whole program, tokens moved about included."""
     model = MODELS['categorical']
     small = dataclasses.replace(model, width=8, buffer=1, trunk='bert')
-    reveal = dataclasses.replace(REVEAL, steps=2, order='confidence')
+    reveal = dataclasses.replace(
+        REVEAL, steps=3, order='confidence', guidance_from=-1.0, guidance_to=1.0, guidance=3.0
+    )
     config = dataclasses.replace(CONFIG, reveal=reveal)
     sampler = Sampler(model, config, guide=small)
     both = weights(model), weights(small)
     tokens = sampler(both, LABELS, SEEDS)
     *_, last = sampler.steps(both, LABELS, SEEDS)
     np.testing.assert_array_equal(tokens, last.tokens)
+    # The guide sees tokens in the order that they were moved to.
+    params, alone = both[0], Sampler(model, config)
+    by_null_class = Sampler(model, config, guide=model)(
+        (params, of_no_class(params)), LABELS, SEEDS
+    )
+    close(by_null_class, alone(params, LABELS, SEEDS))
     # A small guide costs little.
-    assert sampler.flops < Sampler(model, config).flops
+    assert sampler.flops < alone.flops
     sampler.lower(8)
 
 
