@@ -1,16 +1,21 @@
-"""Softmax attention on projected tokens: one formula, two orders of work.
+"""Softmax attention on projected tokens: one formula, several ways to run it.
 
 Accelerators run all heads at once. CPUs take one head after the other where the logits of all would
-not stay in the cache: at 320 tokens that is twice as fast.
+not stay in the cache: at 320 tokens that is twice as fast. NVIDIA GPUs have a kernel that never
+writes logits, for half precision without dropout. Whichever runs, nothing of the size of the logits
+is kept for the backward pass.
 """
 
 import functools
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from emigm_jax.nn import cudnn, loops
 from emigm_jax.nn.dropout import dropout
+from emigm_jax.parallel import sharding
 
 CACHE_BYTES = 2**22  # logits beyond this are worked on head by head on a CPU
 
@@ -43,25 +48,36 @@ def attend(
     if lengths is not None:
         seen = jnp.arange(k.shape[1]) < lengths[:, None]
     keys = None if key is None or rate == 0.0 else jax.random.split(key, heads)
-    run = functools.partial(_all_heads, rate)
-    logits_bytes = 4 * q.shape[0] * heads * q.shape[1] * k.shape[1]
-    if logits_bytes <= CACHE_BYTES:
-        mixed = run(q, k, v, seen, keys)
+    if keys is None and cudnn.serves(q, _undropped):
+        mixed = cudnn.attend(q, k, v, lengths)
     else:
-        by_turns = functools.partial(_head_by_head, rate)
-        mixed = jax.lax.platform_dependent(q, k, v, seen, keys, cpu=by_turns, default=run)
-    return mixed.reshape(*mixed.shape[:2], -1)
+        plain = jax.checkpoint(functools.partial(_plain, rate), prevent_cse=False)
+        mixed = plain(q, k, v, seen, keys)
+    return checkpoint_name(mixed.reshape(*mixed.shape[:2], -1), loops.ATTENDED)
+
+
+def _plain(rate, q, k, v, seen, keys):
+    """(B, Q, H, d), (B, L, H, d), (B, L, H, d) -> (B, Q, H, d)."""
+    batch, rows, heads, _ = q.shape
+    cached = 4 * batch * heads * rows * k.shape[1] <= CACHE_BYTES
+    run = _all_heads if cached or sharding.platform() != 'cpu' else _head_by_head
+    return run(rate, q, k, v, seen, keys)
+
+
+def _undropped(q, k, v, seen):
+    """As `_plain`."""
+    return _all_heads(0.0, q, k, v, seen, None)
 
 
 def _all_heads(rate, q, k, v, seen, keys):
-    """(B, Q, H, d), (B, L, H, d), (B, L, H, d) -> (B, Q, H, d)."""
+    """As `_plain`."""
     # Each head draws from a key of its own, so both orders of work drop the same weights.
     axes = (2, 2, 2, None, None if keys is None else 0)
     return jax.vmap(functools.partial(_head, rate), axes, out_axes=2)(q, k, v, seen, keys)
 
 
 def _head_by_head(rate, q, k, v, seen, keys):
-    """As `_all_heads`."""
+    """As `_plain`."""
     one = lambda h: _head(
         rate, q[:, :, h], k[:, :, h], v[:, :, h], seen, None if keys is None else keys[h]
     )

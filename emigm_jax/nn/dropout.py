@@ -1,62 +1,72 @@
-"""Inverted dropout whose random bits are spent sparingly.
+"""Inverted dropout whose masks are never stored: the backward pass hashes again.
 
-A transformer layer drops four activations, of which two are as large as its hidden units and its
-attention weights. `jax.random.bits` hashes once per entry, about 115 integer operations, and a
-compiler that finds the hash inside a fusion repeats it for each reader: on TPUs that is more work
-than the matrix products. Here one hash serves four entries, and runs once per pass.
+A mask of every activation and attention weight of a transformer is more memory traffic than most of
+its products. So what is dropped is a function of (key, position), cheap enough to be worked out
+wherever it is needed: two multiplications per entry in place of the hundred operations of
+`jax.random.bits`. It fuses with the arithmetic around it, and is the same on every platform and
+however the array is sharded.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
-from jax.extend.random import threefry2x32_p
-from jaxtyping import Array, Float, PRNGKeyArray
-
-_BITS = 16  # per entry: a rate is off by less than 2^-17
+import numpy as np
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt32
 
 
 def dropout(
-    x: Float[Array, '*B L D'],
+    x: Float[Array, '*B D'],
     rate: float,
     key: PRNGKeyArray | None,
     shape: tuple[int, ...] | None = None,
-) -> Float[Array, '*B L D']:
+) -> Float[Array, '*B D']:
     """Drops entries of `x` with probability `rate` and scales up the others.
 
     What is dropped depends on the key and the shape alone, not on how the array is sharded.
 
     Args:
-      x: the first dimension may be sharded, and D, but not L.
+      x: sharded in any way.
       rate: in [0, 1).
       key: of any implementation; None, or a rate of 0, leaves `x` as it is.
-      shape: (..., L, D) of `x` where some of its dimensions are merged; None: its own.
+      shape: (B, ...) of `x` where some of its dimensions are merged; None: its own.
     """
     if key is None or rate == 0.0:
         return x
-    threshold = round(rate * 2**_BITS)
-    keep = _at_least(threshold, key, x.shape if shape is None else shape).reshape(x.shape)
-    scale = jnp.asarray(2**_BITS / (2**_BITS - threshold), x.dtype)
-    return jnp.where(keep, x * scale, jnp.zeros_like(x))
+    shape = x.shape if shape is None else shape
+    return _dropped(rate, shape, x, jax.random.bits(key, (2, shape[0]), jnp.uint32))
 
 
-def _at_least(threshold, key, shape):
-    """Whether 16 random bits per entry, read as a number, are no less than `threshold`."""
-    *lead, rows, columns = shape
-    # Two words of 32 bits make four entries; these lie a quarter of the rows apart, since rows
-    # are never sharded and moving them about costs less than moving columns.
-    quarter = -(-rows // 4)
-    words = _words(key, (*lead, quarter, columns))
-    least = jnp.uint32(threshold << _BITS)
-    parts = [half >= least for word in words for half in (word, word << _BITS)]
-    keep = jnp.concatenate(parts, axis=-2)[..., :rows, :]
-    return jax.lax.optimization_barrier(keep)  # one byte per entry is cheaper than hashing again
+def kept(rate: float, words: UInt32[Array, '2 B'], shape: tuple[int, ...]) -> Bool[Array, '*B D']:
+    """Which entries of a (B, ...) array stay, given two random words for each of its B rows.
 
-
-def _words(key, shape):
-    """Two uint32 arrays of random bits: the hash of each entry's own two counters."""
-    # The first counts along the first dimension, the second along all others: neither overflows.
+    A word moves the positions within a row, a finaliser of MurmurHash3 (32 bits) spreads them,
+    the other word enters between its two multiplications, so that two rows drop alike only if they
+    share both.
+    """
+    first, second = (word.reshape(-1, *(1,) * (len(shape) - 1)) for word in words)
     stride, position = 1, jnp.zeros(shape, jnp.uint32)
     for axis in range(len(shape) - 1, 0, -1):
         along = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
-        position, stride = position + along * jnp.uint32(stride), stride * shape[axis]
-    first = jax.lax.broadcasted_iota(jnp.uint32, shape, 0)
-    return threefry2x32_p.bind(*jax.random.bits(key, (2,), jnp.uint32), first, position)
+        position, stride = position + along * np.uint32(stride), stride * shape[axis]
+    bits = position + first
+    bits = (bits ^ (bits >> 16)) * np.uint32(0x85EBCA6B)
+    bits = (bits ^ (bits >> 13) ^ second) * np.uint32(0xC2B2AE35)
+    return (bits ^ (bits >> 16)) >= np.uint32(round(rate * 2**32))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _dropped(rate, shape, x, words):
+    keep = kept(rate, words, shape).reshape(x.shape)
+    return jnp.where(keep, x * jnp.asarray(1.0 / (1.0 - rate), x.dtype), jnp.zeros_like(x))
+
+
+def _forward(rate, shape, x, words):
+    return _dropped(rate, shape, x, words), words
+
+
+def _backward(rate, shape, words, gradient):
+    return _dropped(rate, shape, gradient, words), None
+
+
+_dropped.defvjp(_forward, _backward)

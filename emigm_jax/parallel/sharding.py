@@ -194,6 +194,12 @@ def _mesh_in_force():
     return mesh if set(mesh.axis_names) == set(AXES) and mesh.are_all_axes_auto else None
 
 
+def platform() -> str:
+    """Of the devices that what is traced now will run on: cpu, gpu or tpu."""
+    device = jax.sharding.get_abstract_mesh().abstract_device or jax.config.jax_default_device  # pyright: ignore
+    return device.platform if hasattr(device, 'platform') else device or jax.default_backend()
+
+
 def is_sharded() -> bool:
     """Whether a mesh is in force that shards parameters."""
     mesh = _mesh_in_force()
