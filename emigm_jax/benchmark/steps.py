@@ -7,7 +7,6 @@ import time
 from typing import Any, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from emigm_jax.config.settings import Config
@@ -30,7 +29,7 @@ def measure(what: str, config: Config, batch: int, repeats: int) -> dict[str, An
     """
     config = sizes.without_data(config)
     build = {'train': _train, 'sample': _sample}[what]
-    result = _measure(*build(config, batch), repeats)
+    result = _measure(*build(config, batch), config.model.compute_dtype, repeats)
     return _figures(result, config, batch)
 
 
@@ -68,7 +67,7 @@ def _sample(config, batch):
     return lower, arguments, lambda _: arguments, sampler.flops
 
 
-def _measure(lower, arguments, following, count, repeats):
+def _measure(lower, arguments, following, count, dtype, repeats):
     """Compiles, runs once to warm up, then times `repeats` calls."""
     start = time.perf_counter()
     compiled = lower().compile()
@@ -80,7 +79,7 @@ def _measure(lower, arguments, following, count, repeats):
         memory.output_size_in_bytes,
         -memory.alias_size_in_bytes,
     )
-    peak, seconds = _matmul_peak(), []
+    peak, seconds = _matmul_peak(dtype), []
     for _ in range(1 + repeats):
         start = time.perf_counter()
         out = jax.block_until_ready(compiled(*arguments))
@@ -113,13 +112,15 @@ def _figures(result, config, batch):
     }
 
 
-def _matmul_peak(size=2048, repeats=5):
-    """FLOP/s of a float32-in, default-precision square product on this device, best of a few."""
-    product = jax.jit(jnp.matmul)
-    a = jnp.ones((size, size))
+def _matmul_peak(dtype, repeats=5):
+    """FLOP/s of square products in a compute dtype on one device, best of a few."""
+    # Accelerators need larger ones, and several in one program, to be busy.
+    size, chain = (2048, 1) if jax.default_backend() == 'cpu' else (8192, 8)
+    a = jax.random.normal(randomness.key(0), (size, size)).astype(dtype) / size**0.5
+    product = jax.jit(lambda a: jax.lax.fori_loop(0, chain, lambda _, x: x @ a, a))
     seconds = []
     for _ in range(1 + repeats):
         start = time.perf_counter()
-        product(a, a).block_until_ready()
+        product(a).block_until_ready()
         seconds.append(time.perf_counter() - start)
-    return 2 * size**3 / min(seconds[1:])
+    return 2 * chain * size**3 / min(seconds[1:])
