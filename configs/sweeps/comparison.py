@@ -3,8 +3,9 @@
     emigm sweep configs/sweeps/comparison.py --out runs/comparison
 
 All are trained for as many steps on the same pictures (8x8 digits as 64 tokens, the same network)
-with three seeds, and drawn from in every order that goes with their head. Hours on 2 CPU cores;
-it goes on where it stopped, and `--share 1/2`, `--share 2/2` divide the work between processes.
+with three seeds, and drawn from in every order that goes with their head. Hours on 2 CPU cores,
+minutes on a GPU, which likes --config.training.accumulate=1; it goes on where it stopped, and
+`--share 1/2`, `--share 2/2` divide the work between processes.
 Variants:
   methods  the four methods alone
   smoke    seconds; shows that everything runs, not that it learns
