@@ -1,0 +1,1 @@
+"""Whether this machine makes the numbers it should: recordings, meshes, seeds, attention."""
