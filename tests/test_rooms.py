@@ -21,6 +21,7 @@ ROOMS = (
     'training',
     'evaluation',
     'conversion',
+    'verify',
     'benchmark',
     'aot',
     'report',

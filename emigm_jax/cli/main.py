@@ -25,6 +25,7 @@ COMMANDS = {
     'prepare': ('emigm_jax.cli.prepare', 'make latent caches and references, measure scales'),
     'convert': ('emigm_jax.cli.convert', 'convert official weights, or export ours'),
     'checkpoint': ('emigm_jax.cli.checkpoint', 'list, inspect, copy and export checkpoints'),
+    'verify': ('emigm_jax.cli.verify', 'compare this machine with recorded numbers'),
     'benchmark': ('emigm_jax.cli.benchmark', 'measure speed and memory'),
     'compile': ('emigm_jax.cli.compile', 'memory and speed on TPUs that are not there'),
 }
