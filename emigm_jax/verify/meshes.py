@@ -25,6 +25,8 @@ AXES = ('data', 'fsdp', 'tensor')
 SMALLEST = 1e-3  # of the largest gradient: what is smaller is compared with this
 # Compilers of CPUs take a minute to make a step faster that runs a few times.
 _UNPOLISHED = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
+if jax.__version_info__ < (0, 11):  # later ones may not know it; half of the minute is here
+    _UNPOLISHED['xla_cpu_use_fusion_emitters'] = False
 
 
 def shapes(devices: int) -> list[dict[str, int]]:
@@ -111,8 +113,11 @@ def _results(sizes, dtype, devices):
         state, metrics = step(state, batch, jax.device_put(np.int32(0), sharding.replicated(mesh)))
         # Adam's first moment is the gradient times 1 - beta1. A parameter after the first step
         # tells but its sign, which is up to rounding where it is almost nothing.
-        loss, moment = sharding.gathered(mesh, (metrics['loss'], state['opt'][1][0].mu))
-        yield float(loss), jax.tree.map(np.asarray, moment)
+        found = metrics['loss'], state['opt'][1][0].mu
+        if mesh.is_multi_process:
+            found = sharding.gathered(mesh, found)
+        loss, moment = jax.tree.map(np.asarray, found)
+        yield float(loss), moment
 
 
 def _images():
