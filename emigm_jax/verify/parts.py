@@ -18,13 +18,13 @@ _SEEDS = 'seeds mean other images here: look for a jax or numpy of another versi
 _SHARES = 'devices do not share work as they should: train on one, and report it with this table'
 
 
+def _float32(limit: float) -> Limits:
+    """Anywhere, and wider on accelerators."""
+    return {'float32': limit, ('tpu', 'float32'): 10 * limit, ('gpu', 'float32'): 10 * limit}
+
+
 def _usual(float32: float, bfloat16: float) -> Limits:
-    """Limits anywhere, and wider ones of float32 on accelerators."""
-    return {
-        'float32': float32,
-        'bfloat16': bfloat16,
-        **{(platform, 'float32'): 10 * float32 for platform in ('tpu', 'gpu')},
-    }
+    return {**_float32(float32), 'bfloat16': bfloat16}
 
 
 _EXACT: Limits = {'float32': 0.0}  # no matter of precision
@@ -43,7 +43,7 @@ PARTS = (
     Part('MaskGIT: codes', official.maskgit_codes, _EXACT, _PRECISION),
     Part('Halton order', official.halton, _EXACT, _SEEDS),
     Part('seeds: integers', seeds.integers, _EXACT, _SEEDS),
-    Part('seeds: normal numbers', seeds.normal, _usual(1e-5, 1e-5), _SEEDS),
+    Part('seeds: normal numbers', seeds.normal, _float32(1e-5), _SEEDS),
     Part('attention', attention.plain, _usual(1e-5, 0.015), 'attention is not softmax: report it'),
     Part(
         'attention with dropout',
@@ -58,12 +58,10 @@ PARTS = (
 def parts() -> list[Part]:
     """`PARTS`, and a training step on the meshes that the devices of all processes allow."""
     step, shapes = meshes.Steps(), meshes.shapes(jax.device_count())
-    everywhere = _usual(1e-4, 0.05)
-    in_float32 = {key: limit for key, limit in everywhere.items() if key != 'bfloat16'}
     found = list(PARTS)
     for sizes in shapes:
         # The last mesh has the most axes at once: in bfloat16 it stands for the others.
-        usual = everywhere if sizes is shapes[-1] else in_float32
+        usual = _usual(1e-4, 0.05) if sizes is shapes[-1] else _float32(1e-4)
         check = lambda dtype, sizes=sizes: step.on(sizes, dtype)
         found.append(Part(f'step: {meshes.title(sizes)}', check, usual, _SHARES))
     if jax.device_count() == 1:
