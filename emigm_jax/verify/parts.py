@@ -61,7 +61,7 @@ def parts() -> list[Part]:
     found = list(PARTS)
     for sizes in shapes:
         # The last mesh has the most axes at once: in bfloat16 it stands for the others.
-        usual = _usual(1e-4, 0.05) if sizes is shapes[-1] else _float32(1e-4)
+        usual = _usual(1e-4, 0.25) if sizes is shapes[-1] else _float32(1e-4)
         check = lambda dtype, sizes=sizes: step.on(sizes, dtype)
         found.append(Part(f'step: {meshes.title(sizes)}', check, usual, _SHARES))
     if jax.device_count() == 1:
