@@ -83,7 +83,8 @@ def test_all_parts_agree_in_both_precisions(capsys):
 
 @pytest.mark.slow
 def test_two_processes_verify_together(tmp_path):
-    run = processes.Run(tmp_path / 'run', ['verify', '--only', 'step: fsdp 2 x'], count=2, devices=2)
+    command = ['verify', '--only', 'step: fsdp 2 x']
+    run = processes.Run(tmp_path / 'run', command, count=2, devices=2)
     assert run.codes() == [0, 0], run.output()
     assert 'cpu (cpu), 4 device(s)' in run.output()
     assert 'step: fsdp 2 x tensor 2' in run.output() and 'parts agree' in run.output()
