@@ -52,7 +52,7 @@ def trained():
     config = Config(
         model=MODEL,
         loss=dataclasses.replace(LOSS, label_smoothing=0.0),
-        optimizer=OptimizerConfig(base_learning_rate=0.3, ema_decays=(0.5,)),
+        optimizer=OptimizerConfig(base_learning_rate=0.1, ema_decays=(0.5,)),
     )
     training = dataclasses.replace(config.training, batch_size=BATCH)
     config = dataclasses.replace(config, training=training)
