@@ -12,6 +12,7 @@ import re
 from typing import NamedTuple
 
 from emigm_jax.errors import UserError, near
+from emigm_jax.parallel import peaks
 
 DCN_BANDWIDTH = 6.25e9  # bytes/s per chip between slices: 50 Gbit/s (v5p's table; v5e: 25 Gbit/s)
 
@@ -33,15 +34,22 @@ class Chip(NamedTuple):
 
 GIB = 2.0**30
 
+
+def _flops(kind):
+    flops = peaks.peak(kind, 'bfloat16')
+    assert flops is not None
+    return flops
+
+
 CHIPS = {
     # 32 GiB, of which the compiler keeps some. Cubes of 4 x 4 x 4 are closed by optical switches.
-    'v4': Chip(30.75 * GIB, 275e12, 8.6e12, 1.2e12, 45e9, 3, 4, 2, 'megacore', 4),
+    'v4': Chip(30.75 * GIB, _flops('TPU v4'), 8.6e12, 1.2e12, 45e9, 3, 4, 2, 'megacore', 4),
     # 16 GiB. ICI 400 GB/s over 4 links in both directions.
-    'v5e': Chip(15.75 * GIB, 197e12, 6.1e12, 0.819e12, 50e9, 2, 16, 1, 'default', 4),
+    'v5e': Chip(15.75 * GIB, _flops('TPU v5e'), 6.1e12, 0.819e12, 50e9, 2, 16, 1, 'default', 4),
     # 95 GiB for programs. ICI 1200 GB/s over 6 links in both directions.
-    'v5p': Chip(95.74 * GIB, 459e12, 14.3e12, 2.765e12, 100e9, 3, 4, 2, 'megacore', 4),
+    'v5p': Chip(95.74 * GIB, _flops('TPU v5p'), 14.3e12, 2.765e12, 100e9, 3, 4, 2, 'megacore', 4),
     # 32 GiB. ICI 800 GB/s over 4 links in both directions.
-    'v6e': Chip(31.25 * GIB, 918e12, 7.2e12, 1.638e12, 100e9, 2, 16, 1, 'default', 4),
+    'v6e': Chip(31.25 * GIB, _flops('TPU v6e'), 7.2e12, 1.638e12, 100e9, 2, 16, 1, 'default', 4),
 }
 
 

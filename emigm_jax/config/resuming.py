@@ -15,6 +15,7 @@ _FREE = (
     'training.keep',
     'training.checkpoint_every',
     'training.sample_images',
+    'training.profile',
     'training.wandb',
     'sampling.',
     'evaluation.',

@@ -6,7 +6,7 @@
 import dataclasses
 
 from emigm_jax.config.class_copies import class_copies
-from emigm_jax.config.durations import duration, parse_duration
+from emigm_jax.config.durations import duration, parse_duration, span
 from emigm_jax.config.together import check_order
 from emigm_jax.core import randomness
 from emigm_jax.core.categorical import CodesConfig
@@ -193,6 +193,9 @@ class TrainingConfig:
     )
     sample_images: int = setting(
         40, 'images in a grid, at most: a row for each of up to ten classes', low=1
+    )
+    profile: str = span(
+        '', "'steps 50 to 55' writes what they do to WORKDIR/tensorboard; '': nothing"
     )
     wandb: str = setting(
         '', "Weights & Biases beside the files: PROJECT or ENTITY/PROJECT; '': without"

@@ -48,6 +48,7 @@ TRAINING = {
     'gradient_norm': ('Gradient norm, before clipping', 'global norm', True, False),
     'learning_rate': ('Learning rate', 'learning rate', False, True),
     'images_per_second': ('Speed of training', 'images per second', False, True),
+    'mfu': ("Share of the devices' peak", 'MFU (matrix products by the formula)', False, True),
 }
 STEPS = 'training step'
 _ERRORS = {'fid': 'fid_standard_error', 'bits_per_dim': 'bits_per_dim_error'}  # score: of its bars

@@ -5,6 +5,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import closing
 from typing import NoReturn
 
 import jax
@@ -25,8 +26,9 @@ from emigm_jax.parallel import batches as spread
 from emigm_jax.sampling import save
 from emigm_jax.sampling.sampler import sampler
 from emigm_jax.tokenizers import codec
-from emigm_jax.training import about, initial, program, start
-from emigm_jax.training.metrics import Metrics
+from emigm_jax.training import about, initial, program, speed, start
+from emigm_jax.training.metrics import EVENTS, Metrics
+from emigm_jax.training.profile import Profile
 from emigm_jax.training.state import State
 
 MOST_CLASSES = 10  # in a grid of samples
@@ -105,6 +107,7 @@ def train(
     due = lambda name, at: steps(name) and at % steps(name) == 0
     identity = lambda: about.write(folder, at_first, parameters, contents, mesh) if first else ''
     metrics = agreement.agreed(lambda: Metrics(folder, at_first, total, first, config, identity()))
+    work = speed.work(batch_size, built.flops, mesh, config.model.dtype)
     before, compiling = None, time.monotonic()
     if at_first < total:
         say('compiling the train step')
@@ -118,11 +121,14 @@ def train(
             folder, config, steps('keep_every'), data.fingerprint, data.class_names
         ) as writer,
         preemption.Watch() as watch,
+        closing(Profile(config.training.profile if first else '', folder / EVENTS, say)) as profile,
     ):
         try:
             for number, batch in enumerate(batches, at_first):
                 at = number + 1
+                profile.before(at)
                 current, values = built.step(current, batch, np.int32(number))
+                profile.after(at, values)
                 metrics.tick(at)
                 if number == at_first:
                     jax.block_until_ready(values)  # compilation is not part of the rate
@@ -142,7 +148,7 @@ def train(
                     if not values.pop('finite'):
                         stop_non_finite(writer, current, values)
                     values['learning_rate'] = float(built.rate(number))
-                    metrics.write(at, values, batch_size, batches.seconds)
+                    metrics.write(at, values, work, batches.seconds)
                 if leaving:
                     writer.save(current)
                     writer.wait()

@@ -20,10 +20,11 @@ from emigm_jax.config import curves, nested
 from emigm_jax.config.settings import Config
 from emigm_jax.errors import UserError
 from emigm_jax.io import files, paths
-from emigm_jax.training import records
+from emigm_jax.training import records, speed
 from emigm_jax.training.events import Events
 from emigm_jax.training.progress import Progress
 from emigm_jax.training.records import FILE, read
+from emigm_jax.training.speed import Work
 from emigm_jax.training.wandb_run import WandbRun
 
 __all__ = ['EVENTS', 'FILE', 'PERIOD', 'Metrics', 'read']
@@ -77,30 +78,32 @@ class Metrics:
         self._progress = Progress(start, total)
         self._began = self._clock = time.perf_counter()
 
-    def write(
-        self, step: int, values: dict[str, float], images_per_step: int, waited: float
-    ) -> None:
+    def write(self, step: int, values: dict[str, float], work: Work, waited: float) -> None:
         """Writes the values of a step and says them.
 
-        Added are images/s, seconds left, seconds since this process began and the share of the
-        time that was spent waiting for data; `waited` is the total of such seconds so far.
+        Added are the speeds of the `work` that each step is, the memory it took, seconds left,
+        seconds since this process began and the share of the time that was spent waiting for data;
+        `waited` is the total of such seconds so far.
         """
         now = time.perf_counter()
         per_step = (now - self._clock) / max(1, step - self._last)
         share = min(1.0, (waited - self._waited) / max(1e-9, now - self._clock))
         self._clock, self._last, self._waited = now, step, waited
-        rate, left = images_per_step / per_step, per_step * (self._total - step)
+        speeds, left = work.speeds(per_step), per_step * (self._total - step)
         if not self._writes:
             return
         parts = ', '.join(f'{k} {v:.4f}' for k, v in values.items() if k not in _ALWAYS)
         usual = self._usual.beside(step, values['loss']) if self._usual else ''
-        speeds = {'data_wait': share, 'images_per_second': rate, 'seconds_left': left}
-        self._put(step, {**values, **speeds, 'elapsed_seconds': now - self._began})
+        rate = f'{speeds["images_per_second"]:.1f} images/s'
+        if 'mfu' in speeds:
+            rate += f' (MFU {speeds["mfu"]:.2f})'
+        times = {'data_wait': share, 'seconds_left': left, 'elapsed_seconds': now - self._began}
+        self._put(step, {**values, **speeds, **speed.memory(), **times})
         self._progress.line(
             step,
             f'loss {values["loss"]:.4f} ({parts}){usual}  '
-            f'grad {values["gradient_norm"]:.2f}  {rate:.1f} images/s  {_clock(left)} left',
-            f'loss {values["loss"]:.4f}{usual}, {rate:.1f} images/s',
+            f'grad {values["gradient_norm"]:.2f}  {rate}  {_clock(left)} left',
+            f'loss {values["loss"]:.4f}{usual}, {rate}',
         )
 
     def add(self, step: int, values: dict[str, float]) -> None:

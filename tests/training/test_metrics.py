@@ -17,6 +17,7 @@ from emigm_jax.errors import UserError
 from emigm_jax.io import paths
 from emigm_jax.training import about, metrics
 from emigm_jax.training.metrics import Metrics
+from emigm_jax.training.speed import Work
 
 BESIDE = {'mask_ratio': 0.7, 'gradient_norm': 0.25, 'learning_rate': 1e-3}
 PICTURE = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
@@ -35,7 +36,7 @@ def values(loss=0.5):
 )
 def test_the_parts_of_a_loss_are_those_of_its_head(tmp_path, capsys, parts, shown):
     made = Metrics(tmp_path, 0, 10)
-    made.write(2, {'loss': 0.5, **parts, **BESIDE}, 16, 0.0)
+    made.write(2, {'loss': 0.5, **parts, **BESIDE}, Work(16), 0.0)
     made.close()
     assert capsys.readouterr().out.startswith(f'step 2/10  loss 0.5000 ({shown})  grad 0.25  ')
 
@@ -52,7 +53,7 @@ def test_a_terminal_gets_a_bar_and_a_pipe_gets_lines(tmp_path, monkeypatch):
         made = Metrics(tmp_path, 4, 10)
         for step in (5, 6):
             made.tick(step)
-        made.write(6, values(), 16, 0.0)
+        made.write(6, values(), Work(16), 0.0)
         made.pause(0.0)
         made.add(6, {'fid': 7.25})
         made.close()
@@ -133,9 +134,9 @@ def test_the_line_shows_the_usual_loss_and_marks_one_far_above(tmp_path, capsys)
     known = curves.reference(flat(digits()))
     assert known is not None
     step, usual = known.steps[3], known.losses[3]
-    made.write(step, values(usual * 1.2), 16, 0.0)
-    made.write(step + 1, values(usual * 1.7), 16, 0.0)
-    made.write(step + 2, values(float('nan')), 16, 0.0)
+    made.write(step, values(usual * 1.2), Work(16), 0.0)
+    made.write(step + 1, values(usual * 1.7), Work(16), 0.0)
+    made.write(step + 2, values(float('nan')), Work(16), 0.0)
     made.close()
     said, fine, far, nan = capsys.readouterr().out.splitlines()
     assert said == f'usual loss: {known.origin}'
@@ -193,7 +194,7 @@ def test_wandb_gets_numbers_pictures_and_settings(tmp_path, monkeypatch):
     stand_in.init = lambda **named: calls.append(('init', (), named)) or Run()
     monkeypatch.setitem(sys.modules, 'wandb', stand_in)
     made = Metrics(tmp_path, 2, 10, config=wandb_config(), identity='4f')
-    made.write(3, values(), 16, 0.0)
+    made.write(3, values(), Work(16), 0.0)
     made.add(3, {'fid': 7.25})
     made.picture(3, PICTURE)
     made.picture(4, PICTURE[..., :1])
@@ -220,7 +221,7 @@ def test_wandb_offline(tmp_path, monkeypatch):
     wandb = pytest.importorskip('wandb')
     monkeypatch.setenv('WANDB_MODE', 'offline')
     made = Metrics(tmp_path, 0, 10, config=wandb_config('digits'), identity='0a1b2c3d')
-    made.write(2, values(), 16, 0.0)
+    made.write(2, values(), Work(16), 0.0)
     made.picture(2, PICTURE)
     made.close()
     wandb.teardown()  # ends the process, which writes the rest

@@ -63,6 +63,7 @@ def test_resume_is_bitwise_and_metrics_continue(tmp_path, capsys):
         'gradient_norm',
         'learning_rate',
         'images_per_second',
+        'tflops_per_device',
         'seconds_left',
         'mask_ratio',
     } <= set(lines[0])
