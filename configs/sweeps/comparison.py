@@ -9,7 +9,7 @@ minutes on a GPU, which likes --config.training.accumulate=1; it goes on where i
 Variants:
   methods  the four methods alone
   smoke    seconds; shows that everything runs, not that it learns
-What was found: configs/README.md.
+What was found: configs/README.md, configs/sweeps/comparison.md.
 """
 
 from emigm_jax.config import family

@@ -124,8 +124,13 @@ def _legend(drawing, panel, names):
     runs = _runs(panel)
     handles = [lines.Line2D([], [], linewidth=2.2, **stroke(run)) for run in runs]
     labels = [shortened(names[run]) for run in runs]
+    stroke_length = 1.6 if max(runs) < len(COLOURS) else 2.8  # that dashes are seen
     style = dict(
-        frameon=False, fontsize=8.5, handlelength=1.6, columnspacing=1.4, labelspacing=0.35
+        frameon=False,
+        fontsize=8.5,
+        handlelength=stroke_length,
+        columnspacing=1.4,
+        labelspacing=0.35,
     )
     drawing.legend(handles, labels, loc='outside lower left', ncols=_columns(panel, names), **style)
 

@@ -45,8 +45,11 @@ class _Task(NamedTuple):
 
     def identity(self, num_images):
         """All that decides the scores."""
-        settings = json.dumps(nested.as_dict(self.config), sort_keys=True)
-        digest = hashlib.sha256(settings.encode()).hexdigest()[:16]
+        flat = lambda config: nested.flatten(nested.as_dict(config))
+        plain = flat(Config())
+        # Without defaults, so that measurements outlive settings that are added later.
+        chosen = {k: v for k, v in flat(self.config).items() if v != plain[k]}
+        digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]
         return {'config': digest, 'options': self.options, 'num_images': num_images}
 
 

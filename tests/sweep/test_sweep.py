@@ -124,6 +124,17 @@ def test_nothing_is_done_twice(tmp_path, monkeypatch):
     assert len(third.measured) == 8
 
 
+def test_measurements_outlive_settings_that_are_added(monkeypatch):
+    """A default decides no score, whenever it came; everything else does."""
+    config = load_config('digits:smoke')
+    identity = lambda config: run._Task('a', 0, config, {'steps': 2}).identity(20)
+    before = identity(config)
+    flat = run.nested.flatten
+    monkeypatch.setattr(run.nested, 'flatten', lambda tree: {**flat(tree), 'training.new': 'x'})
+    assert identity(config) == before
+    assert identity(dataclasses.replace(config, seed=1)) != before
+
+
 def test_shares_make_up_the_whole(tmp_path, monkeypatch):
     for i in (1, 2, 3):
         work = Work(monkeypatch)
