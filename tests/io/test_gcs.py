@@ -21,6 +21,7 @@ from emigm_jax.errors import UserError
 from emigm_jax.io import access, files, npz, paths, png
 from emigm_jax.io import gcs as buckets
 from emigm_jax.training import metrics
+from emigm_jax.training.speed import Work
 from support import gcs
 
 pytestmark = pytest.mark.filterwarnings('ignore:Sending a large body:ResourceWarning')
@@ -110,14 +111,14 @@ def test_metrics_go_on_where_they_stopped(remote, bucket, tmp_path, capsys, monk
     workdir = bucket if remote else str(tmp_path)
     first = metrics.Metrics(workdir, 0, 10)
     for step in (1, 2, 3):
-        first.write(step, values(step), 8, 0.0)
+        first.write(step, values(step), Work(8), 0.0)
     first.add(3, {'fid': 7.5, 'bad': float('nan')})
     first.flush()
     first.close()
     assert 'step 3/10  fid 7.5  bad nan' in capsys.readouterr().out
 
     second = metrics.Metrics(workdir, 2, 10)
-    second.write(3, values(30), 8, 0.0)
+    second.write(3, values(30), Work(8), 0.0)
     second.close()
     second.close()  # nothing happens
     lines = metrics.read(workdir)
@@ -138,7 +139,7 @@ def test_metrics_reach_the_bucket_within_a_minute(bucket, monkeypatch):
     made = metrics.Metrics(bucket, 0, 100)
     start = time.monotonic()
     for step in range(1, 21):
-        made.write(step, values(), 8, 0.0)
+        made.write(step, values(), Work(8), 0.0)
     deadline = time.monotonic() + 20
     while len(metrics.read(bucket)) < 20 and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -151,7 +152,7 @@ def test_metrics_reach_the_bucket_within_a_minute(bucket, monkeypatch):
 
 def test_metrics_of_another_process_are_silent(tmp_path, capsys):
     silent = metrics.Metrics(tmp_path / 'none', 0, 10, writes=False)
-    silent.write(1, values(), 8, 0.0)
+    silent.write(1, values(), Work(8), 0.0)
     silent.add(1, {'fid': 1.0})
     silent.pause(0.0)
     silent.flush()

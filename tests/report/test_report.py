@@ -548,7 +548,7 @@ def report(tmp_path_factory):
 
 def test_the_command(report):
     folder, printed = report
-    assert '3 runs, 12 pictures -> report/report.html' in printed
+    assert '3 runs, 13 pictures -> report/report.html' in printed
     assert 'the last line of metrics.jsonl is cut off' in printed
     assert printed.strip().endswith('[]')  # nothing heavy was imported
     text = (folder / 'report.html').read_text()
@@ -572,7 +572,7 @@ def test_the_page_is_one_file_and_escapes_names(report):
     assert AWKWARD in shown
     assert '<i>3</i>' in shown
     # The figures, and the grids of samples. Figures are turned dark with the page, samples are not.
-    assert read.tags.count('figure') == read.tags.count('img') == 12
+    assert read.tags.count('figure') == read.tags.count('img') == 13
     assert re.search(
         r'prefers-color-scheme: dark\) {[^@]*\.figures img, \.chip { filter: inv', outside
     )

@@ -25,6 +25,7 @@ def training_line(step, total, **changes):
         'learning_rate': 4e-4 * min(1.0, step / 1000),
         'data_wait': 0.01,
         'images_per_second': 50.0,
+        'mfu': 0.3,
         'seconds_left': 2.0 * (total - step),
         **changes,
     }
