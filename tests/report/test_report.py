@@ -553,7 +553,7 @@ def test_the_command(report):
     assert printed.strip().endswith('[]')  # nothing heavy was imported
     text = (folder / 'report.html').read_text()
     beside = {path.name for path in folder.iterdir()} - {'report.html'}
-    assert len(beside) == 12
+    assert len(beside) == 13
     assert {'fid_over_steps.png', 'fid_against_nfe_256.png', 'loss.png'} <= beside
     for name in beside:
         with Image.open(folder / name) as image:
