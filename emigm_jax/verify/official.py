@@ -1,6 +1,7 @@
 """Networks, losses, solvers and whole runs against recordings of the official implementations."""
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,9 +44,10 @@ def trunk(dtype: str) -> Finding:
     budget = int(visible.max())
     run = jax.jit(lambda *arguments: _conditions(model, budget, *arguments))
     errors = []
+    tokens = np.take_along_axis(data['tokens'], order[..., None], axis=1)
     for name, seen, null in cases:
-        null = np.full(len(seen), null)
-        z = np.asarray(run(params, data['tokens'], order, seen, data['labels'], null))
+        images = _Images(tokens, order, seen, data['labels'], np.full(len(seen), null))
+        z = np.asarray(run(params, images))
         in_raster = np.take_along_axis(z, np.argsort(order, axis=1)[..., None], axis=1)
         errors.append(relative(in_raster, data[name]))
     return Finding(max(errors), 'z, of its deviation')
@@ -141,9 +143,8 @@ def maskgit_logits(dtype: str) -> Finding:
 
     @jax.jit
     def run(params):
-        null = np.zeros(len(visible), bool)
-        given = tokens, order, visible, data['labels'], null
-        z = _conditions(model, model.tokens, params, *given, ordered=True)
+        images = _Images(tokens, order, visible, data['labels'], np.zeros(len(visible), bool))
+        z = _conditions(model, model.tokens, params, images)
         return emigm.network(model).bind(params).head.logits(z)
 
     logits = np.take_along_axis(np.asarray(run(params)), in_raster, axis=1)
@@ -178,16 +179,24 @@ def halton(dtype: str) -> Finding:
     return Finding(differing(orders.halton_cells(16), cells), 'places that differ')
 
 
-def _conditions(model, budget, params, tokens, order, visible, labels, null, ordered=False):
-    """z (B, N, D) of all tokens in generation order; tokens are in raster order or `ordered`."""
+class _Images(NamedTuple):
+    """What the trunk is told of B images."""
+
+    tokens: np.ndarray  # (B, N, ...) in generation order
+    order: np.ndarray  # (B, N) raster positions
+    visible: np.ndarray  # (B,) how many of them are seen
+    labels: np.ndarray  # (B,)
+    null: np.ndarray  # (B,) whether of the null class
+
+
+def _conditions(model, budget, params, images):
+    """z (B, N, D) of all tokens in generation order."""
     trunk = emigm.network(model).bind(params).trunk
-    if not ordered:
-        tokens = jnp.take_along_axis(tokens, order[..., None], axis=1)
     group = Group(
-        tokens=jnp.asarray(tokens),
-        positions=trunk.positions(jnp.asarray(order)),
-        condition=trunk.condition(jnp.asarray(labels), jnp.asarray(null)),
-        visible=jnp.asarray(visible),
+        tokens=jnp.asarray(images.tokens),
+        positions=trunk.positions(jnp.asarray(images.order)),
+        condition=trunk.condition(jnp.asarray(images.labels), jnp.asarray(images.null)),
+        visible=jnp.asarray(images.visible),
         budget=budget,
         read=Suffix(model.tokens),
     )

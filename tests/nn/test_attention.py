@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emigm_jax.nn import attention, cudnn
+from emigm_jax.nn import attention, cudnn, loops
 from emigm_jax.parallel import sharding
 
 
@@ -25,6 +25,15 @@ def test_logits_are_not_kept_for_the_backward_pass(rate, cache, monkeypatch):
     run = lambda q, k, v: attention.attend(q, k, v, 4, rate=rate, key=key)
     _, backward = jax.vjp(run, q, k, v)
     assert sum(a.size for a in jax.tree.leaves(backward)) <= 3 * q.size + 100
+
+
+def test_remat_dots_keeps_what_attention_gives(capsys):
+    q, k, v = inputs()
+    layer = lambda q, k, v: jnp.sin(attention.attend(q, k, v, 4)).sum()
+    for remat, times in (('dots', 1), ('full', 0)):
+        kept = jax.checkpoint(layer, policy=loops.REMAT[remat])
+        jax.ad_checkpoint.print_saved_residuals(kept, q, k, v)
+        assert capsys.readouterr().out.count(f"named '{loops.ATTENDED}'") == times
 
 
 def test_platform_is_that_of_the_mesh_else_of_the_device_by_default():

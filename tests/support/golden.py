@@ -10,21 +10,11 @@ from flax import traverse_util
 from emigm_jax.conversion import rules, tables
 from emigm_jax.io.formats import torch_files
 from emigm_jax.models import emigm
+from emigm_jax.verify import recordings
 
 FOLDER = pathlib.Path(__file__).parents[1] / 'golden'
 
-TINY = emigm.ModelConfig(
-    grid=4,
-    channels=16,
-    classes=10,
-    width=32,
-    heads=4,
-    encoder_depth=2,
-    decoder_depth=3,
-    buffer=4,
-    head_width=48,
-    head_depth=2,
-)
+TINY, MASKGIT_TINY = recordings.EMIGM, recordings.MASKGIT
 MAR_TINY = emigm.ModelConfig(
     grid=4,
     channels=16,
@@ -37,19 +27,6 @@ MAR_TINY = emigm.ModelConfig(
     head_width=48,
     head_depth=2,
     shared_null=False,
-)
-MASKGIT_TINY = emigm.ModelConfig(
-    trunk='bert',
-    head='categorical',
-    grid=4,
-    codes=48,
-    classes=10,
-    width=32,
-    heads=4,
-    encoder_depth=1,
-    decoder_depth=2,
-    mlp_ratio=2.0,
-    buffer=1,
 )
 
 

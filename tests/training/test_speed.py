@@ -26,6 +26,7 @@ from emigm_jax.training.speed import Work
         ('TPU7x', 1153.5, 1153.5),
         ('NVIDIA H100 80GB HBM3', 989, 494.5),
         ('NVIDIA H100 PCIe', 756, 378),
+        ('NVIDIA H100 NVL', 835.5, 417.5),
         ('NVIDIA H200', 989, 494.5),
         ('NVIDIA A100-SXM4-80GB', 312, 156),
         ('NVIDIA L4', 121, 60.5),
@@ -33,6 +34,7 @@ from emigm_jax.training.speed import Work
         ('NVIDIA GeForce RTX 4090', 165, 82.5),
         ('cpu', None, None),
         ('NVIDIA A1000', None, None),
+        ('NVIDIA GeForce RTX 4090 Laptop GPU', None, None),
     ],
 )
 def test_peaks(kind, bfloat16, float32):
