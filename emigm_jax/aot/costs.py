@@ -77,6 +77,9 @@ def costs(module: hlo.Module) -> Costs:
         instruction = step.instruction
         if instruction.opcode in ('dot', 'convolution'):
             products += step.times * product(step.computation, instruction)
+        elif instruction.opcode == 'custom-call':  # kernels say what they do
+            said = re.search(r'"cost_estimate":\{"flops":"(\d+)"', instruction.attributes)
+            products += step.times * (float(said[1]) if said else 0.0)
         elif instruction.opcode in _VECTOR:
             shapes = instruction.shapes
             if instruction.opcode == 'reduce':  # works on what goes in
@@ -128,6 +131,8 @@ def moved(module: hlo.Module, computation: hlo.Computation, instruction: hlo.Ins
     """Bytes that an instruction, or a fusion as a whole, reads from and writes to HBM."""
     opcode = instruction.opcode
     if opcode in _FREE or opcode.endswith(('-done', '-update')):
+        return 0.0
+    if '"AllocateBuffer"' in instruction.attributes:  # a place to write to, nothing is written
         return 0.0
     size = lambda shapes: sum(shape.bytes for shape in shapes if not shape.on_chip)
     if opcode in ('copy-start', 'slice-start', 'dynamic-slice-start'):

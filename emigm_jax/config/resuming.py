@@ -32,7 +32,7 @@ _KEPT = ('optimizer.ema_warmup',)
 _CHANGEABLE = (
     *('seed', 'training.', 'optimizer.', 'loss.', 'data.flip'),
     *('model.attention_dropout', 'model.projection_dropout'),
-    *('model.remat', 'model.unroll', 'model.dtype'),
+    *('model.remat', 'model.unroll', 'model.kernels', 'model.dtype'),
 )
 # But these: averages are parts of the state, and what a run began with has been.
 _FIXED = (

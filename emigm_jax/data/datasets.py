@@ -16,7 +16,7 @@ from emigm_jax.errors import UserError, printable
 from emigm_jax.io import files
 from emigm_jax.io.progress import Bar
 from emigm_jax.models.config import ModelConfig
-from emigm_jax.parallel import batches, sharding
+from emigm_jax.parallel import batches, shards
 from emigm_jax.tokenizers import codec as codecs
 from emigm_jax.tokenizers import learned
 from emigm_jax.tokenizers.codec import Codec
@@ -219,7 +219,9 @@ class Pictures(Dataset):
         def encode(params, images):
             return batches.in_chunks(functools.partial(tokenizer.encode, params), images, batch)
 
-        raw = sharding.per_shard(encode)(params, rows['images'])
+        raw = shards.mapped(encode, (shards.REPLICATED, shards.BATCH), shards.BATCH)(
+            params, rows['images']
+        )
         return Batch(rows['labels'], _tokens(tokenizer, raw, key))
 
 

@@ -55,6 +55,7 @@ class Bert(Trunk):
             hidden_dropout=False,
             epsilon=EPSILON,
             init=_INIT,
+            kernels=config.kernels,
         )
         depth, kind = config.encoder_depth + config.decoder_depth, transformer.PostNormBlock
         self.token_embed = token_embed(config, rngs)

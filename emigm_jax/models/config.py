@@ -17,7 +17,7 @@ OF_DATA = {
     'categorical': ('grid', 'codes', 'classes'),
 }
 # Settings that change no parameter, nor what one means.
-NO_WEIGHTS = ('attention_dropout', 'projection_dropout', 'remat', 'unroll', 'dtype')
+NO_WEIGHTS = ('attention_dropout', 'projection_dropout', 'remat', 'unroll', 'kernels', 'dtype')
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
@@ -80,6 +80,14 @@ class ModelConfig:
     )
     unroll: bool = setting(
         False, 'layers as a Python loop, not a scan: faster for small models on CPUs'
+    )
+    kernels: str = setting(
+        'auto',
+        'attention and the blocks of the diffusion head on TPUs: xla compiles their definitions; '
+        'pallas takes kernels that write nothing in between to memory (elsewhere they are '
+        'interpreted, slowly); auto takes a kernel where it fits a TPU and agrees there with the '
+        'definition',
+        choices=('auto', 'xla', 'pallas'),
     )
     dtype: str = setting(
         'float32',

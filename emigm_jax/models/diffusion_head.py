@@ -1,12 +1,12 @@
 """The per-token diffusion MLP (official SimpleMLPAdaLN): p(x^i | z^i) of paper Eq. 8."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple, final
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Int, Int32, Key, Num, PRNGKeyArray
 
 from emigm_jax.core import gaussian, solvers
@@ -14,6 +14,8 @@ from emigm_jax.core.guidance import guided
 from emigm_jax.models.config import ModelConfig
 from emigm_jax.models.interface import Drawing, Drawn, Guide, Head, Objective, TokenLoss
 from emigm_jax.nn import functional
+from emigm_jax.nn.kernels import residual_block
+from emigm_jax.nn.kernels.residual import Weights
 from emigm_jax.nn.layers import layer_norm, linear, normal, time_features, zeros
 from emigm_jax.parallel import sharding
 
@@ -23,7 +25,9 @@ TIME_FEATURES = 256
 class ResBlock(nnx.Module):
     """x + gate mlp(modulate(norm(x))), modulated by adaLN."""
 
-    def __init__(self, width: int, dtype: DTypeLike | None, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        width, dtype = config.head_width, config.compute_dtype
+        self.config = config
         self.norm = layer_norm(width, rngs)
         self.modulation = linear(width, 3 * width, rngs, dtype, zeros)
         self.linear1 = linear(width, width, rngs, dtype)
@@ -32,10 +36,32 @@ class ResBlock(nnx.Module):
     def __call__(
         self, x: Float32[Array, '*B W'], activated: Float32[Array, '*#B W']
     ) -> Float32[Array, '*B W']:
+        config = self.config
+        if (plan := _plan(config)) is not None:
+            rows = jnp.broadcast_to(activated, x.shape).astype(config.compute_dtype)
+            return residual_block.residual(x, rows, self._weights(), plan)
         shift, scale, gate = jnp.split(self.modulation(activated).astype(jnp.float32), 3, axis=-1)
         h = self.norm(x) * (1.0 + scale) + shift
         h = self.linear2(jax.nn.silu(self.linear1(h)))
         return sharding.unsharded_features(x + gate * h.astype(jnp.float32))
+
+    def _weights(self):
+        """As the kernel takes them."""
+        dtype = self.config.compute_dtype
+        parts = []
+        for layer, count in ((self.modulation, 3), (self.linear1, 1), (self.linear2, 1)):
+            assert layer.bias is not None
+            kernels = jnp.split(layer.kernel[...].astype(dtype), count, axis=1)
+            biases = jnp.split(layer.bias[...][None], count, axis=1)
+            parts += [part for pair in zip(kernels, biases, strict=True) for part in pair]
+        assert self.norm.scale is not None and self.norm.bias is not None
+        return Weights(self.norm.scale[...][None], self.norm.bias[...][None], *parts)
+
+
+def _plan(config):
+    """How the kernel of blocks runs, if it does."""
+    keep = config.remat != 'full'
+    return residual_block.plan(config.kernels, config.compute_dtype, config.head_width, keep)
 
 
 class Draws(NamedTuple):
@@ -50,13 +76,13 @@ class DiffusionHead(Head):
     """Predicts (epsilon, v) of a noisy token, given diffusion time and condition."""
 
     def __init__(self, config: ModelConfig, token_embed: nnx.Module, rngs: nnx.Rngs):
-        self.channels, self.loop = config.channels, config.loop
+        self.config, self.channels, self.loop = config, config.channels, config.loop
         width, dtype = config.head_width, config.compute_dtype
         self.input = linear(config.channels, width, rngs, dtype)
         self.time1 = linear(TIME_FEATURES, width, rngs, dtype, normal)
         self.time2 = linear(width, width, rngs, dtype, normal)
         self.condition_embed = linear(config.width, width, rngs, dtype)
-        build = lambda rngs: ResBlock(width, dtype, rngs)
+        build = lambda rngs: ResBlock(config, rngs)
         self.blocks = functional.stack(build, config.head_depth, rngs)
         self.final_norm = layer_norm(width, rngs, affine=False)
         self.final_modulation = linear(width, 2 * width, rngs, dtype, zeros)
@@ -100,7 +126,11 @@ class DiffusionHead(Head):
         activated = sharding.unsharded_features(jax.nn.silu(condition + time))
         x = sharding.unsharded_features(self.input(x).astype(jnp.float32))
         body = lambda block, x, _: block(x, activated)
-        x = functional.scan(self.blocks, x, body, self.loop)
+        loop = self.loop
+        if _plan(self.config) is not None:
+            # What a kernel keeps then goes nowhere: stacking it would be a third of all traffic.
+            loop = dataclasses.replace(loop, unroll=True)
+        x = functional.scan(self.blocks, x, body, loop)
         shift, scale = jnp.split(self.final_modulation(activated).astype(jnp.float32), 2, axis=-1)
         x = self.final_norm(x) * (1.0 + scale) + shift
         return self.output(x).astype(jnp.float32)

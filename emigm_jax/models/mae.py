@@ -53,6 +53,7 @@ class MaskedAutoencoder(Trunk):
             config.attention_dropout,
             config.projection_dropout,
             dtype,
+            kernels=config.kernels,
         )
         loop = config.loop
         length = config.buffer + config.tokens

@@ -1,12 +1,13 @@
 """Softmax attention on projected tokens: one formula, several ways to run it.
 
-Accelerators run all heads at once. CPUs take one head after the other where the logits of all would
-not stay in the cache: at 320 tokens that is twice as fast. NVIDIA GPUs have a kernel that never
-writes logits, for half precision without dropout. Whichever runs, nothing of the size of the logits
-is kept for the backward pass.
+TPUs have a kernel of whole rows (`kernels.attention`), NVIDIA GPUs one that never writes logits,
+for half precision without dropout. Else accelerators run all heads at once; CPUs take one head
+after the other where the logits of all would not stay in the cache: at 320 tokens that is twice as
+fast. Whichever runs, nothing of the size of the logits is kept for the backward pass.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,18 +16,26 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from emigm_jax.nn import cudnn, loops
 from emigm_jax.nn.dropout import dropout
+from emigm_jax.nn.kernels import whole_rows
 from emigm_jax.parallel import sharding
 
 CACHE_BYTES = 2**22  # logits beyond this are worked on head by head on a CPU
+
+
+class Softmax(NamedTuple):
+    """What attention is set to."""
+
+    heads: int  # divide D
+    rate: float = 0.0  # of the dropout of attention weights
+    kernels: str = 'auto'  # see `kernels.choice`
 
 
 def attend(
     q: Float[Array, 'B Q D'],
     k: Float[Array, 'B L D'],
     v: Float[Array, 'B L D'],
-    heads: int,
+    softmax: Softmax,
     lengths: Int[Array, ' B'] | None = None,
-    rate: float = 0.0,
     key: PRNGKeyArray | None = None,
 ) -> Float[Array, 'B Q D']:
     """Multi-head attention with softmax scale head_dim^-0.5.
@@ -34,26 +43,30 @@ def attend(
     Args:
       q: queries, the heads one after the other along D.
       k, v: keys and values.
-      heads: number of heads; divides D.
+      softmax: settings.
       lengths: keys at or beyond the length are hidden; None: all are seen.
-      rate: dropout of the attention weights.
       key: dropout key or None.
 
     Returns:
       In the dtype of q. Softmax is float32.
     """
+    heads, rate, kernels = softmax
+    # Each head draws from a key of its own, so whatever the order of work the same is dropped.
+    keys = None if key is None or rate == 0.0 else jax.random.split(key, heads)
+    plan = whole_rows.plan(kernels, q, k, heads, rate)
+    if plan is not None:
+        return checkpoint_name(whole_rows.attend(plan, q, k, v, lengths, keys), loops.COSTLY)
     by_head = lambda a: a.reshape(*a.shape[:-1], heads, -1)
     q, k, v = by_head(q), by_head(k), by_head(v)
     seen = None
     if lengths is not None:
         seen = jnp.arange(k.shape[1]) < lengths[:, None]
-    keys = None if key is None or rate == 0.0 else jax.random.split(key, heads)
     if keys is None and cudnn.serves(q, _undropped):
         mixed = cudnn.attend(q, k, v, lengths)
     else:
         plain = jax.checkpoint(functools.partial(_plain, rate), prevent_cse=False)
         mixed = plain(q, k, v, seen, keys)
-    return checkpoint_name(mixed.reshape(*mixed.shape[:2], -1), loops.ATTENDED)
+    return checkpoint_name(mixed.reshape(*mixed.shape[:2], -1), loops.COSTLY)
 
 
 def _plain(rate, q, k, v, seen, keys):
@@ -71,7 +84,6 @@ def _undropped(q, k, v, seen):
 
 def _all_heads(rate, q, k, v, seen, keys):
     """As `_plain`."""
-    # Each head draws from a key of its own, so both orders of work drop the same weights.
     axes = (2, 2, 2, None, None if keys is None else 0)
     return jax.vmap(functools.partial(_head, rate), axes, out_axes=2)(q, k, v, seen, keys)
 

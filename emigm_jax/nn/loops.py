@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 # `sharding.gathered_for_use` gathers parameters, which are then not kept either.
 _FREE = ('custom_vjp_call', 'sharding_constraint', 'name', 'reshape', 'slice', 'squeeze')
 
-ATTENDED = 'attended'  # checkpoint name of what attention gives, which is small and costs much
+COSTLY = 'costly'  # checkpoint name of what is small and costs much: attention, and kernels
 
 _policies = jax.checkpoint_policies
 # Checkpoint policies by name: none recomputes nothing (but gathers sharded parameters again), full
@@ -18,7 +18,7 @@ REMAT = {
     'none': lambda primitive, *_, **__: primitive.name not in _FREE,
     'full': _policies.nothing_saveable,
     'dots': _policies.save_from_both_policies(
-        _policies.dots_with_no_batch_dims_saveable, _policies.save_only_these_names(ATTENDED)
+        _policies.dots_with_no_batch_dims_saveable, _policies.save_only_these_names(COSTLY)
     ),
 }
 

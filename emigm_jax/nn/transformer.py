@@ -36,6 +36,12 @@ class BlockConfig:
     hidden_dropout: bool = True  # of the hidden units of the MLP, too
     epsilon: float = LAYER_NORM_EPSILON
     init: Initializer = xavier_uniform  # of matrices
+    kernels: str = 'auto'  # see `kernels.choice`
+
+    @property
+    def softmax(self) -> attention.Softmax:
+        """What its attention is set to."""
+        return attention.Softmax(self.heads, self.attention_dropout, self.kernels)
 
 
 class Attention(nnx.Module):
@@ -67,9 +73,7 @@ class Attention(nnx.Module):
         else:
             (q,) = self._project(read, slice(0, 1))
             k, v = self._project(x, slice(1, 3))
-        mixed = attention.attend(
-            q, k, v, config.heads, lengths, config.attention_dropout, _fold(key, 0)
-        )
+        mixed = attention.attend(q, k, v, config.softmax, lengths, _fold(key, 0))
         out = self.out(mixed)
         return dropout(out, config.projection_dropout, _fold(key, 1))
 

@@ -188,9 +188,10 @@ def _size(axis, sizes):
 # --- Inside programs -----------------------------------------------------------------------------
 
 
-def _mesh_in_force():
+def mesh_in_force() -> jax.sharding.AbstractMesh | None:
+    """The mesh that what is traced now is sharded over, if there is one."""
     mesh = jax.sharding.get_abstract_mesh()
-    # Inside `per_shard` there is nothing left to shard.
+    # Inside `shards.mapped` there is nothing left to shard.
     return mesh if set(mesh.axis_names) == set(AXES) and mesh.are_all_axes_auto else None
 
 
@@ -200,9 +201,15 @@ def platform() -> str:
     return device.platform if hasattr(device, 'platform') else device or jax.default_backend()
 
 
+def device_kind() -> str:
+    """What those devices call themselves."""
+    device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
+    return device.device_kind
+
+
 def is_sharded() -> bool:
     """Whether a mesh is in force that shards parameters."""
-    mesh = _mesh_in_force()
+    mesh = mesh_in_force()
     return mesh is not None and _size(_SHARDS, mesh.shape) > 1
 
 
@@ -217,7 +224,7 @@ def gathered_for_use(tree: Any, dtype: DTypeLike | None = None, but: str | None 
       dtype: of matrix products; None leaves kernels as they are.
       but: name of subtrees that are left alone: stacks, which gather layer by layer.
     """
-    mesh = _mesh_in_force()
+    mesh = mesh_in_force()
     if mesh is None or not is_sharded():
         return tree
     sizes = mesh.shape
@@ -259,14 +266,20 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
       x: an array inside a jitted program.
       axes: per dimension 'batch', 'tensor' or None; dimensions that do not divide are not.
     """
-    mesh = _mesh_in_force()
+    mesh = mesh_in_force()
     if mesh is None:
         return x
+    return jax.lax.with_sharding_constraint(x, spec(x.shape, *axes))
+
+
+def spec(shape: tuple[int, ...], *axes: str | None) -> P:
+    """How the dimensions of an array of that shape are sharded; see `constrain`."""
+    mesh = mesh_in_force()
+    if mesh is None:
+        return P(*[None] * len(shape))
     named = [BATCH if axis == 'batch' else axis for axis in axes]
-    fits = [
-        a if n % _size(a, mesh.shape) == 0 else None for a, n in zip(named, x.shape, strict=True)
-    ]
-    return jax.lax.with_sharding_constraint(x, P(*fits))
+    fits = (n % _size(a, mesh.shape) == 0 for a, n in zip(named, shape, strict=True))
+    return P(*(axis if fit else None for axis, fit in zip(named, fits, strict=True)))
 
 
 def constrain_batch(tree: _T) -> _T:
@@ -279,19 +292,9 @@ def unsharded_features(x: jax.Array) -> jax.Array:
 
     Otherwise the shardings of parameters spread to the gradients of activations.
     """
-    if _mesh_in_force() is None:
+    if mesh_in_force() is None:
         return x
     return jax.lax.with_sharding_constraint(x, P(*[P.UNCONSTRAINED] * (x.ndim - 1), None))
-
-
-def per_shard(function: Callable[[Any, Any], _T]) -> Callable[[Any, Any], _T]:
-    """`function(params, rows)` with each device working on its own rows of the batch."""
-    mesh = _mesh_in_force()
-    if mesh is None:
-        return function
-    return jax.shard_map(
-        function, mesh=mesh, in_specs=(P(), P(BATCH)), out_specs=P(BATCH), check_vma=False
-    )
 
 
 # --- Between host and devices --------------------------------------------------------------------

@@ -35,7 +35,8 @@ def _compared(dtype, key):
         rng.standard_normal((IMAGES, TOKENS, WIDTH), np.float32), DTYPES[dtype]
     )
     q, k, v, pull = draw(), draw(), draw(), draw()
-    ours = lambda q, k, v: attention.attend(q, k, v, HEADS, jnp.asarray(LENGTHS), RATE, key)
+    softmax = attention.Softmax(HEADS, RATE)
+    ours = lambda q, k, v: attention.attend(q, k, v, softmax, jnp.asarray(LENGTHS), key)
     wide = [a.astype(jnp.float32) for a in (q, k, v, pull)]
     with jax.default_matmul_precision('highest'):
         expected = _with_gradients(lambda q, k, v: _definition(q, k, v, key), *wide)

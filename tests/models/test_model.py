@@ -128,7 +128,7 @@ def test_attention_by_turns_is_the_same(hidden, rate, monkeypatch):
     lengths = jnp.array([6, 4]) if hidden else None
 
     def value(q, k, v):
-        out = attention.attend(q, k, v, 3, lengths, rate, keys[3])
+        out = attention.attend(q, k, v, attention.Softmax(3, rate), lengths, keys[3])
         return jnp.sum(jnp.sin(out)), out
 
     def both():

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from emigm_jax.nn import attention, cudnn, loops
+from emigm_jax.nn.attention import Softmax
 from emigm_jax.parallel import sharding
+
+FOUR = Softmax(4)
 
 
 def inputs(dtype=jnp.float32, rows=24, width=32):
@@ -22,18 +25,18 @@ def test_logits_are_not_kept_for_the_backward_pass(rate, cache, monkeypatch):
     monkeypatch.setattr(attention, 'CACHE_BYTES', cache)
     q, k, v = inputs(rows=64)
     key = jax.random.key(1)
-    run = lambda q, k, v: attention.attend(q, k, v, 4, rate=rate, key=key)
+    run = lambda q, k, v: attention.attend(q, k, v, Softmax(4, rate), key=key)
     _, backward = jax.vjp(run, q, k, v)
     assert sum(a.size for a in jax.tree.leaves(backward)) <= 3 * q.size + 100
 
 
 def test_remat_dots_keeps_what_attention_gives(capsys):
     q, k, v = inputs()
-    layer = lambda q, k, v: jnp.sin(attention.attend(q, k, v, 4)).sum()
+    layer = lambda q, k, v: jnp.sin(attention.attend(q, k, v, FOUR)).sum()
     for remat, times in (('dots', 1), ('full', 0)):
         kept = jax.checkpoint(layer, policy=loops.REMAT[remat])
         jax.ad_checkpoint.print_saved_residuals(kept, q, k, v)
-        assert capsys.readouterr().out.count(f"named '{loops.ATTENDED}'") == times
+        assert capsys.readouterr().out.count(f"named '{loops.COSTLY}'") == times
 
 
 def test_platform_is_that_of_the_mesh_else_of_the_device_by_default():
@@ -48,10 +51,10 @@ def test_platform_is_that_of_the_mesh_else_of_the_device_by_default():
 def test_a_gpu_whose_cudnn_does_not_work_takes_the_plain_way(monkeypatch, caplog):
     cudnn._agrees.cache_clear()
     q, k, v = inputs(jnp.bfloat16)
-    expected = attention.attend(q, k, v, 4)
+    expected = attention.attend(q, k, v, FOUR)
     monkeypatch.setattr(sharding, 'platform', lambda: 'gpu')
     with caplog.at_level(logging.INFO):
-        actual = attention.attend(q, k, v, 4)
+        actual = attention.attend(q, k, v, FOUR)
     np.testing.assert_array_equal(actual, expected)
     assert caplog.messages[0].startswith('attention by XLA, as cuDNN')
     assert len(caplog.messages) == 1
@@ -63,7 +66,7 @@ def test_cudnn_is_taken_where_it_agrees(off, monkeypatch):
     cudnn._agrees.cache_clear()
     q, k, v = inputs(jnp.bfloat16)
     lengths = jnp.array([24, 5])
-    expected = attention.attend(q, k, v, 4, lengths)
+    expected = attention.attend(q, k, v, FOUR, lengths)
     calls, real = [], jax.nn.dot_product_attention
 
     def stand_in(*args, implementation, **options):
@@ -74,14 +77,14 @@ def test_cudnn_is_taken_where_it_agrees(off, monkeypatch):
 
     monkeypatch.setattr(jax.nn, 'dot_product_attention', stand_in)
     monkeypatch.setattr(sharding, 'platform', lambda: 'gpu')
-    actual = attention.attend(q, k, v, 4, lengths)
+    actual = attention.attend(q, k, v, FOUR, lengths)
     assert (q.reshape(2, 24, 4, 8).shape in calls) == (off == 0.0)
     np.testing.assert_allclose(
         np.asarray(actual, np.float32), np.asarray(expected, np.float32), atol=0.03
     )
     # Neither with dropout nor in float32.
     calls.clear()
-    attention.attend(q, k, v, 4, rate=0.5, key=jax.random.key(0))
-    attention.attend(q.astype(jnp.float32), k.astype(jnp.float32), v.astype(jnp.float32), 4)
+    attention.attend(q, k, v, Softmax(4, 0.5), key=jax.random.key(0))
+    attention.attend(q.astype(jnp.float32), k.astype(jnp.float32), v.astype(jnp.float32), FOUR)
     assert not calls
     cudnn._agrees.cache_clear()

@@ -133,7 +133,7 @@ def test_another_dropout_is_named(monkeypatch, capsys):
 
 def test_attention_that_sees_what_is_hidden_is_off(monkeypatch):
     attend = attention.attend
-    blind = lambda q, k, v, heads, lengths, *dropout: attend(q, k, v, heads, None, *dropout)
+    blind = lambda q, k, v, softmax, lengths, key: attend(q, k, v, softmax, None, key)
     monkeypatch.setattr(attention, 'attend', blind)
     assert of_attention.plain('float32').error > 0.1
 

@@ -1,0 +1,180 @@
+"""Kernels for TPUs, interpreted, against the definitions that they stand for."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from emigm_jax.models import diffusion_head
+from emigm_jax.models.config import ModelConfig
+from emigm_jax.nn import attention, functional
+from emigm_jax.nn.kernels import choice, residual, residual_block, whole_rows
+from emigm_jax.parallel import sharding
+
+TOLERANCE = {'float32': 1e-5, 'bfloat16': 0.04}
+
+
+def close(found, wanted, dtype):
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype
+        assert not jnp.any(b) or choice.distance(a, b) < TOLERANCE[dtype]
+
+
+def with_gradients(function, *args):
+    """(values, gradients) of a function, as programs work them out."""
+
+    @jax.jit
+    def run(*args):
+        out, back = jax.vjp(function, *args)
+        return out, back(jnp.cos(out.astype(jnp.float32)).astype(out.dtype))
+
+    return run(*args)
+
+
+@pytest.mark.parametrize('dtype', TOLERANCE)
+@pytest.mark.parametrize('rate', [0.0, 0.3])
+@pytest.mark.parametrize('size', [56, 64, 80])
+def test_attention(dtype, rate, size):
+    """Whole rows of queries and keys, some hidden, with what is dropped the very same."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    normal = lambda key, rows: jax.random.normal(key, (3, rows, 2 * size)).astype(dtype)
+    q, k, v = map(normal, keys, (24, 40, 40))
+    run = lambda kernels: with_gradients(
+        lambda *qkv: attention.attend(
+            *qkv, attention.Softmax(2, rate, kernels), jnp.array([40, 13, 1]), keys[3]
+        ),
+        *(q, k, v),
+    )
+    close(run('pallas'), run('xla'), dtype)
+
+
+def head(dtype, kernels, remat='none', width=128):
+    config = ModelConfig(
+        grid=4, channels=4, classes=3, width=16, head_width=width, head_depth=2, dtype=dtype
+    )
+    config = dataclasses.replace(config, kernels=kernels, remat=remat)
+    kind = diffusion_head.DiffusionHead
+    build = lambda rngs: kind(config, kind.embedding(config, rngs), rngs)
+    return functional.functional(build)
+
+
+@pytest.mark.parametrize('dtype', TOLERANCE)
+@pytest.mark.parametrize('remat', ['none', 'dots', 'full'])
+def test_blocks_of_the_diffusion_head(dtype, remat):
+    """Rows that fill no tile; products that are kept, and that are worked out again."""
+    keys = iter(jax.random.split(jax.random.key(0), 60))
+    of = lambda kernels: head(dtype, kernels, remat)
+    noisy = lambda a: a + 0.1 * jax.random.normal(next(keys), a.shape)
+    params = jax.tree.map(noisy, of('xla').init(jax.random.key(1)))
+    x = jax.random.normal(next(keys), (2, 3, 35, 4))
+    time, condition = (jax.random.normal(next(keys), s) for s in ((2, 3, 35, 128), (3, 35, 128)))
+    run = lambda kernels: with_gradients(
+        lambda params, *args: of(kernels).bind(params)(*args), params, x, time, condition
+    )
+    close(run('pallas'), run('xla'), dtype)
+
+
+@pytest.mark.parametrize('cores', [1, 2])
+@pytest.mark.parametrize('rows', [128, 300])
+def test_cores_share_the_rows(cores, rows):
+    keys = iter(jax.random.split(jax.random.key(0), 20))
+    normal = lambda *shape: jax.random.normal(next(keys), shape)
+    parts = [normal(1, 8) if i % 2 else normal(8, 8) for i in range(10)]
+    weights = residual.Weights(normal(1, 8), normal(1, 8), *parts)
+    x, activated, gradient = (normal(rows, 8) for _ in range(3))
+    plan = residual.Plan(64, False, None, cores, True)
+    found = residual.backward(x, activated, weights, None, gradient, plan)
+    formula = lambda *args: residual.block(*args)[0]
+    close(found, jax.vjp(formula, x, activated, weights)[1](gradient), 'float32')
+
+
+@pytest.mark.parametrize(
+    'mesh', [{'data': 8}, {'data': 2, 'tensor': 4}, {'fsdp': 4, 'tensor': 2}, {'slices': 2}]
+)
+def test_each_device_works_on_its_shards(mesh):
+    keys = iter(jax.random.split(jax.random.key(0), 60))
+    of = lambda kernels: head('float32', kernels)
+    noisy = lambda a: a + 0.1 * jax.random.normal(next(keys), a.shape)
+    params = jax.tree.map(noisy, of('xla').init(jax.random.key(1)))
+    x, q = jax.random.normal(next(keys), (2, 8, 12, 4)), jax.random.normal(next(keys), (8, 12, 32))
+    time, condition = (jax.random.normal(next(keys), s) for s in ((2, 8, 12, 128), (8, 12, 128)))
+
+    def both(kernels, params, q, *args):
+        softmax = attention.Softmax(4, 0.2, kernels)
+        mixed = attention.attend(q, q, q, softmax, jnp.arange(8) + 1, jax.random.key(5))
+        params = sharding.gathered_for_use(params)
+        return jnp.mean(of(kernels).bind(params)(*args)) + jnp.mean(jnp.sin(mixed))
+
+    run = lambda kernels: with_gradients(
+        functools.partial(both, kernels), params, q, x, time, condition
+    )
+    with jax.set_mesh(sharding.make_mesh(sharding.MeshConfig(**mesh))):
+        sharded = run('pallas')
+    close(sharded, run('xla'), 'float32')
+
+
+# --- Which runs ----------------------------------------------------------------------------------
+
+
+def test_kernels_are_for_tpus():
+    taken = functools.partial(choice.takes, error=lambda *_: 0.0, dtype='float32', size=64)
+    assert [taken(kernels, 'attention', True) for kernels in ('auto', 'xla', 'pallas')] == [
+        False,
+        False,
+        True,
+    ]
+
+
+@pytest.mark.parametrize(
+    ('off', 'fits', 'taken', 'says'),
+    [
+        (0.001, True, True, 'attention by kernel: the kernel is off by 1.0e-03'),
+        (0.5, True, False, 'attention by XLA: the kernel is off by 5.0e-01'),
+        (None, True, False, 'attention by XLA, as its kernel fails here: ZeroDivisionError'),
+        (0.001, False, False, ''),
+    ],
+)
+def test_a_kernel_is_taken_that_agrees(off, fits, taken, says, monkeypatch, caplog):
+    monkeypatch.setattr(sharding, 'platform', lambda: 'tpu')
+    monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
+    error = lambda *_: 1 // 0 if off is None else off
+    with caplog.at_level('INFO'):
+        for _ in range(2):
+            assert choice.takes('auto', 'attention', fits, error, 'bfloat16', 64) is taken
+    assert says in caplog.text
+    assert len(caplog.records) == bool(says)  # it is said once
+
+
+@pytest.mark.parametrize('kernel', [whole_rows, residual_block])
+@pytest.mark.parametrize('dtype', TOLERANCE)
+def test_the_check_at_the_start(kernel, dtype):
+    """What it finds is small; and with the kernel broken it is not."""
+    assert kernel.error(dtype, 64) < TOLERANCE[dtype]
+
+
+def test_the_check_sees_a_broken_kernel(monkeypatch):
+    right = residual.forward
+    wrong = lambda *args: jax.tree.map(lambda a: 1.1 * a, right(*args))
+    monkeypatch.setattr(residual_block, 'forward', wrong)
+    assert residual_block.error('float32', 64) > 0.02
+    backward = whole_rows.backward
+    monkeypatch.setattr(
+        whole_rows, 'backward', lambda *args: tuple(1.1 * a for a in backward(*args))
+    )
+    assert whole_rows.error('float32', 64) > 0.02
+
+
+def test_what_fits():
+    """H's backward kernel fits v6e's VMEM in smaller tiles, v5p's not at all."""
+    mib = 2**20
+    rows = functools.partial(residual.tile, dtype=jnp.bfloat16)
+    assert [rows(width, room=int(0.92 * 128 * mib)) for width in (1024, 1280, 1536)] == [
+        256,
+        256,
+        128,
+    ]
+    assert [rows(width, room=int(0.92 * 64 * mib)) for width in (1024, 1280)] == [128, 0]
+    assert np.array_equal([rows(1024, room=16 * mib)], [0])
