@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -18,9 +19,13 @@ from emigm_jax.data.pictures import center_crop
 from emigm_jax.errors import UserError
 from emigm_jax.evaluation import inception, measure, metrics, references, scores
 from emigm_jax.io import npz
+from emigm_jax.tokenizers import codec
+from emigm_jax.tokenizers.codec import Codec
+from emigm_jax.tokenizers.learned import Learned
 from support import narrow_inception
 from support.pictures import scene, write_tfds
 from support.processes import with_devices
+from support.small_tokenizers import SMALL
 
 pytestmark = pytest.mark.slow  # many programs and processes
 
@@ -343,6 +348,42 @@ def test_save_npz_gives_the_images(network, reference, digits, tmp_path):
     )
     a, b = (json.loads((tmp_path / f'{n}/result.json').read_text()) for n in 'ab')
     np.testing.assert_allclose(a['fid'], b['fid'], rtol=1e-6)
+
+
+@pytest.mark.parametrize('method', ['maskgit', 'mdm'])
+def test_a_model_trained_on_a_cache_of_codes(method, network, tmp_path, capsys):
+    """From picture files through a VQGAN's codes to FID, and to a report that shows both."""
+    tokenizer, rng = Learned('vqgan', SMALL['vqgan']), np.random.default_rng(1)
+    for i in range(COUNT):
+        place = tmp_path / f'pictures/{"ab"[i % 2]}'
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(scene(rng, 20, 16)).save(place / f'{i}.png')
+    normal = lambda s: (0.3 * rng.standard_normal(s.shape)).astype(s.dtype)
+    codec.save(
+        tmp_path / 'vqgan', Codec(tokenizer, jax.tree.map(normal, tokenizer.network.shapes()))
+    )
+    common = '--folder', tmp_path / 'pictures', '--image-size', 16
+    run('prepare', 'latents', tmp_path / 'cache', '--tokenizer', tmp_path / 'vqgan', *common)
+    kept = '--inception', network, '--keep-features', '--batch-size', 8
+    run('prepare', 'reference', tmp_path / 'real.npz', *common, *kept)
+    data = {'name': 'latents', 'path': tmp_path / 'cache', 'tokenizer': tmp_path / 'vqgan'}
+    flags = (f'--config.data.{name}={value}' for name, value in data.items())
+    sizes = (f'--config.model.{name}=0' for name in ('grid', 'classes', 'codes'))
+    run('train', f'--config={method}:size=b,tiny', *flags, *sizes, '--workdir', tmp_path / 'run')
+    tokens = '--tokenizer', tmp_path / 'vqgan', '--num-images', 16
+    made = '--out', tmp_path / 'a', '--save-npz', tmp_path / 'a.npz'
+    evaluate(network, tmp_path / 'real.npz', '--checkpoint', tmp_path / 'run', *tokens, *made)
+    assert np.load(tmp_path / 'a.npz')['arr_0'].shape == (16, 16, 16, 3)
+    again = '--npz', tmp_path / 'a.npz', '--out', tmp_path / 'b'
+    evaluate(network, tmp_path / 'real.npz', *again)
+    a, b = (result(tmp_path / name) for name in 'ab')
+    for name in SCORES:
+        np.testing.assert_allclose(a[name], b[name], rtol=1e-6, err_msg=name)
+    # Untrained pictures of codes are far from the real ones, which are at no distance.
+    assert a['fid'] > 0.1
+    run('report', tmp_path / 'run', tmp_path / 'a', '--out', tmp_path / 'report')
+    page = (tmp_path / 'report/report.html').read_text()
+    assert f'{a["fid"]:.2f}' in page and method in page
 
 
 def test_reference_of_a_tfds_data_set(network, tmp_path):
