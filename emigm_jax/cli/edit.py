@@ -72,7 +72,7 @@ def run(argv: list[str]) -> int:
     edit, labels, numbers = editing.prepare(make, picture, mask, labels, numbers, blend)
     print(f'{arguments.picture}: {about}\n{edit.described()}', flush=True)
     settings = nested.flatten(make.about()) | edit.about()
-    settings |= {'classes': [int(label) for label in labels[:: len(seeds)]], 'seeds': seeds}
+    settings |= {'classes': [*dict.fromkeys(labels.tolist())], 'seeds': [*dict.fromkeys(seeds)]}
     save.check(out, settings, arguments.overwrite)  # before the work
     images = editing.images(make, edit, labels, numbers)
     save.begin(out, settings, arguments.overwrite)

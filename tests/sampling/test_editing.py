@@ -163,6 +163,7 @@ def test_all_and_nothing_masked(make):
         assert 'what the tokens of the picture decode to' in edit.described()
 
 
+@pytest.mark.slow
 def test_steps_end_in_the_images(make):
     masks = [LEFT, np.zeros_like(LEFT)]
     edit, *pairs = edited(make, masks, count=2)
