@@ -1,5 +1,6 @@
 """Reveal plans of images of which some tokens are given: the others are drawn after them."""
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -47,23 +48,26 @@ def plan(
     of all N that is revealed. Budgets hold for all numbers that are `alike`, as those of a call
     are, and so do not depend on what else is in it.
     """
-    sizes = alike(int(masked[0]), tokens)
-    assert all(n in sizes for n in masked.tolist())
-    pairs = zip(masked.tolist(), seeds, strict=True)
-    counts = np.stack([reveal.plan(config, n, [int(i)]).counts[0] for n, i in pairs])
-    guided = {n: guided_steps(config, n, tokens) for n in sizes}
-    of_each = np.stack([guided[n] for n in masked.tolist()])
-    every = [reveal.plan(config, n, [0]) for n in sizes]
-    # Where an image has nothing left to reveal, nothing is read of it.
-    visible = [
-        np.where(p.reveal_budget, p.visible_budget + tokens - n, 0)
-        for n, p in zip(sizes, every, strict=True)
-    ]
-    return Plan(
-        counts,
-        reveal.guidance(config, counts, tokens, of_each),
-        np.any([*guided.values()], axis=0),
-        np.max(visible, axis=0),
-        np.max([p.reveal_budget for p in every], axis=0),
-        np.max([p.read_budget for p in every], axis=0),
+    seeds, sizes = np.asarray(seeds), alike(int(masked[0]), tokens)
+    counts = np.empty((len(masked), config.steps), np.int32)
+    guided = np.empty(counts.shape, bool)
+    for n in np.unique(masked).tolist():
+        assert n in sizes
+        counts[masked == n] = reveal.plan(config, n, seeds[masked == n]).counts
+        guided[masked == n] = guided_steps(config, n, tokens)
+    scale = reveal.guidance(config, counts, tokens, guided)
+    return Plan(counts, scale, *_shapes(config, tokens, sizes))
+
+
+@functools.cache
+def _shapes(config, tokens, sizes):
+    """What is static of a `Plan`."""
+    plans = {n: reveal.plan(config, n, [0]) for n in sizes}
+    most = lambda of: np.max([of(n, plan) for n, plan in plans.items()], axis=0)
+    return (
+        most(lambda n, _: guided_steps(config, n, tokens)),
+        # Where an image has nothing left to reveal, nothing is read of it.
+        most(lambda n, p: np.where(p.reveal_budget, p.visible_budget + tokens - n, 0)),
+        most(lambda _, p: p.reveal_budget),
+        most(lambda _, p: p.read_budget),
     )

@@ -5,6 +5,7 @@ What is given is a prefix in generation order, so an edit is generation that beg
 
 import collections
 import dataclasses
+import numbers
 from collections.abc import Iterator, Sequence
 from typing import final
 
@@ -96,8 +97,8 @@ def prepare(
     opened = [originals.opened(each, 'a picture') for each in originals.several(images, 'picture')]
     pictures = np.stack([originals.cropped(each, side, spec.colours) for each in opened])
     of_each = lambda array: np.repeat(array, len(labels), axis=0)
-    if isinstance(mask, int | float):
-        pixels, masked, how = _share(make, mask, len(opened), seeds, blend)
+    if isinstance(mask, numbers.Real):
+        pixels, masked, how = _share(make, float(mask), len(opened), seeds, blend)
     else:
         sizes = [each.size for each in opened]
         pixels, masked, how = _painted(mask, sizes, side, grid, blend)
@@ -143,6 +144,7 @@ def masked(
         return *originals.framed(image, side, around), f'{about}, within {side} x {side}'
     if box is not None:
         return image, edit_masks.box(side, box), about
+    assert mask is not None  # or nothing was said
     white = originals.opened(mask, 'a mask')
     greys = f'; greys of the mask count as white from {originals.WHITE} on'
     return image, white, about + greys * originals.has_greys(white)

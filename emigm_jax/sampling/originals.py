@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -11,23 +11,22 @@ from PIL import Image
 from emigm_jax.data import pictures
 from emigm_jax.data.sources import Unreadable
 from emigm_jax.errors import UserError
-from emigm_jax.io import paths
+from emigm_jax.io import files, paths
 
 # A file of any size and mode; an array (H, W), (H, W, 1) or (H, W, 3) of uint8, masks also of bool.
 Picture: TypeAlias = os.PathLike | str | Image.Image | np.ndarray
-_Each = TypeVar('_Each')
 
 WHITE = 128  # the least grey of a mask that counts as white
 
 
-def several(given: _Each | Sequence[_Each], what: str) -> list[_Each]:
+def several(given: Picture | Sequence[Picture], what: str) -> list[Picture]:
     """One picture or a list of them, or an array (M, H, W, colours), as a list.
 
     Raises:
       UserError: there is none.
     """
     listed = isinstance(given, list | tuple) or getattr(given, 'ndim', 0) == 4
-    each = list(given) if listed else [given]  # pyright: ignore[reportArgumentType]
+    each: list[Any] = list(cast(Sequence, given)) if listed else [given]
     if not each:
         raise UserError(f'there is no {what}')
     return each
@@ -41,14 +40,15 @@ def opened(given: Picture, what: str) -> Image.Image:
     """
     if isinstance(given, Image.Image):
         return given.convert('RGB')
-    if isinstance(given, np.ndarray):
-        return _of_array(given, what)
+    if not isinstance(given, os.PathLike | str):
+        return _of_array(np.asarray(given), what)
+    path = paths.absolute(given)
+    with files.reported(path):
+        data = path.read_bytes()
     try:
-        return pictures.decode(paths.absolute(given).read_bytes(), os.fspath(given))
+        return pictures.decode(data, os.fspath(given))
     except Unreadable as error:
         raise UserError(f'{error.name}: {error.reason}') from error
-    except OSError as error:
-        raise UserError(f'{given}: {error.strerror or error}') from error
 
 
 def _of_array(array, what):

@@ -27,8 +27,8 @@ Weights = Params | tuple[Params, Params]  # of a model, and of its guide if ther
 class Progress(NamedTuple):
     """Where generation stands after one step."""
 
-    tokens: Shaped[Array, 'B N *C']  # in raster order, 0 where nothing is revealed yet
-    revealed: Bool[Array, 'B N']
+    tokens: Shaped[Array | np.ndarray, 'B N *C']  # in raster order, 0 where nothing is revealed yet
+    revealed: Bool[Array | np.ndarray, 'B N']
 
 
 class State(NamedTuple):
@@ -60,9 +60,9 @@ class Images(NamedTuple):
         return (*self[:4], *(self.given or ()))
 
     @classmethod
-    def of_rows(cls, *rows: Any) -> 'Images':
+    def of_rows(cls, labels: Any, keys: Any, counts: Any, guidance: Any, *given: Any) -> 'Images':
         """The inverse of `rows`."""
-        return cls(*rows[:4], Given(*rows[4:]) if rows[4:] else None)
+        return cls(labels, keys, counts, guidance, Given(*given) if given else None)
 
 
 class Random(NamedTuple):
