@@ -149,6 +149,18 @@ def test_images_of_masks(make):
     np.testing.assert_allclose(editing.images(make, two, labels, seeds)[:4], images[:4], atol=1)
 
 
+def test_a_soft_edge_reaches_as_far_as_a_token_more(make):
+    large = dataclasses.replace(make, codec=Codec(Pixels(128, 32, 1)))
+    mask = np.tile(np.arange(128) < 64, (128, 1))
+    put = lambda blend: editing.prepare(large, pictures(1, 128), mask, [1], [0], blend)[0]
+    for blend, columns in ((Blend(), 3), (Blend(grow=0), 2), (Blend('exact'), 2)):
+        edit = put(blend)
+        np.testing.assert_array_equal(edit.given.masked[0], np.tile(np.arange(4) < columns, 4))
+    # Nearly all of what was asked for is new, and most of the rest is the picture's own.
+    assert put(Blend()).weights[0][mask].min() > 0.99
+    assert (put(Blend()).weights[0] == 0.0).mean() > 0.1
+
+
 def test_all_and_nothing_masked(make):
     white, black = np.full((8, 8), 255, np.uint8), np.zeros((8, 8), np.uint8)
     for blend in (Blend(), Blend('exact'), Blend('none')):
