@@ -38,21 +38,20 @@ class Edit:
 
     def about(self) -> dict[str, str]:
         """JSON-like: what decides the images beside the model, classes and seeds."""
-        arrays = {'pictures': self.pictures, 'given': self.given, 'weights': self.weights}
+        arrays = {'pictures': self.pictures, 'masked': self.given.masked, 'weights': self.weights}
         return {'edit': fingerprint(arrays)}
 
     def described(self) -> str:
-        """How much is drawn, in words."""
-        counts = np.unique(np.asarray(self.given.masked).sum(1))
-        least, most, tokens = counts[0], counts[-1], self.given.masked.shape[1]
-        drawn = f'{most}' if least == most else f'{least} to {most}'
-        return f'{drawn} of {tokens} tokens are drawn anew{_REMARKS.get(least / tokens, "")}'
+        """How much of the first is drawn, in words."""
+        masked = np.asarray(self.given.masked[0])
+        remark = _REMARKS.get(masked.mean(), '')
+        return f'{masked.sum()} of {len(masked)} tokens are drawn anew{remark}'
 
 
 # Share of the tokens that is drawn: what that means.
 _REMARKS = {
     0.0: ': the images are what the tokens of the picture decode to',
-    1.0: ': the images are those of `emigm sample`',
+    1.0: ', as `emigm sample` draws them',
 }
 
 
@@ -214,7 +213,8 @@ def tokens(
         for start in range(0, len(rows), size)
     ]
     for draw, rows in Bar(work, unit=' batches', desc='editing'):
-        full = batches.fill(rows, size)
+        # Few sizes, so that few are compiled, and of a large batch no small part fills the whole.
+        full = batches.fill(rows, min(size, 1 << (len(rows) - 1).bit_length()))
         told = _given(given, full, draw, make)
         drawn[rows] = np.asarray(draw(make.params, labels[full], seeds[full], told))[: len(rows)]
     return drawn

@@ -66,7 +66,7 @@ def test_edit(run, files, capsys):
     [
         (('--margin', '0.25'), 'made 4 x 4, within 8 x 8\n4 of 4 tokens'),
         (('--share', '0'), '\n0 of 4 tokens are drawn anew: the images are what the tokens of the'),
-        (('--share', '1'), '\n4 of 4 tokens are drawn anew: the images are those of `emigm sample'),
+        (('--share', '1'), '\n4 of 4 tokens are drawn anew, as `emigm sample` draws them'),
         (('--box', '0.6,0.6,1,1', '--grow', '1', '--blend', 'exact'), '\n4 of 4 tokens'),
     ],
 )
