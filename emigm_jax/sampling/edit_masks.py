@@ -14,7 +14,7 @@ from emigm_jax.errors import UserError, check_range
 
 
 def box(side: int, edges: tuple[float, float, float, float]) -> Bool[np.ndarray, '{side} {side}']:
-    """A rectangle of pixels; `edges` left, top, right, bottom as shares of `side`.
+    """Pixels that a rectangle touches; `edges` left, top, right, bottom as shares of `side`.
 
     Raises:
       UserError: there is nothing between its edges, or they lie outside.
@@ -25,8 +25,8 @@ def box(side: int, edges: tuple[float, float, float, float]) -> Bool[np.ndarray,
             'a box is LEFT,TOP,RIGHT,BOTTOM with 0 <= LEFT < RIGHT <= 1 and 0 <= TOP < BOTTOM <= 1,'
             f' not {",".join(f"{edge:g}" for edge in edges)}'
         )
-    middle = (np.arange(side) + 0.5) / side
-    rows, columns = (top < middle) & (middle < bottom), (left < middle) & (middle < right)
+    begin, end = np.arange(side) / side, np.arange(1, side + 1) / side
+    rows, columns = (top < end) & (begin < bottom), (left < end) & (begin < right)
     return rows[:, None] & columns
 
 

@@ -54,7 +54,7 @@ class Sampler:
         masked: range | None = None,
     ):
         check_order(model, config.reveal)
-        self.model, self.config, self.guide = model, config, guide
+        self.model, self.config, self.guide, self.masked = model, config, guide, masked
         self._solver_rows = len(solvers.table(config.solver).t)
         # Static shapes come from the settings alone, never from the seeds of a batch.
         self.segments = self._segments(self._plan((0,), masked and np.array(masked[:1])))
@@ -142,6 +142,7 @@ class Sampler:
     @randomness.pinned()
     def images(self, labels: Integers, seeds: Integers, given: Given | None = None) -> Images:
         """All that the program takes but params."""
+        assert (given is None) == (self.masked is None)  # the shapes are those of one or the other
         plan = self._plan(seeds, given and np.asarray(given.masked).sum(1))
         key = randomness.key(self.config.seed)
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(seeds, jnp.uint32))

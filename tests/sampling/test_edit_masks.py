@@ -101,6 +101,7 @@ def test_boxes_and_margins():
     np.testing.assert_array_equal(np.argwhere(box).min(0), [2, 0])
     np.testing.assert_array_equal(np.argwhere(box).max(0), [7, 3])
     assert box.sum() == 24
+    assert np.argwhere(edit_masks.box(8, (0.3, 0.3, 0.31, 0.31))).tolist() == [[2, 2]]
     for edges in ((0, 0, 0, 1), (0.5, 0, 0.4, 1), (0, -0.1, 1, 1), (0, 0, 1, 1.1)):
         with pytest.raises(UserError, match='a box is LEFT,TOP,RIGHT,BOTTOM'):
             edit_masks.box(8, edges)
