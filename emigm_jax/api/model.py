@@ -1,19 +1,21 @@
 """A model to make pictures with: `load` it once, `sample` as often as you like."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Unpack, final
 
 import numpy as np
 
 from emigm_jax.checkpoints import runs
-from emigm_jax.config.options import SamplingOptions, changed
+from emigm_jax.config.options import EditOptions, SamplingOptions, changed
 from emigm_jax.config.settings import Config, SamplingConfig
 from emigm_jax.core import randomness
 from emigm_jax.data import class_names
 from emigm_jax.errors import UserError, whole
-from emigm_jax.sampling import generator
+from emigm_jax.sampling import edit_masks, editing, generator
+from emigm_jax.sampling.editing import Blend
 from emigm_jax.sampling.generator import Generator
+from emigm_jax.sampling.originals import Picture
 from emigm_jax.tokenizers import codec
 from emigm_jax.tokenizers.codec import Codec
 
@@ -125,11 +127,83 @@ class Model:
         """
         labels, numbers = self.pairs(classes, seeds)
         make = self.with_sampling(self.sampling(preset, **options))
-        grid, steps = self.config.model.grid, sum(len(s.steps) for s in make.sampler.segments)
-        for number, (images, progress) in enumerate(make.steps(labels, numbers), 1):
+        steps = sum(len(s.steps) for s in make.sampler.segments)
+        return self._steps(steps, make.steps(labels, numbers))
+
+    def edit(
+        self,
+        images: Picture | Sequence[Picture],
+        mask: Picture | Sequence[Picture] | float,
+        classes: Iterable[int | str | None] | str | None,
+        seeds: Iterable[int] = range(8),
+        preset: str | None = None,
+        **options: Unpack[EditOptions],
+    ) -> np.ndarray:
+        """Every picture with what is masked drawn anew, for every class and seed, in this order.
+
+        The tokens beside the mask stay as they are, bit for bit. Without any mask an image is what
+        its tokens decode to, with all masked that of `sample`.
+
+        Args:
+          images: one or a list: files of any size and format, PIL images, or uint8 arrays (H, W),
+            (H, W, 3), (M, H, W, 3). They are cropped as in training.
+          mask: white (True; greys from 128 on) where something else is to come: of the size of its
+            picture, of the model's images, or of the grid of tokens; one for all or one for each.
+            Or a number, the share of the tokens that is drawn anew, which each seed chooses.
+          classes, seeds, preset, **options: as in `sample`; and blend: 'blurred', the picture's own
+            pixels beside the mask with a soft edge (MaskGIT's, the default), 'exact', them as they
+            are, 'none', what their tokens decode to; and grow: tokens by which the mask grows on
+            each side (1 where its edge is blurred, else 0).
+
+        Returns:
+          uint8 (pictures * classes * seeds, H, W, 3).
+
+        Raises:
+          UserError: a picture or mask that cannot be read or does not fit, and as `sample`.
+
+        Example:
+          >>> digits = model.sample(classes=[3], seeds=range(2))
+          >>> left = np.tile(np.arange(8) < 4, (8, 1))
+          >>> model.edit(digits, left, classes=[3, 8], seeds=[0]).shape
+          (4, 8, 8, 3)
+        """
+        work = self._editing(images, mask, classes, seeds, preset, options)
+        return _colours(editing.images(*work))
+
+    def edit_steps(
+        self,
+        images: Picture | Sequence[Picture],
+        mask: Picture | Sequence[Picture] | float,
+        classes: Iterable[int | str | None] | str | None,
+        seeds: Iterable[int] = range(8),
+        preset: str | None = None,
+        **options: Unpack[EditOptions],
+    ) -> Iterator[Step]:
+        """As `edit`, but yields a `Step` whenever tokens have been revealed; the last is whole.
+
+        Example:
+          >>> digit = model.sample(classes=[3], seeds=[0])
+          >>> for step in model.edit_steps(digit, 0.5, classes=[3], seeds=[0]):
+          ...     print(step.number, int(step.revealed.sum()))
+        """
+        make, edit, *pairs = self._editing(images, mask, classes, seeds, preset, options)
+        return self._steps(editing.count_steps(make, edit), editing.steps(make, edit, *pairs))
+
+    def _editing(self, images, mask, classes, seeds, preset, options):
+        """What `editing.images` and `editing.steps` take."""
+        blend = Blend(options.pop('blend', None), options.pop('grow', None))
+        make = self.with_sampling(self.sampling(preset, **options))
+        edit, labels, numbers = editing.prepare(
+            make, images, mask, *self.pairs(classes, seeds), blend
+        )
+        return make, edit, labels, numbers
+
+    def _steps(self, steps, made):
+        """Each `Step` of the (images, `Progress`) that `made` yields."""
+        grid = self.config.model.grid
+        for number, (images, progress) in enumerate(made, 1):
             revealed = np.asarray(progress.revealed).reshape(-1, grid, grid)
-            size = images.shape[1] // grid
-            shown = np.repeat(np.repeat(revealed, size, 1), size, 2)[..., None]
+            shown = edit_masks.to_pixels(revealed, images.shape[1])[..., None]
             yield Step(number, steps, _colours(np.where(shown, images, np.uint8(128))), revealed)
 
     def pairs(

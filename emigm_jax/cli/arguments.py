@@ -17,6 +17,8 @@ from emigm_jax.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    import numpy as np
+
     from emigm_jax.api.model import Model
     from emigm_jax.checkpoints.runs import Saved
     from emigm_jax.config.settings import Config, SamplingConfig
@@ -183,6 +185,47 @@ def classes(text: str, model: Model) -> list[int | str | None] | str | None:
     if warning and any(isinstance(each, int) for each in found):
         print(f'warning: {warning}', file=sys.stderr)
     return found
+
+
+def add_drawing(parser: Parser, out: str) -> None:
+    """Flags of commands that draw images: of which model, and where to."""
+    parser.add_argument(
+        '--checkpoint', required=True, help='workdir, step folder, or converted model'
+    )
+    parser.add_argument('--seeds', default='0-7', help="image numbers, '0-15' (default 0-7)")
+    parser.add_argument('--out', default=out, help=f'folder to write to, local or gs:// ({out})')
+    parser.add_argument(
+        '--overwrite', action='store_true', help='clear pictures of other settings in OUT first'
+    )
+    parser.add_argument('--tokenizer', help='checkpoint of the tokenizer (KL-16, DC-AE, VQGAN)')
+    parser.add_argument('--preset', help='published sampling settings of a model: fast or best')
+    parser.add_argument('--dtype', choices=('float32', 'bfloat16'), help='of matrix products')
+    add_sampling(parser)
+    parser.add_argument('--dry-run', action='store_true', help='print the settings and stop')
+
+
+def model(arguments: argparse.Namespace, saved: Saved) -> Model:
+    """The model that the flags of `add_drawing` name, ready to draw."""
+    from emigm_jax.api.model import opened
+    from emigm_jax.tokenizers import codec
+
+    decoder = codec.load(arguments.tokenizer, arguments.dtype) if arguments.tokenizer else None
+    return opened(
+        saved,
+        tokenizer=decoder,
+        weights=arguments.weights,
+        dtype=arguments.dtype,
+        batch_size=arguments.batch_size,
+        guide=guide(arguments),
+    )
+
+
+def once(labels: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each image once, in the order given: the second file of a name would replace the first."""
+    import numpy as np
+
+    pairs = list(dict.fromkeys(zip(labels.tolist(), seeds.tolist(), strict=True)))
+    return tuple(np.array(pairs).T)
 
 
 def add_sampling(parser: Parser) -> None:

@@ -13,35 +13,19 @@ def run(argv: list[str]) -> int:
         'emigm sample --checkpoint emigm-l-256 --tokenizer kl16 --classes 207,360 --out samples/',
     )
     parser.add_argument(
-        '--checkpoint', required=True, help='workdir, step folder, or converted model'
-    )
-    parser.add_argument(
         '--classes',
         default='',
         help="'3', '1,5', '0-9', names of classes, all, or none (null); default: all, or eight "
         'of many; name:7 is the class that is called 7',
     )
-    parser.add_argument('--seeds', default='0-7', help="image numbers, '0-15' (default 0-7)")
-    parser.add_argument(
-        '--out', default='samples', help='folder to write to, local or gs:// (samples)'
-    )
-    parser.add_argument(
-        '--overwrite', action='store_true', help='clear pictures of other settings in OUT first'
-    )
-    parser.add_argument('--tokenizer', help='checkpoint of the tokenizer (KL-16, DC-AE, VQGAN)')
-    parser.add_argument('--preset', help='published sampling settings of a model: fast or best')
-    parser.add_argument('--dtype', choices=('float32', 'bfloat16'), help='of matrix products')
-    shared.add_sampling(parser)
-    parser.add_argument('--dry-run', action='store_true', help='print the settings and stop')
+    shared.add_drawing(parser, 'samples')
     arguments = parser.parse_args(argv)
     seeds = shared.numbers('seeds', arguments.seeds)
 
-    from emigm_jax.api.model import opened
     from emigm_jax.checkpoints import runs
     from emigm_jax.config import nested
     from emigm_jax.io import access, paths
     from emigm_jax.sampling import save
-    from emigm_jax.tokenizers import codec
 
     saved = runs.require(arguments.checkpoint)
     config = shared.sampling_config(arguments, saved)
@@ -49,16 +33,8 @@ def run(argv: list[str]) -> int:
         shared.print_config(config)
         return 0
     access.probe(arguments.out)
-    decoder = codec.load(arguments.tokenizer, arguments.dtype) if arguments.tokenizer else None
-    model = opened(
-        saved,
-        tokenizer=decoder,
-        weights=arguments.weights,
-        dtype=arguments.dtype,
-        batch_size=arguments.batch_size,
-        guide=shared.guide(arguments),
-    )
-    labels, numbers = _once(*model.pairs(shared.classes(arguments.classes, model), seeds))
+    model = shared.model(arguments, saved)
+    labels, numbers = shared.once(*model.pairs(shared.classes(arguments.classes, model), seeds))
     make, out = model.with_sampling(config), arguments.out
     settings = nested.flatten(make.about())
     settings |= {'classes': [int(label) for label in labels[:: len(seeds)]], 'seeds': seeds}
@@ -71,11 +47,3 @@ def run(argv: list[str]) -> int:
         f'{paths.absolute(arguments.out)}'
     )
     return 0
-
-
-def _once(labels, seeds):
-    """Each image once, in the order given: the second file of a name would replace the first."""
-    import numpy as np
-
-    pairs = list(dict.fromkeys(zip(labels.tolist(), seeds.tolist(), strict=True)))
-    return tuple(np.array(pairs).T)

@@ -37,6 +37,13 @@ class SamplingOptions(TypedDict, total=False):
     base_seed: int
 
 
+class EditOptions(SamplingOptions, total=False):
+    """What can be said of an edit beside."""
+
+    blend: str
+    grow: int
+
+
 class Option(NamedTuple):
     """One setting."""
 

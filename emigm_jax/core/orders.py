@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy  # whose parts are imported when they are used
-from jaxtyping import Array, Float32, Int, Int32, PRNGKeyArray
+from jaxtyping import Array, Bool, Float32, Int, Int32, PRNGKeyArray
 
 from emigm_jax.errors import UserError
 
@@ -169,6 +169,17 @@ def check_positions(positions: tuple[int, ...], tokens: int) -> None:
 def random(key: PRNGKeyArray, tokens: int) -> Int32[Array, ' {tokens}']:
     """A uniformly random permutation of `tokens` positions."""
     return jnp.argsort(jax.random.bits(key, (tokens,), jnp.uint32)).astype(jnp.int32)
+
+
+def given_first(order: Int[Array, 'B N'], masked: Bool[Array, 'B N']) -> Int[Array, 'B N']:
+    """Orders with what is given moved to the front; both parts stay in the order that they had.
+
+    Args:
+      order: of B images.
+      masked: positions that are not given, row by row.
+    """
+    late = jnp.argsort(jnp.take_along_axis(masked, order, axis=1), axis=1, stable=True)
+    return jnp.take_along_axis(order, late, axis=1)
 
 
 @functools.cache

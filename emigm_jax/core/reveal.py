@@ -165,14 +165,20 @@ def _fixed_counts(config, tokens):
     return counts
 
 
-def _guidance(config, counts, tokens):
+def guidance(
+    config: RevealConfig,
+    counts: Int[np.ndarray, 'B K'],
+    tokens: int,
+    guided: Bool[np.ndarray, '*#B K'],
+) -> Float32[np.ndarray, 'B K']:
+    """The scale of each step, by the share of N tokens that is revealed after it."""
     revealed = (visible_before(counts, tokens) + counts) / tokens
     if config.rule == 'fixed':
         # MAR keeps "at least one token masked" in this ratio even when the last one goes.
         revealed = np.minimum(revealed, (tokens - 1) / tokens)
     scale = GUIDANCE_SCHEDULES[config.guidance_schedule](revealed)
     value = 1.0 + (config.guidance - 1.0) * scale
-    return np.where(guided_steps(config), value, 1.0).astype(np.float32)
+    return np.where(guided, value, 1.0).astype(np.float32)
 
 
 def _quantile_budgets(config, tokens):
@@ -239,7 +245,8 @@ def _plan(config, counts, tokens, most_visible, reveal, least_visible):
     adaptive = isinstance(orders.order(config), orders.Adaptive)
     read = np.minimum(tokens - least_visible, tokens) if adaptive else reveal
     guided = guided_steps(config)
-    return Plan(counts, _guidance(config, counts, tokens), guided, most_visible, reveal, read)
+    scale = guidance(config, counts, tokens, guided)
+    return Plan(counts, scale, guided, most_visible, reveal, read)
 
 
 def segments(

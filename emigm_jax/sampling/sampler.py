@@ -17,12 +17,12 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from emigm_jax.config.settings import SamplingConfig
 from emigm_jax.config.together import check_order
-from emigm_jax.core import flops, randomness, reveal, solvers
+from emigm_jax.core import edit_plans, flops, randomness, reveal, solvers
 from emigm_jax.models import emigm
 from emigm_jax.models.config import ModelConfig
 from emigm_jax.parallel import batches
 from emigm_jax.sampling import steps
-from emigm_jax.sampling.steps import Images, Progress, State, Steps, Weights
+from emigm_jax.sampling.steps import Given, Images, Progress, State, Steps, Weights
 
 Integers = Int[Array | np.ndarray, ' B'] | Sequence[int]  # labels or seeds of a batch
 
@@ -38,6 +38,8 @@ class Sampler:
         process's devices.
       guide: a model of the same tokens that guides in place of the null class; parameters are
         pairs then, those of the model and those of the guide.
+      masked: of `edit_plans.alike`, how many tokens of an image are drawn, where the others are
+        given in each call; None: all are drawn.
 
     Raises:
       UserError: the order makes no sense for the model.
@@ -49,17 +51,24 @@ class Sampler:
         config: SamplingConfig,
         mesh: Mesh | None = None,
         guide: ModelConfig | None = None,
+        masked: range | None = None,
     ):
         check_order(model, config.reveal)
-        self.model, self.config, self.guide = model, config, guide
+        self.model, self.config, self.guide, self.masked = model, config, guide, masked
         self._solver_rows = len(solvers.table(config.solver).t)
         # Static shapes come from the settings alone, never from the seeds of a batch.
-        self.segments = self._segments(reveal.plan(config.reveal, model.tokens, seeds=(0,)))
+        self.segments = self._segments(self._plan((0,), masked and np.array(masked[:1])))
         self._device = Steps(model, config, guide)
-        self._run = batches.OverDevices(
-            lambda params, *rows: self._device.generate(self.segments, params, Images(*rows)), mesh
+        run = lambda params, *rows: self._device.generate(
+            self.segments, params, Images.of_rows(*rows)
         )
+        self._run = batches.OverDevices(run, mesh)
         self._steps = {}  # segment: the program of one of its steps, compiled when asked for
+
+    def _plan(self, seeds, masked):
+        if masked is None:
+            return reveal.plan(self.config.reveal, self.model.tokens, seeds)
+        return edit_plans.plan(self.config.reveal, self.model.tokens, masked, seeds)
 
     def _segments(self, plan):
         return reveal.segments(plan, self._cost)
@@ -79,7 +88,7 @@ class Sampler:
         return sum(len(s.steps) * (1 + s.guided) for s in self.segments)
 
     def __call__(
-        self, params: Weights, labels: Integers, seeds: Integers
+        self, params: Weights, labels: Integers, seeds: Integers, given: Given | None = None
     ) -> Shaped[Array, 'B N *C']:
         """Generates images' tokens, the batch spread over the devices of this process.
 
@@ -87,37 +96,40 @@ class Sampler:
           params: parameters of the network; `batches.place` saves a copy for every call.
           labels: -1 for the null class (unconditional).
           seeds: image numbers.
+          given: the tokens that are there, with `masked`.
 
         Returns:
           Tokens in raster order.
         """
-        return self._run(params, *self.images(labels, seeds))
+        return self._run(params, *self.images(labels, seeds, given).rows)
 
-    def steps(self, params: Weights, labels: Integers, seeds: Integers) -> Iterator[Progress]:
+    def steps(
+        self, params: Weights, labels: Integers, seeds: Integers, given: Given | None = None
+    ) -> Iterator[Progress]:
         """As a call, but yields the `Progress` after every step; the last one is what it returns.
 
         Each kind of step is a program of its own, so the first steps of a kind take longer.
         """
-        images = self.images(labels, seeds)
+        images = self.images(labels, seeds, given)
         with randomness.pinned():
             state = self._device.start(images)
         for segment in self.segments:
             if segment not in self._steps:
                 self._steps[segment] = batches.OverDevices(
                     lambda params, tokens, order, number, *rows, segment=segment: self._device.one(
-                        segment, params, State(tokens, order), number, Images(*rows)
+                        segment, params, State(tokens, order), number, Images.of_rows(*rows)
                     )
                 )
             for k in segment.steps:
                 number = np.full(len(images.labels), k, np.int32)
-                state, progress = self._steps[segment](params, *state, number, *images)
+                state, progress = self._steps[segment](params, *state, number, *images.rows)
                 yield progress
 
     def prepared(
         self, params: Weights, labels: Integers, seeds: Integers
     ) -> tuple[Callable[..., Array], tuple[Any, ...]]:
         """The jitted program of a call and its arguments, padded and placed."""
-        return self._run.prepared(params, *self.images(labels, seeds))
+        return self._run.prepared(params, *self.images(labels, seeds).rows)
 
     def lower(self, batch: int) -> jax.stages.Lowered:
         """The program lowered for `batch` images, a multiple of the devices."""
@@ -125,15 +137,16 @@ class Sampler:
         if self.guide:
             params = params, emigm.network(self.guide).shapes()
         images = jax.eval_shape(lambda: self.images([0] * batch, range(batch)))
-        return self._run.lower(params, *images)
+        return self._run.lower(params, *images.rows)
 
     @randomness.pinned()
-    def images(self, labels: Integers, seeds: Integers) -> Images:
+    def images(self, labels: Integers, seeds: Integers, given: Given | None = None) -> Images:
         """All that the program takes but params."""
-        plan = reveal.plan(self.config.reveal, self.model.tokens, seeds)
+        assert (given is None) == (self.masked is None)  # the shapes are those of one or the other
+        plan = self._plan(seeds, given and np.asarray(given.masked).sum(1))
         key = randomness.key(self.config.seed)
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(seeds, jnp.uint32))
-        return _images(labels, keys, plan)
+        return _images(labels, keys, plan)._replace(given=given and Given(*map(jnp.asarray, given)))
 
     @randomness.pinned()
     def replay(
@@ -163,12 +176,15 @@ class Sampler:
         return run(params, _images(labels, keys, plan), *given)
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=32)
 def sampler(
-    model: ModelConfig, config: SamplingConfig, guide: ModelConfig | None = None
+    model: ModelConfig,
+    config: SamplingConfig,
+    guide: ModelConfig | None = None,
+    masked: range | None = None,
 ) -> Sampler:
     """A `Sampler`; the last few are kept, so models of the same sizes share what is compiled."""
-    return Sampler(model, config, guide=guide)
+    return Sampler(model, config, guide=guide, masked=masked)
 
 
 def _images(labels, keys, plan):

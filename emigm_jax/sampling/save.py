@@ -1,4 +1,4 @@
-"""A set of generated images as files: FOLDER/images/*.png, a grid, and an npz of all."""
+"""A set of generated images as files: FOLDER/images/*.png, a grid or sheet, and an npz of all."""
 
 import concurrent.futures
 import os
@@ -10,8 +10,11 @@ from jaxtyping import Int, UInt8
 
 from emigm_jax.data import class_names
 from emigm_jax.io import files, npz, paths, png
+from emigm_jax.sampling import edit_sheet
+from emigm_jax.sampling.editing import Edit
 
 IMAGES, GRID, ARRAYS = 'images', 'grid.png', 'samples.npz'
+SHEET = 'sheet.png'  # of edits
 
 
 def check(folder: os.PathLike | str, settings: Mapping[str, Any], overwrite: bool = False) -> None:
@@ -35,7 +38,8 @@ def begin(folder: os.PathLike | str, settings: Mapping[str, Any], overwrite: boo
     place = folder / IMAGES
     with files.reported(folder):
         if overwrite and files.claimed(place):
-            for path in (*place.glob('*.png'), folder / GRID, folder / ARRAYS):
+            beside = (folder / name for name in (GRID, SHEET, ARRAYS))
+            for path in (*place.glob('*.png'), *beside):
                 path.unlink(missing_ok=True)
             files.unclaim(place)  # last, so that what is left when this fails is known as ours
     files.claim(place, settings, 'pictures')
@@ -60,13 +64,40 @@ def save_samples(
       saved: their names, as its checkpoint has them; (): none, or ImageNet's.
     """
     folder = paths.absolute(folder)
-    names = class_names.file_names(labels, known, saved)
-    named = [f'class_{n}_seed_{s:06}.png' for n, s in zip(names, seeds, strict=True)]
-    with concurrent.futures.ThreadPoolExecutor(16) as pool:  # a bucket takes its time
-        list(pool.map(png.save, [folder / IMAGES / name for name in named], images))
+    _save_images(folder, images, class_names.file_names(labels, known, saved), seeds)
     png.save(folder / GRID, class_grid(images, labels, known, saved))
     titles = np.array(class_names.titles(labels, known, saved))  # of each image
     npz.write(folder / ARRAYS, dict(images=images, labels=labels, seeds=seeds, titles=titles))
+
+
+def save_edits(
+    folder: os.PathLike | str,
+    edit: Edit,
+    images: UInt8[np.ndarray, 'M H W colours'],
+    labels: Int[np.ndarray, ' M'],
+    seeds: Int[np.ndarray, ' M'],
+    known: int,
+    saved: Sequence[str] = (),
+) -> None:
+    """Writes a PNG per image, and a sheet of them beside the picture of which they are edits.
+
+    Args as in `save_samples`.
+    """
+    folder = paths.absolute(folder)
+    _save_images(folder, images, class_names.file_names(labels, known, saved), seeds)
+    titles = class_names.titles(labels[:: _columns(labels)], known, saved)
+    png.save(folder / SHEET, edit_sheet.sheet(edit, images, titles))
+
+
+def _columns(labels):
+    """Seeds of a class."""
+    return int(np.flatnonzero(np.append(labels[1:] != labels[:1], True))[0]) + 1
+
+
+def _save_images(folder, images, names, seeds):
+    named = [f'class_{n}_seed_{s:06}.png' for n, s in zip(names, seeds, strict=True)]
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:  # a bucket takes its time
+        list(pool.map(png.save, [folder / IMAGES / name for name in named], images))
 
 
 def class_grid(
@@ -83,6 +114,6 @@ def class_grid(
       known: classes that the model knows.
       saved: their names, as in `save_samples`.
     """
-    columns = int(np.flatnonzero(np.append(labels[1:] != labels[:1], True))[0]) + 1
+    columns = _columns(labels)
     grid = png.grid(png.upscaled(images), columns)
     return png.labelled(grid, class_names.titles(labels[::columns], known, saved))

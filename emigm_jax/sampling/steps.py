@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, final
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key, PRNGKeyArray, Shaped
 
 from emigm_jax.config.settings import SamplingConfig
@@ -26,8 +27,8 @@ Weights = Params | tuple[Params, Params]  # of a model, and of its guide if ther
 class Progress(NamedTuple):
     """Where generation stands after one step."""
 
-    tokens: Shaped[Array, 'B N *C']  # in raster order, 0 where nothing is revealed yet
-    revealed: Bool[Array, 'B N']
+    tokens: Shaped[Array | np.ndarray, 'B N *C']  # in raster order, 0 where nothing is revealed yet
+    revealed: Bool[Array | np.ndarray, 'B N']
 
 
 class State(NamedTuple):
@@ -37,6 +38,13 @@ class State(NamedTuple):
     order: Int[Array, 'B N']  # the position of each place
 
 
+class Given(NamedTuple):
+    """Tokens of B images of which some stay and the others are drawn."""
+
+    tokens: Shaped[Array | np.ndarray, 'B N *C']  # in raster order
+    masked: Bool[Array | np.ndarray, 'B N']  # those that are drawn; what they hold is not heeded
+
+
 class Images(NamedTuple):
     """What decides B images beside the parameters and the settings."""
 
@@ -44,6 +52,17 @@ class Images(NamedTuple):
     keys: Key[Array, ' B']
     counts: Int32[Array, 'B K']  # tokens revealed by each step
     guidance: Float32[Array, 'B K']
+    given: Given | None = None  # None: all tokens are drawn
+
+    @property
+    def rows(self) -> tuple[Any, ...]:
+        """The arrays (B, ...), of which `of_rows` makes it."""
+        return (*self[:4], *(self.given or ()))
+
+    @classmethod
+    def of_rows(cls, labels: Any, keys: Any, counts: Any, guidance: Any, *given: Any) -> 'Images':
+        """The inverse of `rows`."""
+        return cls(labels, keys, counts, guidance, Given(*given) if given else None)
 
 
 class Random(NamedTuple):
@@ -154,10 +173,15 @@ class Steps:
     ) -> State:
         """The state before the first step; arguments as in `generate`."""
         token = emigm.token(self.model)
-        if tokens is None:
+        order = self._order(images) if random is None else random.order
+        if images.given is not None:
+            known, masked = map(jnp.asarray, images.given)
+            shape = masked.shape + (1,) * (known.ndim - 2)
+            tokens = Slots(order)(jnp.where(masked.reshape(shape), 0, known))
+        elif tokens is None:
             shape = len(images.labels), self.model.tokens, *token.shape
             tokens = jnp.zeros(shape, token.dtype)
-        return State(tokens, self._order(images.keys) if random is None else random.order)
+        return State(tokens, order)
 
     @property
     def _chooser(self):
@@ -165,21 +189,23 @@ class Steps:
         order = orders.order(self.config.reveal)
         return order if isinstance(order, orders.Adaptive) else None
 
-    def _order(self, keys):
+    def _order(self, images):
         order = orders.order(self.config.reveal)
-        return jax.vmap(lambda key: order(jax.random.fold_in(key, 0), self.model.grid))(keys)
+        one = lambda key: order(jax.random.fold_in(key, 0), self.model.grid)
+        drawn, given = jax.vmap(one)(images.keys), images.given
+        return drawn if given is None else orders.given_first(drawn, jnp.asarray(given.masked))
 
     def _run(self, params, images, random=None):
         own, guiding = params if isinstance(params, tuple) else (params, {})
         net = emigm.network(self.model).bind(own)
-        random = self._keyed(net, images.keys) if random is None else random
+        random = self._keyed(net, images) if random is None else random
         visible = reveal.visible_before(images.counts, self.model.tokens)
         guide = None
         if self.guide:
             guide = _given(emigm.network(self.guide).bind(guiding), images.labels, random.order)
         return _Run(_given(net, images.labels, random.order), guide, images, random, visible)
 
-    def _keyed(self, net, keys):
+    def _keyed(self, net, images):
         """All that is random, as functions of an image's key, a place and a draw alone."""
 
         def noise(key: PRNGKeyArray, place, draw):
@@ -191,9 +217,10 @@ class Steps:
 
         def everywhere(one):
             per_image = jax.vmap(one, (None, 0, None))
-            return lambda places, draw: jax.vmap(per_image, (0, 0, None))(keys, places, draw)
+            per_all = jax.vmap(per_image, (0, 0, None))
+            return lambda places, draw: per_all(images.keys, places, draw)
 
-        return Random(self._order(keys), everywhere(noise), everywhere(choice))
+        return Random(self._order(images), everywhere(noise), everywhere(choice))
 
     def _step(self, run, segment, state, k):
         """Reveals the tokens of step k."""

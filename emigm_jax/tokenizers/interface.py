@@ -25,6 +25,7 @@ class Spec:
     origin: str  # where the scale comes from
     codes: int = 0  # V, values of a token that is a code; 0: tokens are vectors
     levels: int = 256  # grey levels of the images
+    colours: int = 3  # of their pixels; 1: grey
     dimensions: int = 1  # numbers that a code stands for without loss, by which bits are counted
 
 

@@ -74,6 +74,7 @@ class PixelCodes(Tokenizer):
             origin,
             codes,
             self.levels,
+            self.colours,
             self._digits,
         )
 

@@ -62,7 +62,14 @@ class Pixels(Tokenizer):
         channels = self.patch**2 * self.colours
         origin = 'config.data.scale'
         return Spec(
-            'pixels', 'pixels', self.patch, channels, self.scale, origin, levels=self.levels
+            'pixels',
+            'pixels',
+            self.patch,
+            channels,
+            self.scale,
+            origin,
+            levels=self.levels,
+            colours=self.colours,
         )
 
     def encode(self, params: Params, images: jax.Array) -> jax.Array:

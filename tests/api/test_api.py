@@ -32,26 +32,26 @@ def model(run):
     return em.load(run)
 
 
-EXAMPLES = (em.load, em.train, em.evaluate, em.Model.sample, em.Model.sample_steps)
+MODEL = em.Model
+STEPS = MODEL.sample_steps, MODEL.edit_steps
+EXAMPLES = (em.load, em.train, em.evaluate, MODEL.sample, MODEL.edit, *STEPS)
 
 
 @pytest.mark.parametrize('function', EXAMPLES, ids=lambda f: f.__name__)
 def test_examples_run(function, run, model, monkeypatch, capsys):
     monkeypatch.chdir(run.parents[1])
     (configs := run.parents[1] / 'configs').exists() or configs.symlink_to(ROOT / 'configs')
-    names = {'em': em, 'model': model}
+    names = {'em': em, 'model': model, 'np': np}
     (example,) = doctest.DocTestFinder(recurse=False).find(function, globs=names)
     assert example.examples
     # What training prints on the way differs from run to run.
     quiet = doctest.OutputChecker()
-    if function in (em.train, em.Model.sample_steps):
+    if function in (em.train, *STEPS):
         quiet.check_output = lambda *_: True
     report = []
     doctest.DocTestRunner(checker=quiet).run(example, out=report.append)
     assert not report, ''.join(report)
-    assert {'Args:', 'Raises:'} <= set(
-        function.__doc__.split()
-    ) or function is em.Model.sample_steps
+    assert {'Args:', 'Raises:'} <= set(function.__doc__.split()) or function in STEPS
 
 
 def test_every_public_name_is_documented():
@@ -104,6 +104,52 @@ def test_sample_steps_end_in_what_sample_gives(model):
     hidden = np.repeat(np.repeat(~first.revealed, 4, 1), 4, 2)
     assert (first.images[hidden] == 128).all()
     np.testing.assert_array_equal(first.images[~hidden], steps[-1].images[~hidden])
+
+
+def test_edit_steps_end_in_what_edit_gives(model):
+    digits = model.sample([1, 2], [0])
+    left = np.tile(np.arange(8) < 4, (8, 1))
+    for mask in (left, [left, ~left], 0.5):
+        steps = list(model.edit_steps(list(digits), mask, [3], [0, 1], guidance=1.0))
+        assert [step.number for step in steps] == list(range(1, steps[0].steps + 1))
+        images = model.edit(list(digits), mask, [3], [0, 1], guidance=1.0)
+        np.testing.assert_array_equal(steps[-1].images, images)
+        assert steps[-1].revealed.all()
+        first = steps[0]
+        assert first.revealed.reshape(4, -1).sum(1).tolist() == [3] * 4
+        hidden = np.repeat(np.repeat(~first.revealed, 4, 1), 4, 2)
+        assert (first.images[hidden] == 128).all()
+    np.testing.assert_array_equal(
+        model.edit(digits[0], np.ones((8, 8), bool), [3, None], [0, 1]),
+        model.sample([3, None], [0, 1]),
+    )
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'says'),
+    [
+        (dict(images=[]), 'there is no picture'),
+        (dict(mask=[]), 'there is no mask'),
+        (dict(mask=[np.zeros((8, 8), bool)] * 2), 'there are 2 masks for 1 pictures'),
+        (dict(mask=np.zeros((4, 8), bool)), 'the mask has 8 x 4 pixels: it must have 8 x 8 as its'),
+        (dict(mask=np.zeros((8, 8))), r'a mask must be uint8 .* not float64 \(8, 8\)'),
+        (dict(images=np.zeros((8, 8, 4), np.uint8)), r'a picture must be uint8 .* \(8, 8, 4\)'),
+        (dict(images=np.zeros((0, 8), np.uint8)), r'a picture must be uint8 .* \(0, 8\)'),
+        (dict(mask=-0.1), 'the share of tokens must be at least 0'),
+        (dict(mask=float('nan')), 'the share of tokens must be a finite number'),
+        (dict(blend='soft'), 'blend must be one of blurred, exact, none'),
+        (dict(grow=-1), 'grow must be at least 0'),
+        (dict(mask=0.5, grow=1), 'go with a mask, not with a share'),
+        (dict(classes=[10]), 'no class 10'),
+        (dict(gidance=2.0), "did you mean 'guidance'"),
+        (dict(images='nowhere.png'), 'nowhere.png: No such file'),
+    ],
+)
+def test_mistakes_of_edits_are_one_line(arguments, says, model):
+    whole = dict(images=np.zeros((8, 8), np.uint8), mask=np.ones((8, 8), bool), classes=[3])
+    with pytest.raises(em.UserError, match=says) as error:
+        model.edit(**{**whole, **arguments})
+    assert '\n' not in str(error.value)
 
 
 @pytest.mark.parametrize(
