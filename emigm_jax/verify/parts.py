@@ -8,13 +8,14 @@ float32 are ten times as wide, until somebody has measured.
 
 import jax
 
-from emigm_jax.verify import attention, meshes, official, seeds
+from emigm_jax.verify import attention, kernels, meshes, official, seeds
 from emigm_jax.verify.part import Limits, Part
 
 _PRECISION = (
     'float32 products are not exact: look for XLA_FLAGS and for a jaxlib of another platform'
 )
 _SEEDS = 'seeds mean other images here: look for a jax or numpy of another version'
+_KERNEL = 'a kernel is wrong here and was not used: report it; --config.model.kernels=xla is safe'
 _SHARES = 'devices do not share work as they should: train on one, and report it with this table'
 
 
@@ -51,6 +52,8 @@ PARTS = (
         _usual(1e-5, 0.015),
         'attention drops other weights: report it with this table',
     ),
+    Part('kernel: attention', kernels.attention, _usual(1e-5, 0.03), _KERNEL),
+    Part("kernel: the head's block", kernels.residual, _usual(1e-5, 0.03), _KERNEL),
     Part('images: one device, all', meshes.images, _usual(1e-4, 0.05), _SHARES),
 )
 

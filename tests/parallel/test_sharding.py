@@ -175,6 +175,17 @@ def test_every_mesh_trains_alike(model):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('remat', ['none', 'full'])
+def test_kernels_train_alike(remat):
+    """Interpreted, on every axis; what the backward pass is given is kept or made again."""
+    model = dataclasses.replace(TINY, head_width=32, width=32, remat=remat)
+    _, expected, _ = run(model, 1, 4, data=1)
+    model = dataclasses.replace(model, kernels='pallas')
+    _, found, _ = run(model, 8, 4, data=2, fsdp=2, tensor=2)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.slow
 def test_accumulation_on_a_mesh():
     _, expected, _ = run(TINY, 1, 4, data=1)
     _, found, _ = run(TINY, 8, 4, accumulate=2, data=1, fsdp=4, tensor=2)

@@ -1,0 +1,16 @@
+"""Kernels for TPUs against the formulas that they stand for; elsewhere they are interpreted."""
+
+from emigm_jax.nn.kernels import residual_block, whole_rows
+from emigm_jax.verify.part import Finding
+
+_MEASURED = 'gradients, of the largest'
+
+
+def attention(dtype: str) -> Finding:
+    """Whole rows of queries and keys, with dropout."""
+    return Finding(whole_rows.error(dtype, 64), _MEASURED)
+
+
+def residual(dtype: str) -> Finding:
+    """The block of the diffusion head."""
+    return Finding(residual_block.error(dtype, 128), _MEASURED)
