@@ -254,7 +254,7 @@ def finished(path: os.PathLike | str) -> list[epath.Path]:
     if not folder.is_dir():
         return []
     # A step that is still being written has a temporary name, or on gs:// no mark of its end.
-    steps = sorted((int(p.name) for p in folder.iterdir() if p.name.isdigit()), reverse=True)
+    steps = sorted((int(p.name) for p in folder.iterdir() if p.name.isdecimal()), reverse=True)
     return [folder / str(s) for s in steps if store.is_checkpoint(folder / str(s))]
 
 
@@ -301,7 +301,7 @@ def saved(stored: store.Checkpoint) -> Saved:
         raise UserError(f'{stored.path}: {error}') from error
     return Saved(
         stored,
-        int(stored.path.name) if stored.path.name.isdigit() else 0,
+        int(stored.path.name) if stored.path.name.isdecimal() else 0,
         config,
         presets,
         description.get('source', {}),

@@ -14,13 +14,14 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
-from typing import Any, cast, final
+from typing import Any, final
 
 import jax
 import orbax.checkpoint.experimental.v1 as ocp
 from etils import epath
 
 import emigm_jax
+from emigm_jax.checkpoints import descriptions
 from emigm_jax.errors import Damaged, UserError
 from emigm_jax.io import access, gcs, hub
 from emigm_jax.io.paths import absolute
@@ -164,7 +165,7 @@ def checkpoint(path: os.PathLike | str) -> Checkpoint:
         metadata_ = ocp.metadata(path)
         if metadata_.metadata is None:  # Orbax has logged why
             raise ValueError('its tree of arrays cannot be read')
-        description = cast(dict[str, Any], metadata_.custom_metadata or {})
+        description = descriptions.checked(metadata_.custom_metadata)
         return Checkpoint(path, description, metadata_.metadata)
 
 

@@ -192,7 +192,7 @@ def _grids(folder):
     """(some of the grids of samples, how many there are, notes on unreadable ones)."""
     if not folder.is_dir():
         return [], 0, []
-    paths = [p for p in _children(folder) if p.suffix == '.png' and p.stem.isdigit()]
+    paths = [p for p in _children(folder) if p.suffix == '.png' and p.stem.isdecimal()]
     paths.sort(key=lambda path: int(path.stem))
     grids = [Grid(int(p.stem), p.name, p.read_bytes()) for p in spaced(paths)]
     readable = [grid for grid in grids if _readable(grid.content)]
@@ -208,7 +208,7 @@ def spaced(items: Sequence[_T]) -> list[_T]:
 
 def _readable(content):
     try:
-        with Image.open(io.BytesIO(content)) as picture:
+        with Image.open(io.BytesIO(content), formats=['PNG']) as picture:
             picture.load()
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return False

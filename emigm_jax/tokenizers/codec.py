@@ -13,6 +13,7 @@ from jaxtyping import UInt8
 from emigm_jax.checkpoints import store
 from emigm_jax.core import randomness
 from emigm_jax.errors import UserError
+from emigm_jax.io import bounded
 from emigm_jax.nn import functional
 from emigm_jax.nn.functional import Params
 from emigm_jax.parallel import batches
@@ -138,10 +139,14 @@ def of(stored: store.Checkpoint, dtype: str | None = None, batch: int = 16) -> C
     """As `load`, of a checkpoint whose description was read."""
     if ENTRY not in stored.description:
         raise UserError(f'{stored.path}: holds no tokenizer')
-    name, values = stored.description[ENTRY]['name'], stored.description[ENTRY]['config']
-    # JSON made lists of the tuples.
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    config = KINDS[name].config(**values)
+    described = stored.description[ENTRY]
+    name, values = described.get('name'), described.get('config')
+    if not isinstance(name, str) or name not in KINDS:
+        raise UserError(f'{stored.path}: holds a tokenizer {name!r}, and none of {", ".join(KINDS)}')
+    try:
+        config = bounded.typed(KINDS[name].config, values)
+    except ValueError as error:
+        raise UserError(f'{stored.path}: the config of its tokenizer is damaged: {error}') from error
     if dtype is not None:
         config = dataclasses.replace(config, dtype=dtype)
     return Codec(Learned(name, config), stored.load_part('params'), batch)
