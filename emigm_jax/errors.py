@@ -6,8 +6,7 @@ import math
 import operator
 from collections.abc import Collection, Iterable, Iterator
 
-
-LONGEST = 2000  # characters of such a line
+LONGEST = 2000  # characters of the line of a UserError
 
 
 class UserError(Exception):

@@ -125,7 +125,7 @@ def _check(manifest):
     if contents.dtype not in dtypes or shape != wanted or bool(maker.codes) != raw.codes:
         what = f'{maker.codes} codes' if maker.codes else f'vectors of {maker.channels}'
         raise ValueError(f'rows {shape[:4]} {contents.dtype} of {what}')
-    if not (0 < min(shape) and max(shape) < _LARGEST) or maker.codes > 2**16:
+    if not (min(shape) > 0 and max(shape) < _LARGEST) or maker.codes > 2**16:
         raise ValueError(f'rows {shape} of {maker.codes} codes')
     if sum(shard.rows for shard in manifest.shards) != manifest.count:
         raise ValueError(f'its shards do not hold {manifest.count} rows')

@@ -94,9 +94,9 @@ def _of_type(name, kind, value):
         (each, _) = typing.get_args(kind)
         if type(value) not in (list, tuple):
             raise ValueError(f'{name} is {_brief(value)}, no list')
-        if each in _WORDS and all(type(v) is each for v in value):  # there may be many
-            if each is str or min(value, default=0) >= 0:
-                return tuple(value)
+        alike = each in _WORDS and all(type(v) is each for v in value)
+        if alike and (each is str or min(value, default=0) >= 0):  # there may be many
+            return tuple(value)
         return tuple(_of_type(name, each, v) for v in value)
     if type(value) is not kind or (kind is int and value < 0):
         raise ValueError(f'{name} is {_brief(value)}, no {_WORDS[kind]}')

@@ -142,11 +142,15 @@ def of(stored: store.Checkpoint, dtype: str | None = None, batch: int = 16) -> C
     described = stored.description[ENTRY]
     name, values = described.get('name'), described.get('config')
     if not isinstance(name, str) or name not in KINDS:
-        raise UserError(f'{stored.path}: holds a tokenizer {name!r}, and none of {", ".join(KINDS)}')
+        raise UserError(
+            f'{stored.path}: holds a tokenizer {name!r}, and none of {", ".join(KINDS)}'
+        )
     try:
         config = bounded.typed(KINDS[name].config, values)
     except ValueError as error:
-        raise UserError(f'{stored.path}: the config of its tokenizer is damaged: {error}') from error
+        raise UserError(
+            f'{stored.path}: the config of its tokenizer is damaged: {error}'
+        ) from error
     if dtype is not None:
         config = dataclasses.replace(config, dtype=dtype)
     return Codec(Learned(name, config), stored.load_part('params'), batch)

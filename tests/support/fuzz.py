@@ -2,11 +2,13 @@
 
     python -m support.fuzz KIND FIRST COUNT [SECONDS]
 
-Case i of a kind is a function of i alone: `python -m support.fuzz KIND i 1` does it again. It ends
-with code 1 and the cases that were neither read nor turned away by one printable line, or took too
-much time or memory; with SECONDS it ends when they are over, however many cases there are.
+Case i of a kind is a function of i alone: `python -m support.fuzz KIND i 1` does it again. KIND is
+`all` for one after the other. It ends with code 1 and the cases that were neither read nor turned
+away by one printable line, or took too much time or memory. Kinds that take long have fewer cases,
+and after SECONDS none has any more.
 """
 
+import contextlib
 import pathlib
 import resource
 import shutil
@@ -23,8 +25,8 @@ from emigm_jax.data.sources import Unreadable
 from emigm_jax.errors import LONGEST, UserError
 from support import fuzzed, mutations
 
-MEMORY = 2**30  # bytes beyond what sound files take
-SECONDS = 5.0  # for one case, on a machine that does other things, too
+MEMORY = 2**29  # bytes that a case may take beyond those of the process
+SECONDS = 3.0  # of processors, for one case; of kinds that take long, so many times more
 MOST_FAILURES = 10
 
 
@@ -40,7 +42,7 @@ def complaint(error):
     """What is wrong with the line by which a file is turned away; '' if nothing is."""
     line = str(error) if isinstance(error, UserError) else error.reason
     if not line.isprintable() or len(line) > LONGEST or not line:
-        return f'is no line: {ascii(line[:3000])}'
+        return f'is no line: {line[:3000]!a}'
     return f'out of memory: {line}' if 'MemoryError' in line or 'into memory' in line else ''
 
 
@@ -57,18 +59,30 @@ def case(kind, number, sound, place):
     changed = place / file.relative_to(sound)
     changed.write_bytes(content)
     begin = time.perf_counter()
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
-    try:
-        kind.read(place if kind.together else changed)
-        found = ''
-    except (UserError, Unreadable) as error:
-        found = complaint(error)
-    except (Exception, TooSlow):
-        found = traceback.format_exc(limit=-6)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        shutil.rmtree(place, ignore_errors=True)
+    found = outcome(lambda: kind.read(place if kind.together else changed), SECONDS * kind.slow)
+    shutil.rmtree(place, ignore_errors=True)
     return found and f'{file.name}: {found}', time.perf_counter() - begin
+
+
+def outcome(read, seconds, wanted=None):
+    """What is wrong with how reading ends, or ''.
+
+    Args:
+      read: reads something.
+      seconds: that it may take.
+      wanted: in the line by which it is turned away; '': it is read; None: either.
+    """
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        read()
+        return f'is read, and not turned away with {wanted!r}' if wanted else ''
+    except (UserError, Unreadable) as error:
+        other = wanted is not None and (not wanted or wanted not in str(error))
+        return complaint(error) or f'another line: {error}' * other
+    except (Exception, TooSlow):
+        return traceback.format_exc(limit=-6)
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def run(name, first, count, seconds):
@@ -85,11 +99,11 @@ def run(name, first, count, seconds):
             shutil.copytree(sound, again)
             kind.read(again if kind.together else again / file.name)
             shutil.rmtree(again)
-        limit(MEMORY)
-        for number in range(first, first + count):
+        for number in range(first, first + max(1, count // kind.slow)):
             if time.monotonic() > end:
                 break
-            found, took = case(kind, number, sound, pathlib.Path(folder) / 'case')
+            with limited(MEMORY):
+                found, took = case(kind, number, sound, pathlib.Path(folder) / 'case')
             slowest, done, failed = max(slowest, took), done + 1, failed + bool(found)
             if found:
                 print(f'== {name} {number}: {found}', flush=True)
@@ -99,16 +113,27 @@ def run(name, first, count, seconds):
     return failed
 
 
-def limit(more):
-    """Lets this process have so many bytes more than it has."""
+@contextlib.contextmanager
+def limited(more):
+    """Around what may take so many bytes more than this process has."""
     pages = int(pathlib.Path('/proc/self/statm').read_text().split()[0])
-    most = pages * resource.getpagesize() + more
-    resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + more, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def set_up():
+    """Warnings fail, but for those of the standard library's readers; time can run out."""
+    warnings.simplefilter('error')
+    warnings.simplefilter('ignore', DeprecationWarning)
+    signal.signal(signal.SIGPROF, _too_slow)
 
 
 if __name__ == '__main__':
-    warnings.simplefilter('error')
-    signal.signal(signal.SIGALRM, _too_slow)
+    set_up()
     fuzzed.narrow_references()
     names = [sys.argv[1]] if sys.argv[1] != 'all' else list(fuzzed.KINDS)
     first, count, *rest = map(int, sys.argv[2:])

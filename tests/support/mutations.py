@@ -38,7 +38,9 @@ def changed(content, rng):
             case 0:
                 content[at : at + 1] = rng.bytes(1)
             case 1:
-                content[at:stop] = (b'\xff' * 8, b'\0' * 8, b'\x7f' * 8)[rng.integers(3)][: stop - at]
+                content[at:stop] = (b'\xff' * 8, b'\0' * 8, b'\x7f' * 8)[rng.integers(3)][
+                    : stop - at
+                ]
             case 2:
                 del content[at:stop]
             case 3:

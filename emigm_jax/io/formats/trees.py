@@ -1,4 +1,4 @@
-"""The tree that a checkpoint file is read as: its names are few enough, and short, for all after."""
+"""Trees that checkpoint files are read as: what comes after goes through all of their names."""
 
 from typing import Any
 

@@ -1,0 +1,77 @@
+"""Damaged and hostile files of every kind end in one line, soon, and take little memory.
+
+They are read in processes of their own, whose memory and time are bounded.
+"""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from emigm_jax.errors import LONGEST, UserError, printable
+from emigm_jax.io import bounded
+
+TESTS = pathlib.Path(__file__).parents[1]
+COUNT = 120  # changed files of each kind; those that take long have fewer
+SECONDS = 'EMIGM_FUZZ_SECONDS'  # in the environment: other files, for as long as that
+OTHERS = 10**6  # the first of these
+
+
+def run(module, *arguments, seconds):
+    """What a module of the tests prints; it must end with code 0."""
+    path = os.pathsep.join(filter(None, (str(TESTS), os.environ.get('PYTHONPATH'))))
+    command = [sys.executable, '-m', f'support.{module}', *map(str, arguments)]
+    environment = {**os.environ, 'PYTHONPATH': path}
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=seconds, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_changed_files_of_every_kind():
+    if asked := int(os.environ.get(SECONDS, 0)):
+        from support import fuzzed
+
+        share = asked // len(fuzzed.KINDS) + 1
+        print(run('fuzz', 'all', OTHERS, 10**9, share, seconds=2 * asked + 600))
+    else:
+        run('fuzz', 'all', 0, COUNT, seconds=600)
+
+
+def test_small_files_that_are_meant_to_cost_much():
+    run('bombs', seconds=300)
+
+
+def test_lines_are_printable_and_bounded():
+    """Whatever a message is made of, as the name of a file is."""
+    names = ['\x1b[31mred', 'a\nb', '\udcff\ud800', '\N{ZERO WIDTH SPACE}', 'x' * 10**6, '\0' * 900]
+    for name in names:
+        line = str(UserError(f'{name}: is no file'))
+        assert line.isprintable() and line.endswith(': is no file') and len(line) <= LONGEST
+        assert printable(name).isprintable() and len(printable(name)) <= 500
+    assert printable('caf\N{LATIN SMALL LETTER E WITH ACUTE} \udcff') == 'caf\xe9 \\xff'
+    assert str(UserError('as it is')) == 'as it is'
+
+
+@pytest.mark.parametrize(
+    ('text', 'reason'),
+    [
+        (b'{"a": 1', 'delimiter'),
+        (b'\xff\xfe', 'decode'),
+        ('[' * 60 + ']' * 60, 'nested deeper'),
+        ('[' * 10**5, 'nested deeper'),
+        ('{"a": 12345678901234567890}', '20 digits is out of range'),
+    ],
+)
+def test_json_is_bounded(text, reason, monkeypatch):
+    with pytest.raises(ValueError, match=reason):
+        bounded.parsed(text)
+    assert bounded.parsed(b'\xef\xbb\xbf{"a": [1, 2.5, "x", null, -9]}') == {
+        'a': [1, 2.5, 'x', None, -9]
+    }
+    monkeypatch.setattr(bounded, 'MOST_BYTES', 9)
+    with pytest.raises(ValueError, match='10 bytes are more'):
+        bounded.parsed(b'"01234567"')
