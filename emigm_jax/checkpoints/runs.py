@@ -21,6 +21,8 @@ from emigm_jax.config import averages, liftings, nested, recipes, settings
 from emigm_jax.config.settings import SamplingConfig
 from emigm_jax.errors import UserError
 from emigm_jax.io import access, paths
+from emigm_jax.models import emigm
+from emigm_jax.nn import functional
 
 FOLDER = 'checkpoints'
 CLASS_NAMES = 'class_names'  # of a description, in label order
@@ -193,6 +195,9 @@ class Saved:
         if name not in names:
             raise UserError(f'{self.path} has no weights {weights!r}, but {", ".join(names)}')
         keys = ('params',) if name == 'params' else ('ema', name)
+        held = functools.reduce(lambda node, key: node[key], keys, tree)
+        if wrong := functional.misfit(held, emigm.network(self.config.model).shapes()):
+            raise UserError(f'{self.path}: its arrays are not those of its config: {wrong}')
         return self.stored.load_part(*keys, place=place), name
 
     def remark(self, weights: str) -> str:

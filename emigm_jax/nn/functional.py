@@ -28,11 +28,7 @@ class Functional:
 
     init: Callable[[PRNGKeyArray], Params]
     bind: Callable[[Params], Any]  # parameters -> module whose methods can be called
-
-    @randomness.pinned()
-    def shapes(self) -> Params:
-        """Parameters as `jax.ShapeDtypeStruct`; touches no device."""
-        return jax.eval_shape(self.init, randomness.key(0))
+    shapes: Callable[[], Params]  # parameters as `jax.ShapeDtypeStruct`; touches no device
 
 
 def functional(build: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
@@ -41,8 +37,25 @@ def functional(build: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
     def init(key):
         return nnx.to_pure_dict(nnx.state(build(nnx.Rngs(params=key)), nnx.Param))
 
-    graph, _ = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(params=randomness.key(0)))))
-    return Functional(init=init, bind=lambda params: nnx.merge(graph, params))
+    with randomness.pinned():
+        graph, state = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(params=randomness.key(0)))))
+    return Functional(
+        init=init,
+        bind=lambda params: nnx.merge(graph, params),
+        shapes=lambda: nnx.to_pure_dict(state),
+    )
+
+
+def misfit(params: Params, shapes: Params) -> str:
+    """Where two trees of anything with a `.shape` differ first: 'a/b is (3,), not (4,)'; or ''."""
+    own, wanted = (
+        {jax.tree_util.keystr(path, simple=True, separator='/'): leaf.shape for path, leaf in found}
+        for found in map(jax.tree_util.tree_leaves_with_path, (params, shapes))
+    )
+    for name in sorted(own.keys() | wanted.keys()):
+        if own.get(name) != wanted.get(name):
+            return f'{name} is {own.get(name, "missing")}, not {wanted.get(name, "there")}'
+    return ''
 
 
 def stack(build: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> nnx.Module:

@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from emigm_jax.checkpoints import store
 from emigm_jax.core import randomness
 from emigm_jax.errors import UserError
-from emigm_jax.io import bounded
+from emigm_jax.io import bounded, gcs
 from emigm_jax.nn import functional
 from emigm_jax.nn.functional import Params
 from emigm_jax.parallel import batches
@@ -153,4 +153,11 @@ def of(stored: store.Checkpoint, dtype: str | None = None, batch: int = 16) -> C
         ) from error
     if dtype is not None:
         config = dataclasses.replace(config, dtype=dtype)
-    return Codec(Learned(name, config), stored.load_part('params'), batch)
+    tokenizer = Learned(name, config)
+    try:
+        shapes = tokenizer.network.shapes()
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # of odd sizes
+        raise UserError(f'{stored.path}: its tokenizer is damaged ({gcs.brief(error)})') from error
+    if wrong := functional.misfit(stored.tree.get('params', {}), shapes):
+        raise UserError(f'{stored.path}: its arrays are not those of its config: {wrong}')
+    return Codec(tokenizer, stored.load_part('params'), batch)

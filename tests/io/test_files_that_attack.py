@@ -8,9 +8,11 @@ import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from emigm_jax.errors import LONGEST, UserError, printable
+from emigm_jax.checkpoints import store
+from emigm_jax.errors import LONGEST, Damaged, UserError, printable
 from emigm_jax.io import bounded
 
 TESTS = pathlib.Path(__file__).parents[1]
@@ -54,6 +56,42 @@ def test_lines_are_printable_and_bounded():
         assert printable(name).isprintable() and len(printable(name)) <= 500
     assert printable('caf\N{LATIN SMALL LETTER E WITH ACUTE} \udcff') == 'caf\xe9 \\xff'
     assert str(UserError('as it is')) == 'as it is'
+
+
+def test_arrays_of_a_checkpoint_are_not_far_larger_than_its_files(tmp_path, monkeypatch):
+    """Zeros are compressed to nothing."""
+    monkeypatch.setattr(store, '_SPARE', 2**16)
+    random = np.random.default_rng(0).standard_normal(2**16, np.float32)
+    for name, array in {'zeros': np.zeros(2**22, np.float32), 'weights': random}.items():
+        store.save(tmp_path / name, {'params': array}, {})
+    np.testing.assert_array_equal(
+        store.checkpoint(tmp_path / 'weights').load_part('params'), random
+    )
+    with pytest.raises(Damaged, match='arrays of 16,777,216 bytes in files of'):
+        store.checkpoint(tmp_path / 'zeros').load_part('params')
+
+
+DESCRIPTIONS = (
+    {'config': []},
+    {'presets': {'best': 1}},
+    {'source': 'x'},
+    {'source': {'step': -1}},
+    {'source': {'unread': {'fake_latent': 3}}},
+    {'class_names': ['a', 1]},
+    {'data': 7},
+    {'versions': {'jax': 1}},
+    {'tokenizer': 'kl16'},
+    {'counters': {'a': 2**70}},
+)
+
+
+@pytest.mark.parametrize('description', DESCRIPTIONS, ids=str)
+def test_descriptions_of_checkpoints_have_their_types(description, tmp_path):
+    store.save(tmp_path / 'a', {'params': np.zeros(3)}, description)
+    with pytest.raises(
+        Damaged, match=f'its {next(iter(description))[:4]}.* cannot be|its (step|unread)'
+    ):
+        store.checkpoint(tmp_path / 'a')
 
 
 @pytest.mark.parametrize(

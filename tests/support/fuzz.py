@@ -26,7 +26,7 @@ from emigm_jax.errors import LONGEST, UserError
 from support import fuzzed, mutations
 
 MEMORY = 2**29  # bytes that a case may take beyond those of the process
-SECONDS = 3.0  # of processors, for one case; of kinds that take long, so many times more
+SECONDS = 3.0  # of processors, for one case; of kinds that take long, so many times both
 MOST_FAILURES = 10
 
 
@@ -102,7 +102,7 @@ def run(name, first, count, seconds):
         for number in range(first, first + max(1, count // kind.slow)):
             if time.monotonic() > end:
                 break
-            with limited(MEMORY):
+            with limited(MEMORY * kind.slow):
                 found, took = case(kind, number, sound, pathlib.Path(folder) / 'case')
             slowest, done, failed = max(slowest, took), done + 1, failed + bool(found)
             if found:
