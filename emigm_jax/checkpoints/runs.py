@@ -196,7 +196,7 @@ class Saved:
             raise UserError(f'{self.path} has no weights {weights!r}, but {", ".join(names)}')
         keys = ('params',) if name == 'params' else ('ema', name)
         held = functools.reduce(lambda node, key: node[key], keys, tree)
-        if wrong := functional.misfit(held, emigm.network(self.config.model).shapes()):
+        if wrong := functional.misfit(held, lambda: emigm.network(self.config.model)):
             raise UserError(f'{self.path}: its arrays are not those of its config: {wrong}')
         return self.stored.load_part(*keys, place=place), name
 

@@ -20,7 +20,7 @@ from collections.abc import Collection
 
 import numpy as np
 
-from emigm_jax.errors import UserError
+from emigm_jax.errors import UserError, printable
 from emigm_jax.evaluation.inception_plan import SPATIAL_WIDTH
 from emigm_jax.evaluation.inception_plan import WIDTH as POOL
 from emigm_jax.io import npz
@@ -86,7 +86,7 @@ def read(path: os.PathLike | str) -> Reference:
         images=_checked_images(path, rows.get('arr_0')),
         features=_checked_features(path, rows.get('features')),
         count=rows['count'].whole() if ours else None,
-        name=rows['source'].text() if ours else pathlib.PurePath(str(path)).name,
+        name=printable(rows['source'].text()) if ours else pathlib.PurePath(str(path)).name,
         fingerprint=fingerprint,
     )
 

@@ -25,6 +25,10 @@ _DAMAGE = (
 )
 # bz2 and lzma, which NumPy never writes, give gigabytes for a kilobyte, and all of them at once.
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+# Numbers are hardly compressed, but a kilobyte of zeros may stand for a megabyte. What is read at
+# once has at most so many times the bytes that it takes in the file, and some more.
+_DENSEST, _SPARE = 100, 2**28
+_SMALL = 2**26  # bytes of an array that `loads` gives
 _MEMBERS = 1000  # arrays in a file, at most
 _HEADERS = {(1, 0): 2, (2, 0): 4}  # format: bytes of the length of its header
 _LONGEST = 2**14  # bytes of a header, characters of a text
@@ -142,7 +146,7 @@ class Rows:
 
     def read(self) -> np.ndarray:
         """The whole array."""
-        with self._content() as file:
+        with self._content(whole=True) as file:
             if self.columns:
                 return self._array(file.read(), self.shape[::-1]).T
             return self._array(file.read(), self.shape)
@@ -167,7 +171,7 @@ class Rows:
         return number
 
     @contextlib.contextmanager
-    def _content(self):
+    def _content(self, whole=False):
         with (
             _one_line(self.path),
             _opened(self.path) as archive,
@@ -179,8 +183,10 @@ class Rows:
                 raise ValueError(f'{self.name} holds Python objects, not numbers')
             if self.dtype.kind != 'U':
                 arrays.check_dtype(self.dtype)
-            size = archive.getinfo(f'{self.name}.npy').file_size - file.tell()
-            self._check(size, self.shape)
+            info = archive.getinfo(f'{self.name}.npy')
+            self._check(info.file_size - file.tell(), self.shape)
+            if whole and info.file_size > _SPARE + _DENSEST * info.compress_size:
+                raise ValueError(f'{self.name} has {info.file_size:,} bytes of nearly nothing')
             yield file
 
     def _array(self, data, shape):
@@ -219,6 +225,8 @@ def _entry(archive, name):
     info = archive.getinfo(f'{name}.npy')
     if info.compress_type not in _METHODS:
         raise ValueError(f'{name} is compressed in a way that NumPy never writes')
+    if archive.fp is None or info.compress_size > archive.fp.seek(0, os.SEEK_END):
+        raise ValueError(f'{name} ends behind the end of the file')
     return archive.open(info)
 
 
@@ -270,6 +278,8 @@ def loads(content: bytes, names: Iterable[str]) -> list[np.ndarray]:
             read = []
             for name in names:
                 with _entry(archive, name) as file:
+                    if archive.getinfo(f'{name}.npy').file_size > _SMALL:
+                        raise ValueError(f'{name} is larger than any of its kind')
                     read.append(array(file.read()))
             return read
     except _DAMAGE as error:

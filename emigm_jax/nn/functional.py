@@ -46,8 +46,17 @@ def functional(build: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
     )
 
 
-def misfit(params: Params, shapes: Params) -> str:
-    """Where two trees of anything with a `.shape` differ first: 'a/b is (3,), not (4,)'; or ''."""
+def misfit(params: Params, network: Callable[[], Functional]) -> str:
+    """Why parameters are none of a network whose sizes a file says; '' if they are.
+
+    Args:
+      params: anything with a `.shape`, nested.
+      network: makes the network.
+    """
+    try:
+        shapes = network().shapes()
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        return f'there is no network of such sizes ({" ".join(str(error).split())[:120]})'
     own, wanted = (
         {jax.tree_util.keystr(path, simple=True, separator='/'): leaf.shape for path, leaf in found}
         for found in map(jax.tree_util.tree_leaves_with_path, (params, shapes))

@@ -13,7 +13,7 @@ import pytest
 
 from emigm_jax.checkpoints import store
 from emigm_jax.errors import LONGEST, Damaged, UserError, printable
-from emigm_jax.io import bounded
+from emigm_jax.io import bounded, npz
 
 TESTS = pathlib.Path(__file__).parents[1]
 COUNT = 120  # changed files of each kind; those that take long have fewer
@@ -69,6 +69,22 @@ def test_arrays_of_a_checkpoint_are_not_far_larger_than_its_files(tmp_path, monk
     )
     with pytest.raises(Damaged, match='arrays of 16,777,216 bytes in files of'):
         store.checkpoint(tmp_path / 'zeros').load_part('params')
+
+
+def test_arrays_of_an_npz_are_not_far_larger_than_its_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(npz, '_SPARE', 2**12)
+    numbers = np.arange(2**12, dtype=np.float32)
+    np.savez_compressed(tmp_path / 'a.npz', zeros=np.zeros(2**20), numbers=numbers)
+    members = npz.members(tmp_path / 'a.npz')
+    np.testing.assert_array_equal(members['numbers'].read(), numbers)
+    with pytest.raises(UserError, match='zeros has 8,388,736 bytes of nearly nothing'):
+        members['zeros'].read()
+    content = (tmp_path / 'a.npz').read_bytes()
+    monkeypatch.setattr(npz, '_SMALL', 2**16)
+    (read,) = npz.loads(content, ['numbers'])
+    np.testing.assert_array_equal(read, numbers)
+    with pytest.raises(ValueError, match='zeros is larger than any of its kind'):
+        npz.loads(content, ['zeros'])
 
 
 DESCRIPTIONS = (

@@ -1,6 +1,7 @@
 """The kinds of files that are read here: how small sound ones are made, and what reads them."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 import pickle
@@ -186,9 +187,25 @@ def _read_checkpoint(folder):
     saved.load_params()
 
 
-def _descriptions(folder):
+def _tokenizer(folder):
     described = {'name': 'kl16', 'config': dataclasses.asdict(SMALL['kl16'])}
     (folder / 'tokenizer.json').write_text(json.dumps({'tokenizer': described}))
+
+
+@functools.cache
+def _arrays():
+    return {'params': learned.Learned('kl16', SMALL['kl16']).network.shapes()}
+
+
+def _read_tokenizer(file):
+    with store.readable(file):
+        description = descriptions.checked(files.read_json(file))
+    stored = types.SimpleNamespace(path=file, description=description, tree=_arrays())
+    stored.load_part = stored.tree.get
+    codecs.of(stored)
+
+
+def _descriptions(folder):
     _checkpoint(folder)
     description = store.checkpoint(folder / 'step').description
     shutil.rmtree(folder / 'step')
@@ -204,10 +221,6 @@ def _read_description(file):
         description = descriptions.checked(files.read_json(file))
     stored = store.Checkpoint(file, description, {})
     runs.described(stored)
-    if file.stem == 'tokenizer':
-        weights = lambda part: {}
-        codecs.of(types.SimpleNamespace(path=file, description=description, load_part=weights))
-        return
     saved = runs.saved(stored)
     saved.sampling('best')
     saved.remark('0.99')
@@ -253,6 +266,7 @@ KINDS = {
     'official latents': Kind(_official, _read_official, True, slow=2),
     'pictures': Kind(_pictures, _read_picture),
     'checkpoint': Kind(_checkpoint, _read_checkpoint, True, slow=30),
+    'tokenizer': Kind(_tokenizer, _read_tokenizer, slow=30),
     'descriptions': Kind(_descriptions, _read_description),
     'run': Kind(_run, _read_run, True),
     'settings': Kind(_settings, _read_settings, True),
