@@ -88,7 +88,7 @@ def _fields(cls) -> tuple[Mapping[str, Any], frozenset[str]]:
 
 
 def _of_type(name, kind, value):
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return typed(kind, value)
     if typing.get_origin(kind) is tuple:
         (each, _) = typing.get_args(kind)

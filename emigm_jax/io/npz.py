@@ -6,6 +6,7 @@ import io
 import math
 import os
 import struct
+import sys
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -191,6 +192,11 @@ class Rows:
 
     def _array(self, data, shape):
         self._check(len(data), shape)
+        # Python takes any number for a character, and breaks later.
+        if self.dtype.kind == 'U':
+            letters = np.frombuffer(data, f'{self.dtype.byteorder}u4')
+            if letters.max(initial=0) > sys.maxunicode:
+                raise ValueError(f'{self.name} is no text')
         return np.frombuffer(data, self.dtype).reshape(shape)
 
     def _check(self, size, shape):

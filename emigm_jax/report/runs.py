@@ -138,4 +138,4 @@ def image_size(settings: dict[str, Any]) -> int | None:
     if source in ('folder', 'tfds'):
         return number('data.image_size')
     encoded = source in ('latents', 'synthetic') and number('model.grid') == 16
-    return _SIZES.get(number('model.channels')) if encoded else None
+    return _SIZES.get(number('model.channels') or 0) if encoded else None

@@ -87,6 +87,24 @@ def test_arrays_of_an_npz_are_not_far_larger_than_its_bytes(tmp_path, monkeypatc
         npz.loads(content, ['zeros'])
 
 
+@pytest.mark.parametrize('order', '<>')
+def test_texts_of_an_npz_are_of_characters(order, tmp_path):
+    """Python would take 0x110000 for one, and break when it looks at the text."""
+    text = np.array('caf\xe9', f'{order}U4')
+    np.savez(tmp_path / 'a.npz', text=text, other=np.array(3))
+    members = npz.members(tmp_path / 'a.npz')
+    assert members['text'].text() == 'caf\xe9' and members['other'].whole() == 3
+    for name, read in {'text': npz.Rows.whole, 'other': npz.Rows.text}.items():
+        with pytest.raises(UserError, match=f'{name} is no (count|text)'):
+            read(members[name])
+    letters = np.frombuffer(text.tobytes(), f'{order}u4').copy()
+    letters[1] = 0x110000
+    broken = np.frombuffer(letters.tobytes(), f'{order}U4').reshape(())
+    np.savez(tmp_path / 'b.npz', text=broken)
+    with pytest.raises(UserError, match='text is no text'):
+        npz.members(tmp_path / 'b.npz')['text'].text()
+
+
 DESCRIPTIONS = (
     {'config': []},
     {'presets': {'best': 1}},

@@ -232,16 +232,21 @@ def load(stream: bytes | mmap.mmap) -> Loaded:
       Refused: the pickle asks for a global, a call or an opcode that no checkpoint needs.
       ValueError and others that malformed data lead to: the pickle is damaged.
     """
-    machine, start, at = _Machine(len(stream)), None, 0
-    for count, (opcode, argument, at) in enumerate(pickletools.genops(stream)):
-        start = at if start is None else start
+    machine, begin = _Machine(len(stream)), _place(stream, 0)
+    program: Any = stream  # a map is as good as a file
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(program)):
         if count > _OPERATIONS_PER_NODE * MAX_NODES:
             raise ValueError('the pickle has more operations than any checkpoint')
         operation = _OPERATIONS.get(opcode.name)
         if operation is None:
             raise Refused(f'refuses to load: the pickle uses the opcode {opcode.name}')
         operation(machine, argument)
-    return Loaded(machine.stack.pop(), list(machine.storages.values()), at - (start or 0))
+    size = _place(stream, len(stream)) - begin
+    return Loaded(machine.stack.pop(), list(machine.storages.values()), size)
+
+
+def _place(stream, otherwise):
+    return otherwise if isinstance(stream, bytes) else stream.tell()
 
 
 def plain(loaded: Loaded, view: Callable[[Tensor], np.ndarray]) -> Any:
