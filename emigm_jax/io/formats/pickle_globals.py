@@ -34,7 +34,6 @@ STORAGES = {
     'torch.storage.UntypedStorage': 'uint8',
 }
 
-
 LONGEST = 500  # characters of a name
 
 

@@ -20,14 +20,7 @@ import msgpack
 import numpy as np
 
 from emigm_jax.errors import UserError
-from emigm_jax.io.formats import (
-    arrays,
-    data_files,
-    local_files,
-    numpy_files,
-    pickles,
-    trees,
-)
+from emigm_jax.io.formats import arrays, data_files, local_files, numpy_files, pickles, trees
 
 # What readers raise on malformed data; everything else is a bug and shows as one.
 _DAMAGE = (
@@ -97,17 +90,17 @@ def read_config(folder: os.PathLike | str) -> dict[str, Any]:
 # --- PyTorch -------------------------------------------------------------------------------------
 
 
-def _strided(size, block):
+def _strided(total, block):
     """What makes the array of a `pickles.Tensor`; it reads nothing outside of its storage.
 
     It raises ValueError if the storage leaves its block, or the tensor its storage, or if all
-    tensors together would be much larger than the file, which has `size` bytes.
+    tensors together would be much larger than the file.
 
     Args:
-      size: of the file.
+      total: bytes of the file.
       block: gives the bytes of a tensor's storage.
     """
-    allowance = arrays.Allowance(size)
+    allowance = arrays.Allowance(total)
 
     def strided(tensor):
         storage, size = tensor.storage, tensor.dtype.itemsize
