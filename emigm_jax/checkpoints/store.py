@@ -179,7 +179,7 @@ def checkpoint(path: os.PathLike | str) -> Checkpoint:
     path = absolute(path)
     with readable(path):
         metadata_ = ocp.metadata(path)
-        if metadata_.metadata is None:  # Orbax has logged why
+        if not isinstance(metadata_.metadata, dict):  # None: Orbax has logged why
             raise ValueError('its tree of arrays cannot be read')
         description = descriptions.checked(metadata_.custom_metadata)
         return Checkpoint(path, description, metadata_.metadata)

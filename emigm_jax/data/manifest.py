@@ -104,10 +104,8 @@ def from_json(value: dict[str, Any], origin: os.PathLike | str) -> Manifest:
             f'{origin}: is a cache of format {value.get("format")!r}, this version reads {FORMAT}'
         )
     try:
-        beside = {field.name for field in dataclasses.fields(Contents)}
-        named = {name: each for name, each in value.items() if name != 'format'}
-        contents = {name: named.pop(name) for name in beside & named.keys()}
-        manifest = bounded.typed(Manifest, {**named, 'contents': contents})
+        of = lambda cls: {f.name: value[f.name] for f in dataclasses.fields(cls) if f.name in value}
+        manifest = bounded.typed(Manifest, {**of(Manifest), 'contents': of(Contents)})
         _check(manifest)
     except ValueError as error:
         raise UserError(f'{origin}: its manifest.json is damaged ({error})') from error

@@ -5,6 +5,7 @@ definition plus a nested dict of arrays. Training, sampling, checkpoints and sha
 """
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -57,8 +58,9 @@ def misfit(params: Params, network: Callable[[], Functional]) -> str:
         shapes = network().shapes()
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         return f'there is no network of such sizes ({" ".join(str(error).split())[:120]})'
+    name_of = functools.partial(jax.tree_util.keystr, simple=True, separator='/')
     own, wanted = (
-        {jax.tree_util.keystr(path, simple=True, separator='/'): leaf.shape for path, leaf in found}
+        {name_of(path): getattr(leaf, 'shape', None) for path, leaf in found}
         for found in map(jax.tree_util.tree_leaves_with_path, (params, shapes))
     )
     for name in sorted(own.keys() | wanted.keys()):
