@@ -1,6 +1,8 @@
 """From a picture file to the pixels that a tokenizer sees."""
 
+import functools
 import io
+import logging
 import math
 import os
 import warnings
@@ -88,6 +90,7 @@ def decode(data: bytes, name: str) -> Image.Image:
     """
     if not data:
         raise Unreadable(name, 'is empty')
+    _quiet()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # e.g. of odd EXIF; what matters raises
@@ -106,6 +109,12 @@ def decode(data: bytes, name: str) -> Image.Image:
     except Exception as error:  # decoders have many
         reason = f'{type(error).__name__}: {" ".join(str(error).split())[:120]}'
         raise Unreadable(name, printable(reason)) from error
+
+
+@functools.cache  # once
+def _quiet():
+    """Pillow logs lines on damaged TIFF of which the reason says enough."""
+    logging.getLogger('PIL').setLevel(logging.CRITICAL)
 
 
 def _formats(name):

@@ -171,7 +171,7 @@ def _joined(folder, runs):
     for run in runs:
         if not run.trained:
             content = run.measurements[0].result.settings.get('content')
-            models.setdefault(content or run.path, []).append(run)
+            models.setdefault(str(content or run.path), []).append(run)
     joined = []
     for same in models.values():
         path = folder if len(models) == 1 and len(same) > 1 else same[0].path
