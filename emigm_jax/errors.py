@@ -6,9 +6,17 @@ import math
 import operator
 from collections.abc import Collection, Iterable, Iterator
 
+LONGEST = 2000  # characters of the line of a UserError
+
 
 class UserError(Exception):
-    """A mistake the user can mend: what is wrong, where, and what to do, in one line."""
+    """A mistake the user can mend: what is wrong, where, and what to do, in one line.
+
+    What files say may be in it: whatever that is, the line is printable and bounded.
+    """
+
+    def __init__(self, line: object = ''):
+        super().__init__(printable(str(line), LONGEST))
 
 
 class Damaged(UserError):
@@ -80,8 +88,25 @@ def near(value: object, names: Iterable[str]) -> str:
     return f' (did you mean {matches[0]!r}?)' if matches else ''
 
 
-def printable(text: str) -> str:
-    """A name of any bytes, as a file may have, on one line that every terminal takes."""
-    text = text.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace')
-    escaped = lambda c: c.encode('unicode_escape').decode()
-    return ''.join(c if c.isprintable() else escaped(c) for c in text)
+def printable(text: str, most: int = 500) -> str:
+    """A name of any bytes, as a file may have, on one line that every terminal takes.
+
+    Args:
+      text: as it is in a file, or is called there.
+      most: characters; of a longer one the middle is left out.
+    """
+    shown = ''.join(map(_shown, _cut(text, most)))
+    return _cut(shown, most)
+
+
+def _cut(text, most):
+    end = most // 4
+    return text if len(text) <= most else f'{text[: most - end - 5]} ... {text[-end:]}'
+
+
+def _shown(character):
+    if character.isprintable():
+        return character
+    if '\udc80' <= character <= '\udcff':  # a byte of a file's name that is no UTF-8
+        return f'\\x{ord(character) - 0xDC00:02x}'
+    return character.encode('unicode_escape').decode()

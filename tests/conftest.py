@@ -23,7 +23,7 @@ LONGEST = (
     *('test_distributed', 'test_sharding', 'test_training', 'test_fine_tuning', 'test_cli'),
     *('test_api', 'test_data_end_to_end', 'test_three_commands', 'test_gcs_end_to_end'),
     *('test_learned', 'test_model', 'test_golden_emigm', 'test_sampling', 'test_sizes'),
-    *('test_liftings', 'test_tokenizers', 'test_evaluate'),
+    *('test_liftings', 'test_tokenizers', 'test_evaluate', 'test_files_that_attack'),
 )
 MOST_WORKERS = 4  # each may take 5 GB
 

@@ -59,7 +59,7 @@ def entries(path: os.PathLike | str) -> list[Entry]:
 
 
 def _is_candidate(path):
-    named = path.name.isdigit() or any(mark in path.name for mark in _UNFINISHED)
+    named = path.name.isdecimal() or any(mark in path.name for mark in _UNFINISHED)
     return path.is_dir() and (named or store.is_checkpoint(path))
 
 
@@ -69,7 +69,7 @@ def _entry(path):
     return Entry(
         name=path.name,
         path=str(path),
-        step=int(path.name) if path.name.isdigit() else None,
+        step=int(path.name) if path.name.isdecimal() else None,
         size=sum(file.size for file in listed.values()),
         files=len(listed),
         changed=_date(changed),

@@ -21,6 +21,8 @@ from emigm_jax.config import averages, liftings, nested, recipes, settings
 from emigm_jax.config.settings import SamplingConfig
 from emigm_jax.errors import UserError
 from emigm_jax.io import access, paths
+from emigm_jax.models import emigm
+from emigm_jax.nn import functional
 
 FOLDER = 'checkpoints'
 CLASS_NAMES = 'class_names'  # of a description, in label order
@@ -193,6 +195,9 @@ class Saved:
         if name not in names:
             raise UserError(f'{self.path} has no weights {weights!r}, but {", ".join(names)}')
         keys = ('params',) if name == 'params' else ('ema', name)
+        held = functools.reduce(lambda node, key: node[key], keys, tree)
+        if wrong := functional.misfit(held, lambda: emigm.network(self.config.model)):
+            raise UserError(f'{self.path}: its arrays are not those of its config: {wrong}')
         return self.stored.load_part(*keys, place=place), name
 
     def remark(self, weights: str) -> str:
@@ -254,7 +259,7 @@ def finished(path: os.PathLike | str) -> list[epath.Path]:
     if not folder.is_dir():
         return []
     # A step that is still being written has a temporary name, or on gs:// no mark of its end.
-    steps = sorted((int(p.name) for p in folder.iterdir() if p.name.isdigit()), reverse=True)
+    steps = sorted((int(p.name) for p in folder.iterdir() if p.name.isdecimal()), reverse=True)
     return [folder / str(s) for s in steps if store.is_checkpoint(folder / str(s))]
 
 
@@ -301,7 +306,7 @@ def saved(stored: store.Checkpoint) -> Saved:
         raise UserError(f'{stored.path}: {error}') from error
     return Saved(
         stored,
-        int(stored.path.name) if stored.path.name.isdigit() else 0,
+        int(stored.path.name) if stored.path.name.isdecimal() else 0,
         config,
         presets,
         description.get('source', {}),

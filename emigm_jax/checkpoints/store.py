@@ -8,19 +8,21 @@ import abc
 import contextlib
 import dataclasses
 import logging
+import math
 import os
 import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
-from typing import Any, cast, final
+from typing import Any, final
 
 import jax
 import orbax.checkpoint.experimental.v1 as ocp
 from etils import epath
 
 import emigm_jax
+from emigm_jax.checkpoints import descriptions
 from emigm_jax.errors import Damaged, UserError
 from emigm_jax.io import access, gcs, hub
 from emigm_jax.io.paths import absolute
@@ -111,6 +113,10 @@ def versions() -> dict[str, str]:
     }
 
 
+# Arrays are compressed, those of zeros to nothing: optimizers begin with twice as many zeros as
+# there are weights. Files of a few bytes could stand for more than any memory holds.
+_DENSEST, _SPARE = 100, 2**28  # times the bytes of the files, bytes
+
 # Array metadata, nested -> jax.ShapeDtypeStruct of the same, with shardings.
 Place = Callable[[Any], Any]
 
@@ -133,7 +139,18 @@ class Checkpoint:
     def load(self, abstract: dict[str, Any]) -> dict[str, Any]:
         """All arrays; `abstract` has shapes and placement, or `ocp.PLACEHOLDER` for none."""
         with readable(self.path):
+            self._check_room(abstract)
             return ocp.load(self.path, abstract)
+
+    def _check_room(self, abstract):
+        """Raises ValueError if the arrays are far larger than weights with files of this size."""
+        if gcs.remote(self.path):  # where it would take more requests
+            return
+        arrays = [leaf for leaf in jax.tree.leaves(abstract) if hasattr(leaf, 'shape')]
+        size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in arrays)
+        there = [file.stat().st_size for file in pathlib.Path(self.path).rglob('*')]
+        if size > _SPARE + _DENSEST * sum(there):
+            raise ValueError(f'arrays of {size:,} bytes in files of {sum(there):,}')
 
     def load_part(self, *keys: str, place: Place | None = None) -> Any:
         """The subtree under `keys` as arrays on the default device, or where `place` says."""
@@ -162,9 +179,9 @@ def checkpoint(path: os.PathLike | str) -> Checkpoint:
     path = absolute(path)
     with readable(path):
         metadata_ = ocp.metadata(path)
-        if metadata_.metadata is None:  # Orbax has logged why
+        if not isinstance(metadata_.metadata, dict):  # None: Orbax has logged why
             raise ValueError('its tree of arrays cannot be read')
-        description = cast(dict[str, Any], metadata_.custom_metadata or {})
+        description = descriptions.checked(metadata_.custom_metadata)
         return Checkpoint(path, description, metadata_.metadata)
 
 

@@ -1,7 +1,7 @@
 """`emigm checkpoint`: list, look into, copy and export checkpoints, local or gs://."""
 
 from emigm_jax.cli.main import Parser, dispatch
-from emigm_jax.errors import UserError
+from emigm_jax.errors import LONGEST, UserError, printable
 
 COMMANDS = {
     'ls': (f'{__name__}:ls', 'the checkpoints of a workdir or folder: step, size, date, state'),
@@ -41,7 +41,7 @@ def _show(arguments, value, table):
     if arguments.json == '-':
         print(json.dumps(value, indent=2))
         return
-    print('\n'.join(table))
+    print('\n'.join(printable(line, LONGEST) for line in table))
     if arguments.json:
         files.write_text(arguments.json, json.dumps(value, indent=2) + '\n')
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from emigm_jax.cli.main import Parser
 from emigm_jax.conversion.options import NULLS, Kind, Options
+from emigm_jax.errors import printable
 
 
 def run(argv: list[str]) -> int:
@@ -72,8 +73,9 @@ def _convert(arguments):
         else:
             done = convert.convert(*paths, **options, **more)
     except rules.Misfit as misfit:
-        width = max(len(name) for _, name, _ in misfit.rows)
-        for problem, name, detail in misfit.rows:
+        rows = [(problem, printable(name), detail) for problem, name, detail in misfit.rows]
+        width = max(len(name) for _, name, _ in rows)
+        for problem, name, detail in rows:
             print(f'{problem:<10}  {name:<{width}}  {detail}'.rstrip())
         raise
     print(*done.lines(), sep='\n')

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import NoReturn
 
 import emigm_jax
-from emigm_jax.errors import UserError, near
+from emigm_jax.errors import LONGEST, UserError, near, printable
 
 # name: (module, summary). Modules are imported only when their command runs.
 COMMANDS = {
@@ -78,7 +78,7 @@ def _code(argv):
 
         if not (reason := backend.explained(error)):
             raise
-    print(f'emigm: {reason}', file=sys.stderr)
+    print(f'emigm: {printable(reason, LONGEST)}', file=sys.stderr)
     return 2
 
 

@@ -68,6 +68,9 @@ def lifted(
             f'up to {len(liftings)}): update emigm_jax'
         )
     values = dict(config)
+    for name in ('model', 'sampling', 'optimizer'):
+        if not isinstance(values.get(name, {}), dict):
+            raise UserError(f'{name} is a group of settings, not {values[name]!r}')
     for step in range(version, len(liftings)):
         values = liftings[step](values)
     return values

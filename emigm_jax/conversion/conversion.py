@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from emigm_jax.conversion.options import Kind
+from emigm_jax.errors import printable
 from emigm_jax.io import paths
 from emigm_jax.io.formats import data_files
 from emigm_jax.nn import functional
@@ -36,11 +37,12 @@ class Conversion:
     def lines(self) -> list[str]:
         """What to tell the user."""
         reasons = collections.Counter(self.left_out.values())
-        return [
+        lines = [
             f'{self.origin}: {self.title}, {self.parameters:,} {self.details}',
             *self.notes,
             *(f'left out: {count} tensors {why}' for why, count in sorted(reasons.items())),
         ]
+        return list(map(printable, lines))
 
     def save(self, target: os.PathLike | str) -> None:
         """Writes the checkpoint, whole or not at all; raises UserError if it cannot be written."""
@@ -59,7 +61,8 @@ class Export:
     def lines(self) -> list[str]:
         """What to tell the user."""
         weights = f', weights {self.weights}' if self.weights else ''
-        return [*self.notes, f'{self.origin}: {len(self.tensors)} tensors{weights}']
+        lines = [*self.notes, f'{self.origin}: {len(self.tensors)} tensors{weights}']
+        return list(map(printable, lines))
 
     def save(self, target: os.PathLike | str) -> None:
         """Writes a safetensors file, whole or not at all; raises UserError if it cannot."""

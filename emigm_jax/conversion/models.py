@@ -147,7 +147,8 @@ def _one_token(tensors, null, origin):
     tensors = dict(tensors)
     averaged = np.asarray(tensors.pop('fake_latent'), np.float32)
     loaded = np.asarray(tensors['mask_token'], np.float32)
-    apart = np.linalg.norm(averaged - loaded) / max(np.linalg.norm(loaded), 1e-30)
+    with np.errstate(over='ignore', invalid='ignore'):  # broken weights are told later
+        apart = np.linalg.norm(averaged - loaded) / max(np.linalg.norm(loaded), 1e-30)
     if null == 'fake_latent':
         tensors['mask_token'] = averaged
     if not apart:
@@ -202,7 +203,8 @@ def official(
     """
     tensors = rules.to_official(tables.ENTRIES[model.trunk, model.head](model), params)
     if model.method == 'emigm':
-        kept = {name: _row(text) for name, text in (unread or {}).items()}
+        form = tensors['mask_token'].shape
+        kept = {name: _row(name, text, form) for name, text in (unread or {}).items()}
         tensors |= {'fake_latent': tensors['mask_token']} | kept
     return tensors
 
@@ -212,5 +214,12 @@ def _text(row):
     return base64.b64encode(row.astype('<f4').tobytes()).decode('ascii')
 
 
-def _row(text):
-    return np.frombuffer(base64.b64decode(text), '<f4')[None].astype(np.float32)
+def _row(name, text, form):
+    """What `_text` made such a text of; UserError if it is none of the tensor's form."""
+    try:
+        row = np.frombuffer(base64.b64decode(text), '<f4')[None].astype(np.float32)
+    except ValueError as error:
+        raise UserError(f'the saved {name} is damaged ({error})') from error
+    if row.shape != form:
+        raise UserError(f'the saved {name} has the shape {row.shape}, not {form}')
+    return row

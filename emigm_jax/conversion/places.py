@@ -15,7 +15,9 @@ _WRAPPERS = (
     *('module', '_orig_mod', '_fsdp_wrapped_module', '_checkpoint_wrapped_module'),
     '_forward_module',
 )
+_WRAPPING = tuple(f'{wrapper}.' for wrapper in _WRAPPERS)
 _WRAPPED = rf'(?:(?:{"|".join(_WRAPPERS)})\.)'
+_PLACES = 100  # of the weights of one kind in a file, at most
 _AVERAGED = re.compile(r'(?i)(?<![a-z])(ema|averaged?|avg|shadow|swa)(?![a-z])')
 
 
@@ -49,27 +51,39 @@ def find(tensors: Tensors, mark: str, source: str) -> dict[str, Tensors]:
     Raises:
       UserError: two tensors of a place have one name.
     """
-    parts = r'\.'.join(f'{_WRAPPED}*{re.escape(part)}' for part in mark.split('.'))
-    pattern = re.compile(rf'((?:.*[./])?){parts.removeprefix(f"{_WRAPPED}*")}')
-    matches = filter(None, map(pattern.fullmatch, tensors))
-    prefixes = [match[1] for match in matches]
+    parts = mark.split('.')
+    matches = (_before(name, parts) for name in tensors)
+    places: dict[str, Tensors] = {prefix: {} for prefix in matches if prefix is not None}
+    if len(places) > _PLACES:
+        raise UserError(f'{source}: holds {len(places):,} tensors {mark}, no file has so many')
+    deepest = sorted(places, key=len, reverse=True)
+    for full, tensor in tensors.items():
+        prefix = next((p for p in deepest if full.startswith(p)), None)
+        if prefix is None or ('/' in full[len(prefix) :] and '/' not in mark):  # of another entry
+            continue
+        own, rest = places[prefix], _unwrapped(full[len(prefix) :])
+        if rest in own:
+            raise UserError(f'{source}: holds two tensors {rest!a}, as {full!a} too')
+        own[rest] = tensor
     found = {}
-    for prefix in prefixes:
-        inner = tuple(other for other in prefixes if other != prefix and other.startswith(prefix))
-        own, name = {}, _unwrapped(prefix).rstrip('./')
-        for full, tensor in tensors.items():
-            rest = full[len(prefix) :]
-            if not full.startswith(prefix) or full.startswith(inner or '\0'):
-                continue
-            if '/' in rest and '/' not in mark:  # of another entry
-                continue
-            if _unwrapped(rest) in own:
-                raise UserError(
-                    f'{source}: holds two tensors {_unwrapped(rest)!a}, as {full!a} too'
-                )
-            own[_unwrapped(rest)] = tensor
+    for prefix, own in places.items():
+        name = _unwrapped(prefix).rstrip('./')
         found[prefix.rstrip('./') if name in found else name] = own
     return found
+
+
+def _before(name, parts):
+    """What stands before the last parts of a name, between which wrappers may be; None: others."""
+    if not name.endswith(parts[-1]):
+        return None
+    rest = name.removesuffix(parts[-1])
+    for part in reversed(parts[:-1]):
+        while rest.endswith(_WRAPPING):
+            rest = rest[: rest.rfind('.', 0, -1) + 1]
+        if not rest.endswith(f'{part}.'):
+            return None
+        rest = rest.removesuffix(f'{part}.')
+    return rest if rest == '' or rest[-1] in './' else None
 
 
 def _unwrapped(name):

@@ -60,7 +60,6 @@ class Misfit(UserError):
     def __init__(self, origin: str, rows: list[Problem], what: str = 'does not fit the model'):
         self.rows = rows
         shown = '; '.join(' '.join(filter(None, row)) for row in rows[:3])
-        shown = shown if shown.isprintable() else ascii(shown)
         more = f'; and {len(rows) - 3} more' * (len(rows) > 3)
         super().__init__(f'{origin}: {what}: {shown}{more}')
 

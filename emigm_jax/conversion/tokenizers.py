@@ -68,7 +68,7 @@ def _own_name(source):
     if not local_files.exists(f'{source}/config.json'):
         return ''
     name = torch_files.read_config(source).get('model_name')
-    return f', which calls itself {name!a}' if name else ''
+    return f', which calls itself {str(name)[:80]!a}' if name else ''
 
 
 def export(source: str, stored: store.Checkpoint | None, weights: str) -> Export:

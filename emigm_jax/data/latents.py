@@ -12,7 +12,6 @@ Rows hold what the tokenizer's network gave (moments, latents or codes; raw late
 scale is data), so that moments are sampled afresh and scaled when they are used.
 """
 
-import io
 import os
 import threading
 from collections.abc import Callable, Iterable
@@ -22,9 +21,9 @@ from etils import epath
 
 from emigm_jax.data import manifest as manifests
 from emigm_jax.errors import UserError
-from emigm_jax.io import files, paths
+from emigm_jax.io import files, npz, paths
 
-VIEWS = 2  # as it is, mirrored
+VIEWS = manifests.VIEWS
 
 
 def shard_file(number: int, ending: str = 'npy') -> str:
@@ -80,8 +79,14 @@ class Cache:
     def shard(self, number: int) -> np.ndarray:
         """A whole shard (R, 2, h, w, ...), checked against its checksum."""
         check_shard(self.path, number, self.shards[number])
-        with files.reported(self.path), (self.path / shard_file(number)).open('rb') as f:
-            return np.lib.format.read_array(io.BytesIO(f.read()), allow_pickle=False)
+        rows = _array(self.path / shard_file(number))
+        wanted = (self.shards[number].rows, VIEWS, *self.shape)
+        if rows.shape != wanted or rows.dtype != self.dtype:
+            raise UserError(
+                f'{self.path / shard_file(number)}: holds {rows.dtype} {rows.shape}, the manifest '
+                f'says {self.dtype} {wanted}'
+            )
+        return rows
 
     def verify(self, progress: Callable[[range], Iterable[int]] = lambda shards: shards) -> None:
         """Compares every shard with its checksum, and codes with the codebook.
@@ -180,15 +185,27 @@ def read_manifest(path: os.PathLike | str) -> manifests.Manifest:
     return manifests.from_json(value, path)
 
 
-def _labels(path, manifest):
-    file = path / 'labels.npy'
+def _array(file):
+    """The array in an .npy file that is small enough to be read whole."""
     with files.reported(file):
-        try:
-            labels = np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
-        except ValueError as error:
-            raise UserError(f'{file}: is damaged ({error})') from error
-    if labels.shape != (manifest.count,):
-        raise UserError(f'{file}: has labels {labels.shape} for {manifest.count} rows')
+        content = file.read_bytes()
+    try:
+        return npz.array(content)
+    except ValueError as error:
+        raise UserError(f'{file}: is damaged ({error})') from error
+
+
+def _labels(path, manifest):
+    file, classes = path / 'labels.npy', len(manifest.class_names)
+    labels = _array(file)
+    if labels.shape != (manifest.count,) or labels.dtype != np.int32:
+        raise UserError(
+            f'{file}: has labels {labels.dtype} {labels.shape} for {manifest.count} rows'
+        )
+    if len(labels) and not (labels.min() >= 0 and labels.max() < classes):
+        raise UserError(
+            f'{file}: has labels {labels.min()} to {labels.max()}, there are {classes} classes'
+        )
     return labels
 
 

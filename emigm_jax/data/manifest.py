@@ -1,14 +1,20 @@
 """What a latent cache says about itself: manifest.json, and settings.json while it is made."""
 
 import dataclasses
+import math
 import os
 from typing import Any, final
 
 import numpy as np
 
 from emigm_jax.errors import UserError
+from emigm_jax.io import bounded
+from emigm_jax.tokenizers import learned
 
 FORMAT = 1  # of a cache's layout, see `latents`
+VIEWS = 2  # of a picture: as it is, mirrored
+CODES, VECTORS = ('uint16',), ('float16', 'float32')  # dtypes that rows may have
+_LARGEST = 2**16  # side of a row, or bytes of a shard before its rows
 
 
 @final
@@ -98,31 +104,30 @@ def from_json(value: dict[str, Any], origin: os.PathLike | str) -> Manifest:
             f'{origin}: is a cache of format {value.get("format")!r}, this version reads {FORMAT}'
         )
     try:
-        manifest = Manifest(
-            contents=Contents(
-                Origin(**value['source']),
-                Maker(**value['tokenizer']),
-                value['image_size'],
-                value['dtype'],
-                value['shard_rows'],
-            ),
-            count=value['count'],
-            skipped=value['skipped'],
-            shape=tuple(value['shape']),
-            class_names=tuple(value['class_names']),
-            shards=tuple(Shard(**shard) for shard in value['shards']),
-        )
+        of = lambda cls: {f.name: value[f.name] for f in dataclasses.fields(cls) if f.name in value}
+        manifest = bounded.typed(Manifest, {**of(Manifest), 'contents': of(Contents)})
         _check(manifest)
-    except (KeyError, TypeError) as error:
+    except ValueError as error:
         raise UserError(f'{origin}: its manifest.json is damaged ({error})') from error
     return manifest
 
 
 def _check(manifest):
-    """Raises TypeError unless rows are what the tokenizer makes: codes, or vectors."""
-    contents, shape = manifest.contents, manifest.shape
-    codes = contents.tokenizer.codes
-    expected = ('u', 2) if codes else ('f', 3)
-    if (np.dtype(contents.dtype).kind, len(shape)) != expected:
-        what = f'{codes} codes' if codes else 'vectors'
-        raise TypeError(f'rows {shape} {contents.dtype} of {what}')
+    """Raises ValueError unless rows are what the tokenizer makes, and shards hold all of them."""
+    contents, shape, maker = manifest.contents, manifest.shape, manifest.contents.tokenizer
+    if maker.name not in learned.KINDS:
+        raise ValueError(f'its tokenizer is {maker.name}, and none of {", ".join(learned.KINDS)}')
+    raw = learned.KINDS[maker.name].raw
+    wanted = (shape[0], shape[0], *raw.channels(maker.channels)) if shape else (0,)
+    dtypes = CODES if raw.codes else VECTORS
+    if contents.dtype not in dtypes or shape != wanted or bool(maker.codes) != raw.codes:
+        what = f'{maker.codes} codes' if maker.codes else f'vectors of {maker.channels}'
+        raise ValueError(f'rows {shape[:4]} {contents.dtype} of {what}')
+    if not (min(shape) > 0 and max(shape) < _LARGEST) or maker.codes > 2**16:
+        raise ValueError(f'rows {shape} of {maker.codes} codes')
+    if sum(shard.rows for shard in manifest.shards) != manifest.count:
+        raise ValueError(f'its shards do not hold {manifest.count} rows')
+    size = VIEWS * math.prod(shape) * np.dtype(contents.dtype).itemsize
+    for number, shard in enumerate(manifest.shards):
+        if not 0 < shard.bytes - shard.rows * size < _LARGEST:
+            raise ValueError(f'shard {number} of {shard.bytes} bytes cannot hold {shard.rows} rows')

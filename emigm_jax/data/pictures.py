@@ -1,6 +1,8 @@
 """From a picture file to the pixels that a tokenizer sees."""
 
+import functools
 import io
+import logging
 import math
 import os
 import warnings
@@ -9,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from emigm_jax.data.sources import Unreadable
+from emigm_jax.errors import printable
 
 # What is opened, and by which ending it goes. Nothing else that Pillow knows is ever tried: EPS
 # starts Ghostscript, and PDF, WMF and the formats of instruments are no pictures of a data set.
@@ -45,6 +48,7 @@ LARGEST = 2**30  # bytes; what Pillow opens without a warning is smaller, even u
 _DEEP = ('I;16', 'I;16B', 'I;16L', 'I;16N', 'I')
 _SIXTEEN_BITS = ('PNG', 'PPM')  # formats whose mode I has 16 bits
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
+_AT_ONCE = 2**20  # pixels of deep grey that are looked up
 _MOST = 2**24  # pixels of an enlarged picture before it is cropped
 
 
@@ -86,6 +90,7 @@ def decode(data: bytes, name: str) -> Image.Image:
     """
     if not data:
         raise Unreadable(name, 'is empty')
+    _quiet()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # e.g. of odd EXIF; what matters raises
@@ -103,7 +108,13 @@ def decode(data: bytes, name: str) -> Image.Image:
         raise Unreadable(name, 'no picture of a known kind') from error
     except Exception as error:  # decoders have many
         reason = f'{type(error).__name__}: {" ".join(str(error).split())[:120]}'
-        raise Unreadable(name, reason) from error
+        raise Unreadable(name, printable(reason)) from error
+
+
+@functools.cache  # once
+def _quiet():
+    """Pillow logs lines on damaged TIFF of which the reason says enough."""
+    logging.getLogger('PIL').setLevel(logging.CRITICAL)
 
 
 def _formats(name):
@@ -128,14 +139,17 @@ def _tag(image, number, missing=1):
 
 
 def _eight_bits(image):
-    """The image upright, deep grey scaled to 8 bits."""
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode not in _DEEP:
-        return upright
+    """The image itself, upright, or deep grey scaled to 8 bits."""
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode not in _DEEP:
+        return image
     # Only TIFF's numbers may have fewer bits than 16; Pillow scales those of other formats.
-    most = 2 ** int(np.max(_tag(image, _BITS, 16))) - 1
-    deep = np.clip(np.asarray(upright).astype(np.int64), 0, most)
-    grey = ((deep * 255 + most // 2) // most).astype(np.uint8)
+    most = 2 ** min(int(np.max(_tag(image, _BITS, 16))), 16) - 1
+    scaled = ((np.arange(most + 1) * 255 + most // 2) // most).astype(np.uint8)
+    deep = np.asarray(image)
+    grey = np.empty(deep.shape, np.uint8)
+    for rows in np.array_split(np.arange(len(deep)), -(-deep.size // _AT_ONCE)):
+        grey[rows] = scaled[np.clip(deep[rows], 0, most)]
     # Pillow heeds "0 is white" of 8 bits alone.
     return Image.fromarray(grey if _tag(image, _PHOTOMETRIC) else 255 - grey)
 

@@ -6,6 +6,7 @@ with the same bytes as one that was never disturbed. Any number of workers may s
 """
 
 import abc
+import dataclasses
 import hashlib
 import json
 import os
@@ -17,7 +18,7 @@ import numpy as np
 from emigm_jax.data import latents
 from emigm_jax.data.manifest import Contents, Manifest, Shard
 from emigm_jax.errors import UserError
-from emigm_jax.io import files, npz, paths
+from emigm_jax.io import bounded, files, npz, paths
 
 
 class Row(NamedTuple):
@@ -100,10 +101,39 @@ def prepare(
     return _finish(target, shards, contents, rows.class_names)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Described:
+    """What the .json of a shard holds; the last three only where there are rows."""
+
+    rows: int
+    labels: tuple[int, ...]  # of each row
+    names: tuple[str, ...]
+    skipped: tuple[tuple[str, ...], ...]  # name and reason of each picture that could not be read
+    bytes: int = 0
+    sha256: str = ''
+    shape: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        if max(self.labels, default=0) >= 2**31:
+            raise ValueError(f'label {max(self.labels)} is out of range')
+        lengths = {len(self.labels), len(self.names)}
+        if lengths != {self.rows} or {*map(len, self.skipped)} - {2}:
+            raise ValueError(f'names and labels of {self.rows} rows, {lengths} are there')
+        if self.rows and not (self.bytes and self.sha256 and self.shape):
+            raise ValueError('bytes, sha256 or shape is missing')
+
+
 def _finished(target, number):
     """The description of a shard that is whole, else None."""
-    described = files.read_json(target / latents.shard_file(number, 'json'))
-    if described is None or not described['rows']:
+    description = target / latents.shard_file(number, 'json')
+    described = files.read_json(description)
+    if described is None:
+        return None
+    try:
+        bounded.typed(_Described, described)
+    except ValueError as error:
+        raise UserError(f'{description}: is damaged ({error}); delete it') from error
+    if not described['rows']:
         return described  # a shard of nothing but unreadable pictures has no rows
     file = target / latents.shard_file(number)
     with files.reported(file):
@@ -132,6 +162,7 @@ def _write_shard(target, number, rows, dtype, report):
         'skipped': [list(row) for row in skipped],
     }
     if readable:
+        _check_alike(target, {row.views.shape: row.name for row in readable})
         views = _converted(np.stack([row.views for row in readable]), dtype, target)
         described |= _write_array(target / latents.shard_file(number), views)
         described['shape'] = list(views.shape[2:])
@@ -146,6 +177,13 @@ def _write_array(path, array):
         digest.update(piece)
     files.write(path, content)
     return {'bytes': sum(map(len, content)), 'sha256': digest.hexdigest()}
+
+
+def _check_alike(target, named):
+    """Raises UserError unless rows, {their shape: the name of one of them}, have one shape."""
+    if len(named) > 1:
+        shown = ', '.join(f'{list(shape)} of {name}' for shape, name in [*named.items()][:2])
+        raise UserError(f'{target}: rows of one cache have one shape, not {shown}')
 
 
 def _converted(views, dtype, target):
@@ -166,6 +204,7 @@ def _finish(target, shards, contents, class_names):
     filled = [shard for shard in shards if shard['rows']]
     if not filled:
         raise UserError(f'{target}: not one picture could be read')
+    _check_alike(target, {tuple(shard['shape']): shard['names'][0] for shard in filled})
     # Empty shards get a place too, so that a shard's number says where its pictures come from.
     empty = [n for n, shard in enumerate(shards) if not shard['rows']]
     for number in empty:

@@ -1,6 +1,5 @@
 """What latent caches are made of: pictures through a tokenizer, or the official per-image files."""
 
-import io
 import itertools
 import os
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ from emigm_jax.data.pictures import center_crop
 from emigm_jax.data.prepare import Row, Rows, Skipped
 from emigm_jax.data.sources import Source, Unreadable
 from emigm_jax.errors import UserError
-from emigm_jax.io import files, paths
+from emigm_jax.io import files, gcs, npz, paths
 from emigm_jax.parallel import batches
 from emigm_jax.tokenizers import learned
 from emigm_jax.tokenizers.codec import Codec
@@ -161,10 +160,13 @@ class OfficialFiles(Rows):
         name = f'{self.class_names[label]}/{file}'
         try:
             data = (self._root / name).read_bytes()
-            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-                views = np.stack([arrays['moments'], arrays['moments_flip']])
-        except Exception as error:  # zipfile, zlib and NumPy each have their own
-            return Skipped(name, f'{type(error).__name__}: {" ".join(str(error).split())[:120]}')
+            views = np.stack(npz.loads(data, ('moments', 'moments_flip')))
+            if views.dtype.kind != 'f':
+                raise ValueError(f'holds {views.dtype}, no real numbers')
+        except OSError as error:
+            return Skipped(name, error.strerror or gcs.brief(error))
+        except ValueError as error:
+            return Skipped(name, str(error))
         try:
             views = self._codec.tokenizer.from_official_cache(views)
         except UserError as error:

@@ -7,9 +7,9 @@ import os
 from typing import Any, final
 
 from emigm_jax.data.pictures import decode
-from emigm_jax.data.sources import Example, Source
-from emigm_jax.errors import UserError
-from emigm_jax.io import files, paths
+from emigm_jax.data.sources import Example, Source, Unreadable
+from emigm_jax.errors import UserError, printable
+from emigm_jax.io import files, gcs, paths
 
 
 @final
@@ -96,10 +96,17 @@ class TFDS(Source):
 
     def example(self, i: int) -> Example:
         """`Example` i; raises `sources.Unreadable`."""
-        features = self._features(i)
-        name = self._name(i, features)
-        image = decode(features['image'].bytes_list.value[0], name)
-        return Example(image, int(features['label'].int64_list.value[0]), name)
+        try:
+            features = self._features(i)
+            name = self._name(i, features)
+            picture = features['image'].bytes_list.value[0]
+            label = int(features['label'].int64_list.value[0])
+        except Exception as error:  # protobuf and array_record have their own
+            place, reason = f'{self._split}/{i}', f'the record is damaged ({gcs.brief(error)})'
+            raise Unreadable(place, printable(reason)) from error
+        if not 0 <= label < len(self.class_names):
+            raise Unreadable(name, f'has label {label} of {len(self.class_names)} classes')
+        return Example(decode(picture, name), label, name)
 
     def fingerprint(self) -> str:
         """Digest of name, version, split and count."""

@@ -19,6 +19,7 @@ from emigm_jax.parallel import batches as spread
 
 _SEARCHED = 10_000  # pictures, for more that cannot be read
 _NAMED = 4  # of these
+_LARGEST = 2**12  # pixels per side of images in an npz file, of which a batch is in memory
 
 
 class ImageSet(Protocol):
@@ -247,8 +248,11 @@ def stored(path: os.PathLike | str) -> Stored:
         raise UserError(f'{path}: has no arr_0 or images (uint8), but {", ".join(members)}')
     rows = members[name]
     fits = rows.dtype == np.uint8 and len(rows.shape) == 4 and rows.shape[-1] in (1, 3)
-    if not fits or not len(rows):
-        raise UserError(f'{path}: {name} is {rows.dtype} {rows.shape}, not uint8 (N, H, W, 3)')
+    if not fits or not min(rows.shape) or max(rows.shape[1:]) > _LARGEST:
+        raise UserError(
+            f'{path}: {name} is {rows.dtype} {rows.shape}, not uint8 (N, H, W, 3) with up to '
+            f'{_LARGEST} pixels per side'
+        )
     return Stored(rows)
 
 

@@ -203,6 +203,8 @@ def of(stored: store.Checkpoint) -> Extractor:
     """As `load`, of a checkpoint whose description was read."""
     if ENTRY not in stored.description:
         raise UserError(f'{stored.path}: holds no Inception network; `emigm convert` makes one')
+    if wrong := functional.misfit(stored.tree.get('params', {}), network):
+        raise UserError(f'{stored.path}: its arrays are not those of the network: {wrong}')
     return Extractor(stored.load_part('params'))
 
 

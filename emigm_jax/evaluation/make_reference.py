@@ -160,7 +160,7 @@ def _holds(place, seen):
             return False
     if 'seen' not in arrays:
         raise UserError(f'{place}: was not made here and would be replaced; move it elsewhere')
-    return str(arrays['seen'].read()) == seen
+    return arrays['seen'].text() == seen
 
 
 def _check_room(place, reference):

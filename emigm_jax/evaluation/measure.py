@@ -214,7 +214,10 @@ def _parts(folder):
 def stored(folder: os.PathLike | str, name: str) -> Iterator[np.ndarray]:
     """Yields what was kept under `name` ('features', 'images'), a part (M, ...) at a time."""
     for path in _parts(paths.absolute(folder) / name):
-        yield npz.members(path)['arr_0'].read()
+        members = npz.members(path)
+        if 'arr_0' not in members:
+            raise UserError(f'{path}: holds no {name} of a measurement; delete it to start afresh')
+        yield members['arr_0'].read()
 
 
 def joined(folder: os.PathLike | str, name: str, count: int) -> np.ndarray:
@@ -223,12 +226,14 @@ def joined(folder: os.PathLike | str, name: str, count: int) -> np.ndarray:
     Raises:
       UserError: not all of it is there.
     """
-    rows = np.concatenate(list(stored(folder, name)))
-    if len(rows) != count:
+    parts = list(stored(folder, name))
+    rows = sum(part.shape[0] for part in parts if part.ndim)
+    if rows != count or len({part.shape[1:] for part in parts}) != 1:
         raise UserError(
-            f'{folder}/{name}: holds {len(rows)} of {count} rows; delete {folder} to start afresh'
+            f'{folder}/{name}: holds {rows} of {count} rows, in {len(parts)} parts; delete '
+            f'{folder} to start afresh'
         )
-    return rows
+    return np.concatenate(parts)
 
 
 # --- Without sums --------------------------------------------------------------------------------

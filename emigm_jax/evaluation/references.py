@@ -14,14 +14,13 @@ Numbers may be of any float dtype and in any order; whatever else is in a file i
 
 import dataclasses
 import hashlib
-import math
 import os
 import pathlib
 from collections.abc import Collection
 
 import numpy as np
 
-from emigm_jax.errors import UserError
+from emigm_jax.errors import UserError, printable
 from emigm_jax.evaluation.inception_plan import SPATIAL_WIDTH
 from emigm_jax.evaluation.inception_plan import WIDTH as POOL
 from emigm_jax.io import npz
@@ -56,10 +55,8 @@ def read(path: os.PathLike | str) -> Reference:
     """
     if npz.is_npz(path):
         arrays = {_RENAMED.get(key, key): rows for key, rows in npz.members(path).items()}
-        value = lambda key: arrays[key].read()
     else:
         arrays = _pickled(path)
-        value = lambda key: np.asarray(arrays[key])
     if not is_reference(arrays):
         keys = ', '.join(ascii(key)[1:-1][:40] for key in list(arrays)[:8]) or 'nothing'
         raise UserError(
@@ -70,17 +67,17 @@ def read(path: os.PathLike | str) -> Reference:
     statistics = []
     for mean, covariance, size in _PAIRS:
         if mean in arrays and covariance in arrays:
-            statistics += _checked(path, mean, value(mean), covariance, value(covariance), size)
+            statistics += _checked(path, mean, arrays[mean], covariance, arrays[covariance], size)
         else:
             statistics += [None, None]
     fingerprint = fingerprint_of(*statistics)
-    ours = {'fingerprint', 'count', 'source'} <= arrays.keys()
-    if ours and str(value('fingerprint')) != fingerprint:
+    rows = {name: x for name, x in arrays.items() if isinstance(x, npz.Rows)}
+    ours = {'fingerprint', 'count', 'source'} <= rows.keys()
+    if ours and rows['fingerprint'].text() != fingerprint:
         raise UserError(
             f'{path}: its numbers do not have its fingerprint: the file was changed '
             'or is damaged, fetch it again'
         )
-    rows = {name: x for name, x in arrays.items() if isinstance(x, npz.Rows)}
     return Reference(
         mean=statistics[0],
         covariance=statistics[1],
@@ -88,8 +85,8 @@ def read(path: os.PathLike | str) -> Reference:
         spatial_covariance=statistics[3],
         images=_checked_images(path, rows.get('arr_0')),
         features=_checked_features(path, rows.get('features')),
-        count=int(value('count')) if ours else None,
-        name=str(value('source')) if ours else pathlib.PurePath(str(path)).name,
+        count=rows['count'].whole() if ours else None,
+        name=printable(rows['source'].text()) if ours else pathlib.PurePath(str(path)).name,
         fingerprint=fingerprint,
     )
 
@@ -134,7 +131,7 @@ def write(
         if values is None:
             statistics += [None, None]
             continue
-        pair = _checked(path, mean, values[0], covariance, values[1], size)
+        pair = _checked(path, mean, np.asarray(values[0]), covariance, np.asarray(values[1]), size)
         arrays |= {mean: pair[0], covariance: pair[1]}
         statistics += pair
     if features is not None:
@@ -169,14 +166,7 @@ def _checked(path, mean_name, mean, covariance_name, covariance, size):
         (mean_name, mean, (size,)),
         (covariance_name, covariance, (size, size)),
     ):
-        array = np.asarray(array)
-        if array.size == math.prod(shape):  # some are saved as a batch of one
-            array = array.reshape([side for side in array.shape if side != 1])
-        if array.dtype.kind != 'f' or array.shape != shape:
-            raise UserError(
-                f'{path}: {name} must be real numbers of shape {shape}, not {array.dtype} '
-                f"{array.shape}: the statistics must be of FID's Inception features"
-            )
+        array = _of_shape(path, name, array, shape)
         if not np.isfinite(array).all():
             raise UserError(f'{path}: {name} holds NaN or infinity; compute or fetch it again')
         arrays.append(array.astype(np.float64))
@@ -194,6 +184,20 @@ def _checked(path, mean_name, mean, covariance_name, covariance, size):
             'covariance; compute or fetch it again'
         )
     return [mean, (covariance + covariance.T) / 2]
+
+
+def _of_shape(path, name, array, shape):
+    """The array in its shape, which is looked at before anything is read; some are saved as a
+    batch of one."""
+    form = f'a {type(array).__name__}'
+    if isinstance(array, (np.ndarray, npz.Rows)):
+        form = f'{array.dtype} {array.shape}'
+        if array.dtype.kind == 'f' and tuple(n for n in array.shape if n != 1) == shape:
+            return (array.read() if isinstance(array, npz.Rows) else array).reshape(shape)
+    raise UserError(
+        f'{path}: {name} must be real numbers of shape {shape}, not {form}: the statistics must be '
+        "of FID's Inception features"
+    )
 
 
 def _checked_images(path, images):

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any
 
 from emigm_jax.errors import UserError
-from emigm_jax.io import gcs, hub
+from emigm_jax.io import bounded, gcs, hub
 from emigm_jax.io.gcs import remote
 from emigm_jax.io.paths import absolute
 
@@ -97,7 +97,7 @@ def read_json(path: os.PathLike | str) -> dict[str, Any] | None:
         if not path.exists():
             return None
         try:
-            value = json.loads(path.read_bytes())
+            value = bounded.parsed(path.read_bytes())
         except ValueError as error:
             raise UserError(f'{path}: is no JSON ({error})') from error
     if not isinstance(value, dict):

@@ -5,6 +5,8 @@ import dataclasses
 import io
 import math
 import os
+import struct
+import sys
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,9 +17,22 @@ from numpy.typing import ArrayLike
 
 from emigm_jax.errors import UserError
 from emigm_jax.io import files, hub, paths
+from emigm_jax.io.formats import arrays
 
-# What zipfile, zlib and numpy raise on damaged files.
-DAMAGE = (ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+# What zipfile and zlib raise on damaged files.
+_DAMAGE = (
+    *(ValueError, LookupError, EOFError, RuntimeError, OverflowError, AssertionError),
+    *(zipfile.BadZipFile, zlib.error, struct.error),
+)
+# bz2 and lzma, which NumPy never writes, give gigabytes for a kilobyte, and all of them at once.
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+# Numbers are hardly compressed, but a kilobyte of zeros may stand for a megabyte. What is read at
+# once has at most so many times the bytes that it takes in the file, and some more.
+_DENSEST, _SPARE = 100, 2**28
+_SMALL = 2**26  # bytes of an array that `loads` gives
+_MEMBERS = 1000  # arrays in a file, at most
+_HEADERS = {(1, 0): 2, (2, 0): 4}  # format: bytes of the length of its header
+_LONGEST = 2**14  # bytes of a header, characters of a text
 
 
 @contextlib.contextmanager
@@ -29,9 +44,16 @@ def _one_line(path):
         raise UserError(f'{path}: no such file') from error
     except OSError as error:
         raise UserError(f'{path}: no access ({error.strerror or error})') from error
-    except DAMAGE as error:
-        reason = ' '.join(str(error).split())[:160]
-        raise UserError(f'{path}: the npz file is damaged ({reason}); fetch it again') from error
+    except MemoryError as error:
+        raise UserError(f'{path}: its arrays do not fit into memory') from error
+    except _DAMAGE as error:
+        raise UserError(
+            f'{path}: the npz file is damaged ({_reason(error)}); fetch it again'
+        ) from error
+
+
+def _reason(error):
+    return ' '.join(str(error).split())[:160]
 
 
 def is_npz(path: os.PathLike | str) -> bool:
@@ -44,15 +66,15 @@ def is_npz(path: os.PathLike | str) -> bool:
             return bool(_names(archive))
 
 
-def write(path: os.PathLike | str, arrays: Mapping[str, ArrayLike]) -> None:
+def write(path: os.PathLike | str, named: Mapping[str, ArrayLike]) -> None:
     """Writes {name: array} to `path` (local or gs://), which is replaced if it exists.
 
     Raises:
       UserError: the place cannot be written.
     """
-    named: dict[str, Any] = {**arrays}
+    values: dict[str, Any] = {**named}
     with _replacing(path) as file:
-        np.savez(file, **named)
+        np.savez(file, **values)
 
 
 def npy(array: np.ndarray) -> list[bytes | memoryview]:
@@ -125,27 +147,61 @@ class Rows:
 
     def read(self) -> np.ndarray:
         """The whole array."""
-        with self._content() as file:
+        with self._content(whole=True) as file:
             if self.columns:
                 return self._array(file.read(), self.shape[::-1]).T
             return self._array(file.read(), self.shape)
 
+    def text(self) -> str:
+        """The one text that it is.
+
+        Raises UserError if it is something else.
+        """
+        if self.shape or self.dtype.kind != 'U' or self.dtype.itemsize > 4 * _LONGEST:
+            raise UserError(f'{self.path}: {self.name} is no text')
+        with _one_line(self.path):  # a code point may be none
+            return str(self.read())
+
+    def whole(self) -> int:
+        """The one whole number that it is, not negative.
+
+        Raises UserError if it is something else.
+        """
+        if self.shape or self.dtype.kind not in 'iu' or (number := int(self.read())) < 0:
+            raise UserError(f'{self.path}: {self.name} is no count')
+        return number
+
     @contextlib.contextmanager
-    def _content(self):
+    def _content(self, whole=False):
         with (
             _one_line(self.path),
             _opened(self.path) as archive,
-            archive.open(f'{self.name}.npy') as file,
+            _entry(archive, self.name) as file,
         ):
-            header(file)
+            if header(file) != (self.shape, self.columns, self.dtype):
+                raise ValueError(f'{self.name} changed while it was read')
             if self.dtype.hasobject:
                 raise ValueError(f'{self.name} holds Python objects, not numbers')
+            if self.dtype.kind != 'U':
+                arrays.check_dtype(self.dtype)
+            info = archive.getinfo(f'{self.name}.npy')
+            self._check(info.file_size - file.tell(), self.shape)
+            if whole and info.file_size > _SPARE + _DENSEST * info.compress_size:
+                raise ValueError(f'{self.name} has {info.file_size:,} bytes of nearly nothing')
             yield file
 
     def _array(self, data, shape):
-        if len(data) != math.prod(shape) * self.dtype.itemsize:
-            raise ValueError(f'{self.name} does not have the size its header says')
+        self._check(len(data), shape)
+        # Python takes any number for a character, and breaks later.
+        if self.dtype.kind == 'U':
+            letters = np.frombuffer(data, f'{self.dtype.byteorder}u4')
+            if letters.max(initial=0) > sys.maxunicode:
+                raise ValueError(f'{self.name} is no text')
         return np.frombuffer(data, self.dtype).reshape(shape)
+
+    def _check(self, size, shape):
+        if size != math.prod(shape) * self.dtype.itemsize:
+            raise ValueError(f'{self.name} does not have the size its header says')
 
 
 def members(path: os.PathLike | str) -> dict[str, Rows]:
@@ -165,11 +221,23 @@ def _opened(path):
 
 
 def _names(archive):
-    return [n.removesuffix('.npy') for n in archive.namelist() if n.endswith('.npy')]
+    names = [n.removesuffix('.npy') for n in archive.namelist() if n.endswith('.npy')]
+    if len(names) > _MEMBERS:
+        raise ValueError(f'{len(names):,} arrays')
+    return names
+
+
+def _entry(archive, name):
+    info = archive.getinfo(f'{name}.npy')
+    if info.compress_type not in _METHODS:
+        raise ValueError(f'{name} is compressed in a way that NumPy never writes')
+    if archive.fp is None or info.compress_size > archive.fp.seek(0, os.SEEK_END):
+        raise ValueError(f'{name} ends behind the end of the file')
+    return archive.open(info)
 
 
 def _member(path, archive, name):
-    with archive.open(f'{name}.npy') as file:
+    with _entry(archive, name) as file:
         shape, columns, dtype = header(file)
     return Rows(str(path), name, shape, dtype, columns)
 
@@ -177,13 +245,48 @@ def _member(path, archive, name):
 def header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     """(shape, whether it is stored column by column, dtype) at the start of an .npy file.
 
-    Raises ValueError if it is none.
+    The dtype may be any. Raises ValueError if it is no such file.
     """
     version = np.lib.format.read_magic(file)
-    readers = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
-    if version not in readers:
+    if version not in _HEADERS:
         raise ValueError(f'an array is in the unknown format {version}')
-    return readers[version](file)
+    length = file.read(_HEADERS[version])
+    size = int.from_bytes(length, 'little')
+    if size > _LONGEST:
+        raise ValueError(f'an array has a header of {size:,} bytes')
+    text = io.BytesIO(length + file.read(size))
+    read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
+    try:
+        shape, columns, dtype = read[version[0]](text)
+    except Exception as error:  # NumPy parses it as Python, which has many
+        raise ValueError('the header of an array is malformed') from error
+    arrays.check_counts(shape)
+    return shape, columns, dtype
+
+
+def array(content: bytes) -> np.ndarray:
+    """The array in the content of an .npy file, read-only.
+
+    Raises ValueError if it is none, of no numbers, or has not the size that it says.
+    """
+    file = io.BytesIO(content)
+    shape, columns, dtype = header(file)
+    return arrays.array(memoryview(content)[file.tell() :], dtype, shape, 'F' if columns else 'C')
+
+
+def loads(content: bytes, names: Iterable[str]) -> list[np.ndarray]:
+    """Arrays of the content of a small npz file, by name.
+
+    Raises ValueError, in a few words, if one of them is not there or damaged.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            read = []
+            for name in names:
+                with _entry(archive, name) as file:
+                    if archive.getinfo(f'{name}.npy').file_size > _SMALL:
+                        raise ValueError(f'{name} is larger than any of its kind')
+                    read.append(array(file.read()))
+            return read
+    except _DAMAGE as error:
+        raise ValueError(_reason(error)) from error

@@ -5,6 +5,7 @@ definition plus a nested dict of arrays. Training, sampling, checkpoints and sha
 """
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -28,11 +29,7 @@ class Functional:
 
     init: Callable[[PRNGKeyArray], Params]
     bind: Callable[[Params], Any]  # parameters -> module whose methods can be called
-
-    @randomness.pinned()
-    def shapes(self) -> Params:
-        """Parameters as `jax.ShapeDtypeStruct`; touches no device."""
-        return jax.eval_shape(self.init, randomness.key(0))
+    shapes: Callable[[], Params]  # parameters as `jax.ShapeDtypeStruct`; touches no device
 
 
 def functional(build: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
@@ -41,8 +38,35 @@ def functional(build: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
     def init(key):
         return nnx.to_pure_dict(nnx.state(build(nnx.Rngs(params=key)), nnx.Param))
 
-    graph, _ = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(params=randomness.key(0)))))
-    return Functional(init=init, bind=lambda params: nnx.merge(graph, params))
+    with randomness.pinned():
+        graph, state = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(params=randomness.key(0)))))
+    return Functional(
+        init=init,
+        bind=lambda params: nnx.merge(graph, params),
+        shapes=lambda: nnx.to_pure_dict(state),
+    )
+
+
+def misfit(params: Params, network: Callable[[], Functional]) -> str:
+    """Why parameters are none of a network whose sizes a file says; '' if they are.
+
+    Args:
+      params: anything with a `.shape`, nested.
+      network: makes the network.
+    """
+    try:
+        shapes = network().shapes()
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        return f'there is no network of such sizes ({" ".join(str(error).split())[:120]})'
+    name_of = functools.partial(jax.tree_util.keystr, simple=True, separator='/')
+    own, wanted = (
+        {name_of(path): getattr(leaf, 'shape', None) for path, leaf in found}
+        for found in map(jax.tree_util.tree_leaves_with_path, (params, shapes))
+    )
+    for name in sorted(own.keys() | wanted.keys()):
+        if own.get(name) != wanted.get(name):
+            return f'{name} is {own.get(name, "missing")}, not {wanted.get(name, "there")}'
+    return ''
 
 
 def stack(build: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> nnx.Module:

@@ -171,7 +171,7 @@ def _joined(folder, runs):
     for run in runs:
         if not run.trained:
             content = run.measurements[0].result.settings.get('content')
-            models.setdefault(content or run.path, []).append(run)
+            models.setdefault(str(content or run.path), []).append(run)
     joined = []
     for same in models.values():
         path = folder if len(models) == 1 and len(same) > 1 else same[0].path
@@ -192,7 +192,7 @@ def _grids(folder):
     """(some of the grids of samples, how many there are, notes on unreadable ones)."""
     if not folder.is_dir():
         return [], 0, []
-    paths = [p for p in _children(folder) if p.suffix == '.png' and p.stem.isdigit()]
+    paths = [p for p in _children(folder) if p.suffix == '.png' and p.stem.isdecimal()]
     paths.sort(key=lambda path: int(path.stem))
     grids = [Grid(int(p.stem), p.name, p.read_bytes()) for p in spaced(paths)]
     readable = [grid for grid in grids if _readable(grid.content)]
@@ -208,7 +208,7 @@ def spaced(items: Sequence[_T]) -> list[_T]:
 
 def _readable(content):
     try:
-        with Image.open(io.BytesIO(content)) as picture:
+        with Image.open(io.BytesIO(content), formats=['PNG']) as picture:
             picture.load()
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return False

@@ -109,7 +109,7 @@ def _source(content, kind):
 
 def small(content: bytes, side: int) -> tuple[bytes, str, tuple[int, int]]:
     """(bytes, 'png' or 'jpeg', (width, height)) of a PNG: as it is, or a JPEG within `side`."""
-    with Image.open(io.BytesIO(content)) as picture:
+    with Image.open(io.BytesIO(content), formats=['PNG']) as picture:
         if max(picture.size) <= side and len(content) <= _PNG_BYTES:
             return content, 'png', picture.size
         picture = picture.convert('L' if picture.mode in ('1', 'L', 'I', 'I;16') else 'RGB')

@@ -171,7 +171,7 @@ def _against_cost(by_run, score, attribute, size):
     for run, evaluations in enumerate(by_run):
         groups = {}  # of the same weights, joined by a line; those of unknown weights stand alone
         for number, e in enumerate(evaluations):
-            content, weights = map(e.result.settings.get, ('content', 'weights'))
+            content, weights = (str(e.result.settings.get(n) or '') for n in ('content', 'weights'))
             key = (content, weights, e.result.images, e.against) if content else number
             groups.setdefault(key, []).append(e)
         for group in groups.values():

@@ -51,14 +51,19 @@ def evaluation(result: Result, name: str = '') -> Evaluation:
 
 
 def _sampling(facts):
-    sampling = facts.get('sampling') or {}
-    reveal, solver = sampling.get('reveal') or {}, sampling.get('solver') or {}
+    sampling = _group(facts, 'sampling')
+    reveal, solver = _group(sampling, 'reveal'), _group(sampling, 'solver')
     words = [f'K = {reveal.get("steps")}'] if reveal else []
     if (guidance := reveal.get('guidance')) is not None:
         interval = f'({reveal.get("guidance_from")}, {reveal.get("guidance_to")}]'
         by = ' by another model' if 'guide' in facts else ''
         words += ['no guidance' if guidance == 1 else f'guidance {guidance}{by} in {interval}']
     return ', '.join(words + [f'{solver.get("name")} {solver.get("steps")}'] * bool(solver))
+
+
+def _group(values, name):
+    """The settings of a group, {} if a file has something else there."""
+    return values[name] if isinstance(values.get(name), dict) else {}
 
 
 class Grid(NamedTuple):
@@ -129,7 +134,8 @@ def flat(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
 def image_size(settings: dict[str, Any]) -> int | None:
     """Pixels per side of the pictures of a run with these flat settings; None if unknown."""
     source = settings.get('data.name')
+    number = lambda name: size if type(size := settings.get(name)) is int else None
     if source in ('folder', 'tfds'):
-        return settings.get('data.image_size')
-    encoded = source in ('latents', 'synthetic') and settings.get('model.grid') == 16
-    return _SIZES.get(settings.get('model.channels', 0)) if encoded else None
+        return number('data.image_size')
+    encoded = source in ('latents', 'synthetic') and number('model.grid') == 16
+    return _SIZES.get(number('model.channels') or 0) if encoded else None

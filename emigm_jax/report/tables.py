@@ -88,7 +88,7 @@ def _best(run, name):
     if not scored:
         return ''
     best = min(scored, key=lambda e: e.scores[name] * (1 if SCORES[name].less else -1))
-    return SCORES[name].text(best.scores[name]) + f' at {best.step:,}' * bool(best.step)
+    return SCORES[name].text(best.scores[name]) + (f' at {best.step:,}' if best.step else '')
 
 
 def _progress(run):

@@ -13,6 +13,7 @@ from jaxtyping import UInt8
 from emigm_jax.checkpoints import store
 from emigm_jax.core import randomness
 from emigm_jax.errors import UserError
+from emigm_jax.io import bounded
 from emigm_jax.nn import functional
 from emigm_jax.nn.functional import Params
 from emigm_jax.parallel import batches
@@ -20,6 +21,8 @@ from emigm_jax.tokenizers.interface import Spec, Tokenizer
 from emigm_jax.tokenizers.learned import KINDS, Learned
 
 ENTRY = 'tokenizer'  # of a checkpoint's description
+_BLOCKS = ('blocks', 'encoder_depths', 'decoder_depths')  # of a config
+_DEEPEST = 64  # blocks of a level, and levels
 
 
 class NonFinite(UserError):
@@ -138,10 +141,25 @@ def of(stored: store.Checkpoint, dtype: str | None = None, batch: int = 16) -> C
     """As `load`, of a checkpoint whose description was read."""
     if ENTRY not in stored.description:
         raise UserError(f'{stored.path}: holds no tokenizer')
-    name, values = stored.description[ENTRY]['name'], stored.description[ENTRY]['config']
-    # JSON made lists of the tuples.
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    config = KINDS[name].config(**values)
+    described = stored.description[ENTRY]
+    name, values = described.get('name'), described.get('config')
+    if not isinstance(name, str) or name not in KINDS:
+        raise UserError(
+            f'{stored.path}: holds a tokenizer {name!r}, and none of {", ".join(KINDS)}'
+        )
+    try:
+        config = bounded.typed(KINDS[name].config, values)
+    except ValueError as error:
+        raise UserError(
+            f'{stored.path}: the config of its tokenizer is damaged: {error}'
+        ) from error
     if dtype is not None:
         config = dataclasses.replace(config, dtype=dtype)
-    return Codec(Learned(name, config), stored.load_part('params'), batch)
+    tokenizer, arrays = Learned(name, config), stored.tree.get('params', {})
+    # Blocks are made one by one: before, as nobody makes a million of them.
+    levels = [len(value) for value in dataclasses.astuple(config) if isinstance(value, tuple)]
+    blocks = [n for field in _BLOCKS for n in np.ravel(getattr(config, field, 0)).tolist()]
+    wrong = f'{max(levels)} levels, {max(blocks)} blocks' * (max(levels + blocks) > _DEEPEST)
+    if wrong := wrong or functional.misfit(arrays, lambda: tokenizer.network):
+        raise UserError(f'{stored.path}: its arrays are not those of its config: {wrong}')
+    return Codec(tokenizer, stored.load_part('params'), batch)

@@ -29,6 +29,7 @@ def write(
     """
     now = datetime.datetime.now(datetime.UTC).strftime('%Y-%m-%d %H:%M UTC')
     earlier = (files.read_json(workdir / FILE) or {}) if start else {}
+    text = lambda name, new: earlier[name] if isinstance(earlier.get(name), str) else new
     kind = mesh.devices.flat[0].device_kind
     processes = f', {jax.process_count()} processes' if jax.process_count() > 1 else ''
     about = {
@@ -37,8 +38,8 @@ def write(
         'devices': f'{mesh.size} x {kind}{processes}',
         'version': f'emigm_jax {emigm_jax.__version__}, jax {jax.__version__}',
         'command': _command(sys.argv),
-        'began': earlier.get('began', now),
-        'id': earlier.get('id', secrets.token_hex(4)),
+        'began': text('began', now),
+        'id': text('id', secrets.token_hex(4)),
     }
     files.write_json(workdir / FILE, about)
     return about['id']

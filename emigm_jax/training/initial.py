@@ -112,8 +112,6 @@ def begun(config: Config, built: Program, start: Origin, say: Say) -> dict[str, 
     place = functools.partial(sharding.abstract, built.mesh)
     theirs, name = start.saved.load_params(config.training.init_weights, place)
     ours = built.state['params']
-    if jax.tree.structure(theirs) != jax.tree.structure(ours):
-        raise UserError(f'{start.saved.path}: its parameters have other names than those here')
     check_finite(theirs, name, start.saved)
     say(f'started from weights {name} of {start.saved.path}, {runs.described(start.saved.stored)}')
     if remark := start.saved.remark(name):

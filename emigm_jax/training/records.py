@@ -1,10 +1,9 @@
 """The lines of metrics.jsonl, also of a run that goes on or was killed while it wrote one."""
 
-import json
 import os
 from typing import Any, NamedTuple
 
-from emigm_jax.io import files, paths
+from emigm_jax.io import bounded, files, paths
 
 FILE = 'metrics.jsonl'
 
@@ -20,7 +19,7 @@ class Records(NamedTuple):
 def record(line: str) -> dict[str, Any] | None:
     """The step and the numbers of a line, 'nan' and 'inf' among them; None if it is damaged."""
     try:
-        values = json.loads(line)
+        values = bounded.parsed(line)
     except ValueError:
         return None
     if not isinstance(values, dict) or type(values.get('step')) is not int:
@@ -35,7 +34,7 @@ def _number(value):
         return None
     try:
         return float(value)
-    except (ValueError, OverflowError):  # JSON's integers have no bound
+    except ValueError:
         return None
 
 

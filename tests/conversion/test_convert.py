@@ -231,6 +231,19 @@ def test_misfits_are_listed_and_nothing_is_written(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_names_in_files_reach_no_terminal_as_they_are(tmp_path, capsys):
+    file, out, name = tmp_path / 'x.pth', tmp_path / 'out', '\x1b]0;mine\x07\n' + 'x' * 800
+    checkpoint_files.write_arrays(file, {name: np.zeros(3)})
+    refusal(capsys, 'convert', file, out)
+    tensors = dict(torch_files.read(golden.path('emigm_tiny_release.pth'))['model_ema'])
+    checkpoint_files.write_arrays(file, {'model_ema': {**tensors, name: np.zeros(3, np.float32)}})
+    assert convert(file, out, *HEADS) == 2
+    shown = capsys.readouterr()
+    assert r'unexpected  \x1b]0;mine\x07\nxxx' in shown.out
+    for line in [*shown.out.splitlines(), *shown.err.splitlines()]:
+        assert line.isprintable() and len(line) < 2000
+
+
 def test_numbers_that_are_not_finite_are_named(tmp_path, capsys):
     tree = torch_files.read(golden.path('emigm_tiny_release.pth'))
     tensors = {name: np.array(value) for name, value in tree['model_ema'].items()}

@@ -141,6 +141,69 @@ def test_bad_caches(tmp_path):
         latents.Cache(cache)
 
 
+MAKER = {'name': 'kl16', 'fingerprint': '0', 'channels': 3, 'stride': 16, 'dtype': 'float32'}
+CHANGED = {
+    'objects': dict(dtype='O'),
+    'the other byte order': dict(dtype='>f2'),
+    'twice the bytes': dict(dtype='float32'),
+    'records': dict(dtype=[['a', 'f2']]),
+    'several dtypes': dict(dtype='f2,O'),
+    'codes of vectors': dict(dtype='uint16'),
+    'negative': dict(shape=[-4, -4, 6]),
+    'nothing': dict(shape=[]),
+    'a text': dict(shape='446'),
+    'no square': dict(shape=[2, 8, 6]),
+    'other channels': dict(shape=[4, 4, 5]),
+    'a wrong count': dict(count=4),
+    'a truth': dict(skipped=True),
+    'names by number': dict(class_names=[1, 2, 3]),
+    'another tokenizer': dict(tokenizer={**MAKER, 'name': 'os.system'}),
+    'more of it': dict(tokenizer={**MAKER, '\x1b[31mred': 1}),
+    'no shards': dict(shards=[]),
+    'a shard of rows alone': dict(shards=[{'rows': 4, 'bytes': 4, 'sha256': ''}]),
+    'a shard of no form': dict(shards=[7]),
+}
+
+
+@pytest.mark.parametrize('what', CHANGED)
+def test_a_manifest_is_checked_before_it_is_believed(tmp_path, what):
+    make(tmp_path / 'cache', Made(8))
+    manifest = files.read_json(tmp_path / 'cache/manifest.json')
+    files.write_json(tmp_path / 'cache/manifest.json', {**manifest, **CHANGED[what]})
+    with pytest.raises(UserError, match=r'its manifest.json is damaged \(') as caught:
+        latents.Cache(tmp_path / 'cache')
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    'labels',
+    [
+        np.array([{}] * 7),
+        np.zeros(7, np.float32),
+        np.zeros(7, np.int64),
+        np.zeros((7, 1), np.int32),
+        np.array([0, 1, 2, 3, 0, 1, 2], np.int32),
+        np.full(7, -1, np.int32),
+    ],
+    ids=['objects', 'floats', 'wide', 'rows', 'of no class', 'negative'],
+)
+def test_labels_are_those_of_classes(tmp_path, labels):
+    make(tmp_path / 'cache', Made(8))
+    np.save(tmp_path / 'cache/labels.npy', labels)
+    with pytest.raises(UserError, match=r'labels.npy: (has labels|is damaged)'):
+        latents.Cache(tmp_path / 'cache')
+
+
+def test_rows_of_one_cache_have_one_shape(tmp_path):
+    class Torn(Made):
+        def rows(self, start, stop):
+            for i in range(start, stop):
+                yield Row(0, f'{i}', Made.views(i)[:, : 4 - (i == 12)])
+
+    with pytest.raises(UserError, match=r'one shape, not .* of 15, \[2, 3, 4, 6\] of 12'):
+        make(tmp_path / 'cache', Torn())
+
+
 def test_local_copy(tmp_path):
     make(tmp_path / 'cache')
     copy = latents.copied(tmp_path / 'cache', tmp_path / 'copy')

@@ -178,6 +178,21 @@ def test_tfds(tmp_path):
         TFDS(data.name, 'train', str(tmp_path))
 
 
+def test_damaged_records_of_tfds_are_unreadable_pictures(tmp_path):
+    data = write_tfds(tmp_path, 2, np.random.default_rng(3))
+    source = TFDS(data.name, 'train', str(tmp_path))
+    sound = bytes(source._records[0])
+    far = sound.replace(b'label', b'LABEL')  # a name of the same length: nothing else changes
+    source._records = [b'\xff' * 9, b'', far, sound[:40]]
+    for i, record in enumerate(source._records):
+        with pytest.raises(Unreadable, match='the record is damaged') as caught:
+            source.example(i)
+        assert caught.value.name == f'train/{i}', record
+    source._records, source.class_names = [sound], ()
+    with pytest.raises(Unreadable, match='of 0 classes'):
+        source.example(0)
+
+
 def test_tensorflow_is_not_imported(tmp_path):
     data = write_tfds(tmp_path, 2, np.random.default_rng(4))
     program = (

@@ -159,7 +159,7 @@ BAD_ARRAYS = {
     ),
     'objects': (
         dict(mu=np.array([{}]), sigma=POOL[1]),
-        'mu holds Python objects, not numbers',
+        r'mu must be real numbers .*, not object \(1,\)',
     ),
 }
 

@@ -11,7 +11,7 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from emigm_jax.cli import main
 from emigm_jax.config import curves, nested, published
@@ -239,6 +239,14 @@ def test_torn_pictures_are_left_out(tmp_path):
     found = only(run)
     assert [grid.step for grid in found.grids] == [1000]
     assert found.notes == ('left out: samples/00002000.png is no whole PNG',)
+
+
+def test_nothing_but_png_is_opened(tmp_path, monkeypatch):
+    """Ghostscript would be started by a grid of samples that is EPS."""
+    run = synthetic.workdir(tmp_path / 'a', grids=[1000])
+    monkeypatch.setattr(EpsImagePlugin, 'Ghostscript', lambda *_, **__: pytest.fail('started'))
+    Image.new('RGB', (8, 8)).save(run / 'samples/00001000.png', 'EPS')
+    assert only(run).notes == ('left out: samples/00001000.png is no whole PNG',)
 
 
 # What is drawn

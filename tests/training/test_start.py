@@ -372,7 +372,7 @@ def test_weights_that_are_not_there(state, run, built, tmp_path):
     with pytest.raises(UserError, match=r"has no weights '0\.7', but 0\.9, 0\.5, params"):
         begun(run, **{'training.init_weights': '0.7'})
     path = model(tmp_path / 'm', config, {'mae': tree['params']['mae']})
-    with pytest.raises(UserError, match='other names'):
+    with pytest.raises(UserError, match='its arrays are not those of its config'):
         begun(path)
 
 

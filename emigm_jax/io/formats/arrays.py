@@ -21,6 +21,8 @@ EXTENDED = {name: np.dtype(getattr(ml_dtypes, name)) for name in ('bfloat16', *_
 DTYPES = EXTENDED | {name: np.dtype(name) for name in _NATIVE}
 """Every dtype that is read, by the name that torch, numpy and ml_dtypes share."""
 
+_KNOWN = frozenset(DTYPES.values())
+
 
 def array(
     raw: bytes | bytearray | memoryview,
@@ -30,9 +32,11 @@ def array(
 ) -> np.ndarray:
     """The buffer `raw` as a read-only array, sharing its memory.
 
-    Raises ValueError unless `raw` holds exactly the bytes that `shape` and `dtype` call for.
+    Raises ValueError unless `raw` holds exactly the bytes that `shape` and `dtype` call for, and
+    the dtype, in any byte order, is one of `DTYPES`.
     """
     check_counts(shape)
+    check_dtype(dtype)
     if math.prod(shape) * dtype.itemsize != memoryview(raw).nbytes:
         raise ValueError(f'an array of shape {list(shape)} has the wrong number of bytes')
     result = np.ndarray(shape, dtype, raw, order=order)
@@ -41,6 +45,30 @@ def array(
 
 
 def check_counts(counts: Sequence[object]) -> None:
-    """Raises ValueError unless `counts` are few integers, none of them negative."""
-    if len(counts) > MAX_DIMENSIONS or any(type(n) is not int or n < 0 for n in counts):
+    """Raises ValueError unless `counts` are few integers of 63 bits, none of them negative."""
+    if len(counts) > MAX_DIMENSIONS or any(type(n) is not int or n >> 63 for n in counts):
         raise ValueError('a shape, stride or offset is no list of sizes')
+
+
+def check_dtype(dtype: np.dtype) -> None:
+    """Raises ValueError unless it is one of `DTYPES`, in any byte order."""
+    if dtype.newbyteorder('=') not in _KNOWN:
+        raise ValueError(f'an array holds no plain numbers, but {str(dtype)[:80]!a}')
+
+
+class Allowance:
+    """Bounds the bytes that the arrays of a file have, which may be views of the same bytes.
+
+    Tensors may be tied, or a row that is repeated; but a few bytes could stand for any number.
+    """
+
+    TIMES = 4  # the file's own size
+
+    def __init__(self, size: int):
+        self._left = self.TIMES * size + 2**20
+
+    def charge(self, shape: Sequence[int], dtype: np.dtype) -> None:
+        """Raises ValueError if one more array of this form is too much."""
+        self._left -= math.prod(shape) * dtype.itemsize
+        if self._left < 0:
+            raise ValueError(f'its arrays would be more than {self.TIMES} times as large as it')

@@ -3,7 +3,6 @@
 Readers take the bytes of a whole file, best a memory map, as arrays are views of it.
 """
 
-import json
 import mmap
 import os
 import shutil
@@ -15,7 +14,7 @@ import msgpack
 import numpy as np
 
 from emigm_jax.errors import UserError
-from emigm_jax.io import files
+from emigm_jax.io import bounded, files
 from emigm_jax.io.formats import arrays
 
 _SAFETENSORS = {
@@ -39,6 +38,8 @@ _SAFETENSORS = {
 }
 _CHUNKED = '__msgpack_chunked_array__'  # in Flax
 _HEAD = 1024  # bytes; more than shape and dtype of an array take
+# Room is made for lists before they are read, level by level: no shape has more elements.
+_LISTS = 2**10
 
 
 def read_safetensors(mapping: bytes | mmap.mmap) -> dict[str, np.ndarray]:
@@ -47,25 +48,31 @@ def read_safetensors(mapping: bytes | mmap.mmap) -> dict[str, np.ndarray]:
     The library's own loader for NumPy (safetensors 0.8) copies every array and knows no float8.
     """
     start = 8 + int.from_bytes(mapping[:8], 'little')
-    header = json.loads(mapping[8:start])
+    header = bounded.parsed(mapping[8:start])
     data = memoryview(mapping)[start:]
+    allowance = arrays.Allowance(len(mapping))
 
     def tensor(dtype, shape, data_offsets):
         begin, end = data_offsets
         arrays.check_counts([begin, end])
         if dtype not in _SAFETENSORS:
-            raise ValueError(f'the dtype {dtype!a} is not supported')
-        return arrays.array(data[begin:end], arrays.DTYPES[_SAFETENSORS[dtype]], shape)
+            raise ValueError(f'the dtype {str(dtype)[:80]!a} is not supported')
+        array = arrays.array(data[begin:end], arrays.DTYPES[_SAFETENSORS[dtype]], shape)
+        allowance.charge(array.shape, array.dtype)
+        return array
 
     notes = header.pop('__metadata__', None)
     tensors = {name: tensor(**row) for name, row in header.items()}
     # Of tensors that are one, only one is stored; the notes say {other name: stored name}.
     twins = notes.items() if isinstance(notes, dict) else ()
-    return tensors | {
+    others = {
         other: tensors[name]
         for other, name in twins
         if isinstance(name, str) and name in tensors and other not in tensors
     }
+    for array in others.values():
+        allowance.charge(array.shape, array.dtype)
+    return tensors | others
 
 
 def write_safetensors(path: os.PathLike | str, tensors: Mapping[str, np.ndarray]) -> None:
@@ -106,13 +113,12 @@ def read_msgpack(mapping: bytes | mmap.mmap) -> Any:
     flax.serialization.msgpack_restore copies each array once more, so that a file of one array
     takes twice its size, and lets records and unknown extension types through.
     """
-    # Lists are as long as the rank of an array: a header may not make room for millions.
-    return _joined(msgpack.unpackb(mapping, ext_hook=_extension, max_array_len=2**16))
+    return _joined(msgpack.unpackb(mapping, ext_hook=_extension, max_array_len=_LISTS))
 
 
 def _extension(code, data):
     if code == 2:
-        return complex(*msgpack.unpackb(data))
+        return complex(*msgpack.unpackb(data, max_array_len=2, max_map_len=0))
     if code not in (1, 3):
         raise ValueError(f'unknown extension type {code}')
     head = msgpack.Unpacker(max_buffer_size=_HEAD)

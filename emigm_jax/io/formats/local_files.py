@@ -5,7 +5,6 @@ hf:// comes from the cache of huggingface_hub, file by file of a folder.
 """
 
 import contextlib
-import json
 import mmap
 import os
 import re
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from emigm_jax.errors import UserError
-from emigm_jax.io import files, hub, paths
+from emigm_jax.io import bounded, files, hub, paths
 from emigm_jax.io.progress import Bar
 
 # Of transformers and hub mixins, of diffusers, and what both wrote before safetensors.
@@ -84,8 +83,8 @@ def exists(path: os.PathLike | str) -> bool:
 def read_json(path: os.PathLike | str) -> dict[str, Any]:
     """The JSON object in a file; raises UserError if it is missing or no object."""
     try:
-        content = json.loads(map_file(path)[:])
-    except (ValueError, RecursionError) as error:
+        content = bounded.parsed(map_file(path)[:])
+    except ValueError as error:
         raise UserError(f'{path}: is not valid JSON: {error}') from error
     if not isinstance(content, dict):
         raise UserError(f'{path}: holds no JSON object')

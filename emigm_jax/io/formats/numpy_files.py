@@ -19,8 +19,7 @@ def read(mapping: mmap.mmap) -> Any:
     head = io.BytesIO(mapping[:_HEAD])
     shape, columns, dtype = npz.header(head)
     if dtype.hasobject:
-        tree, _ = pickles.load(mapping[head.tell() :])
-        return pickles.plain(tree, _no_tensor)
+        return pickles.plain(pickles.load(mapping[head.tell() :]), _no_tensor)
     data = memoryview(mapping)[head.tell() :]
     return arrays.array(data, np.dtype(dtype), shape, 'F' if columns else 'C')
 

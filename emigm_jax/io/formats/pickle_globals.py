@@ -34,6 +34,8 @@ STORAGES = {
     'torch.storage.UntypedStorage': 'uint8',
 }
 
+LONGEST = 500  # characters of a name
+
 
 class Refused(ValueError):
     """The pickle asks for something that no checkpoint needs; nothing of it has run."""
@@ -152,16 +154,25 @@ def _of_type(function, _type, arguments, _state=None):
     return _TENSORS[function.text](*expect(arguments, tuple))
 
 
+def joined(*parts: Any) -> str:
+    """Parts of a name with dots between them; ValueError if it is longer than any name is.
+
+    A pickle has long texts once and joins them, again and again, with few bytes each.
+    """
+    if sum(len(expect(part, str)) for part in parts) > LONGEST:
+        raise ValueError(f'a name has more than {LONGEST} characters')
+    return '.'.join(parts)
+
+
 def _attribute(owner, name):
     """A member of an enumeration, in pickles of Python 3.11 and of flags."""
     if type(owner) is not Stranger:
         raise asks_for('builtins.getattr')
-    return Stranger(f'{owner.name}.{expect(name, str)}')
+    return Stranger(joined(owner.name, name))
 
 
 def _device(kind, index=None):
-    expect(kind, str)
-    return kind if index is None else f'{kind}:{expect(index, int)}'
+    return joined(kind) if index is None else f'{joined(kind)}:{expect(index, int)}'
 
 
 def _encode(text, encoding):
@@ -201,6 +212,26 @@ def _numbers(raw: Any, dtype: Any, shape: Any, order: Literal['C', 'F'] = 'C') -
 
 
 _SCALARS = (str, int, float, bool, bytes, type(None))
+# Numbers are found by their remainders: of larger ones, or of tuples of several, any number can
+# be made that look alike, and a dict that holds them takes the square of its size to be filled.
+_MOST, _MOST_OF_SEVERAL, _SEVERAL = 2**60, 2**15, 4
+
+
+def _key(value):
+    if type(value) is Stranger:
+        return value
+    if type(value) is not tuple:
+        return _number_below(_MOST, expect(value, *_SCALARS, tuple, Stranger))
+    numbers = [_number_below(_MOST_OF_SEVERAL, expect(v, *_SCALARS)) for v in value]
+    if len([v for v in numbers if type(v) is not str]) > _SEVERAL or float in map(type, value):
+        raise ValueError('a key is a tuple of many numbers, or of numbers that are not whole')
+    return value
+
+
+def _number_below(most, value):
+    if type(value) is int and not -most < value < most:
+        raise ValueError('a key is a number out of range')
+    return value
 
 
 def keyed(pairs: Iterable[tuple[Any, Any]], into: dict[Any, Any]) -> dict[Any, Any]:
@@ -209,9 +240,7 @@ def keyed(pairs: Iterable[tuple[Any, Any]], into: dict[Any, Any]) -> dict[Any, A
     Keys are scalars, flat tuples of scalars or names: hashing a deep tuple recurses.
     """
     for key, value in pairs:
-        for part in key if type(key) is tuple else ():
-            expect(part, *_SCALARS)
-        into[expect(key, *_SCALARS, tuple, Stranger)] = value
+        into[key if type(key) is str else _key(key)] = value
     return into
 
 

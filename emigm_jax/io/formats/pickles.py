@@ -6,9 +6,10 @@ which only build inert values, else it is a mere name (`strangers`) or refused. 
 descriptions of tensors into arrays once their bytes are at hand.
 """
 
+import mmap
 import pickletools
 from collections.abc import Callable
-from typing import IO, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,17 +31,32 @@ from emigm_jax.io.formats.strangers import Placeholder, Stranger, is_stranger
 
 # Limits of a finished tree. Real checkpoints nest about five deep and hold some ten thousand
 # values; a small hostile pickle can refer to itself, or unfold to more than any memory holds.
-MAX_DEPTH = 100
+MAX_DEPTH = 50
 MAX_NODES = 1_000_000
+_OPERATIONS_PER_NODE = 5  # of an honest pickle there are three
+_SPARE = 1000  # nodes beyond one for each byte: what is shared counts where it is used
+_MEMO = 2**32  # places
+_BITS = 512  # of a whole number; torch's own mark has 80, the keys of generators 128
+
+
+class Loaded(NamedTuple):
+    """What one pickle holds."""
+
+    tree: Any  # to be finished by `plain`
+    storages: list[Storage]  # that it mentions
+    size: int  # its bytes
 
 
 class _Machine:
-    """The state of one pickle while it is read. Marks keep the part of the stack below them."""
+    """The state of one pickle while it is read. Marks keep the part of the stack below them.
 
-    def __init__(self):
+    `left` and `copies` bound what it may copy: values of containers, and texts as bytes.
+    """
+
+    def __init__(self, size):
         self.stack, self.below, self.memo = [], [], {}
-        self.bytes, self.storages = {}, {}
-        self.left = MAX_NODES
+        self.storages = {}
+        self.left, self.copies = MAX_NODES, size
 
     def since_mark(self):
         items, self.stack = self.stack, self.below.pop()
@@ -50,7 +66,7 @@ class _Machine:
         return tuple([self.stack.pop() for _ in range(count)][::-1])
 
     def find(self, module, name):
-        full = f'{expect(module, str)}.{expect(name, str)}'
+        full = pickle_globals.joined(module, name)
         if full in pickle_globals.WORDS:
             return full
         if full in pickle_globals.NAMES:
@@ -68,8 +84,11 @@ class _Machine:
             raise Refused('refuses to load: the pickle calls something that is no function')
         self.spend(expect(arguments, tuple))
         result = call(*arguments)
-        # Equal bytes are kept once, or one string encoded over and over would fill the memory.
-        return self.bytes.setdefault(result, result) if type(result) is bytes else result
+        if type(result) is bytes:  # of a text, each of which is encoded once in an honest pickle
+            self.copies -= len(result)
+            if self.copies < 0:
+                raise ValueError('the pickle encodes one text over and over')
+        return result
 
     def build(self, target, state):
         if type(target) not in pickle_globals.BUILDS:
@@ -79,13 +98,16 @@ class _Machine:
 
     def spend(self, values):
         """Bounds what a few opcodes can copy, again and again, out of one large container."""
-        self.left -= sum(len(v) for v in values if isinstance(v, (list, tuple, dict, set)))
+        self.left -= sum(len(v) for v in values if isinstance(v, _CONTAINERS))
         if self.left < 0:
             raise ValueError('the pickle unfolds without bounds')
 
     def storage(self, identity):
         storage = pickle_globals.storage_of(identity)
         return self.storages.setdefault((storage.key, storage.start, storage.numel), storage)
+
+
+_CONTAINERS = (list, tuple, dict, set, frozenset)
 
 
 def _push(value):
@@ -128,7 +150,16 @@ def _pop(machine, _):
 
 
 def _put(machine, index):
-    machine.memo[len(machine.memo) if index is None else index] = machine.stack[-1]
+    place = len(machine.memo) if index is None else index
+    if place >= _MEMO:
+        raise ValueError('a place in the memo is out of range')
+    machine.memo[place] = machine.stack[-1]
+
+
+def _literal(_, value):
+    if type(value) is int and value.bit_length() > _BITS:
+        raise ValueError(f'a number of {value.bit_length():,} bits is out of range')
+    return value
 
 
 def _build(machine, _):
@@ -155,7 +186,7 @@ _LITERALS = (
 )
 _OPERATIONS = {
     **_named('PROTO FRAME STOP', lambda machine, _: None),
-    **_named(_LITERALS, _push(lambda _, value: value)),
+    **_named(_LITERALS, _push(_literal)),
     'NONE': _push(lambda *_: None),
     'NEWTRUE': _push(lambda *_: True),
     'NEWFALSE': _push(lambda *_: False),
@@ -194,32 +225,39 @@ _OPERATIONS = {
 # NEXT_BUFFER, READONLY_BUFFER (data outside the file).
 
 
-def load(stream: bytes | IO[bytes]) -> tuple[Any, list[Storage]]:
-    """Reads one pickle from bytes, or from a stream, which is left just behind it.
+def load(stream: bytes | mmap.mmap) -> Loaded:
+    """Reads one pickle from bytes, or from a file's map, which is left just behind it.
 
-    Returns:
-      the tree, to be finished by `plain`, and the list of the storages it mentions.
     Raises:
       Refused: the pickle asks for a global, a call or an opcode that no checkpoint needs.
       ValueError and others that malformed data lead to: the pickle is damaged.
     """
-    machine = _Machine()
-    for opcode, argument, _ in pickletools.genops(stream):
+    machine, begin = _Machine(len(stream)), _place(stream, 0)
+    program: Any = stream  # a map is as good as a file
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(program)):
+        if count > _OPERATIONS_PER_NODE * MAX_NODES:
+            raise ValueError('the pickle has more operations than any checkpoint')
         operation = _OPERATIONS.get(opcode.name)
         if operation is None:
             raise Refused(f'refuses to load: the pickle uses the opcode {opcode.name}')
         operation(machine, argument)
-    return machine.stack.pop(), list(machine.storages.values())
+    size = _place(stream, len(stream)) - begin
+    return Loaded(machine.stack.pop(), list(machine.storages.values()), size)
 
 
-def plain(tree: Any, view: Callable[[Tensor], np.ndarray]) -> Any:
+def _place(stream, otherwise):
+    return otherwise if isinstance(stream, bytes) else stream.tell()
+
+
+def plain(loaded: Loaded, view: Callable[[Tensor], np.ndarray]) -> Any:
     """The tree in plain dicts, lists, tuples, sets, scalars, strings, arrays and placeholders.
 
-    `view` makes the array of a `Tensor`. Namespaces become dicts, and dtypes their names. An object
-    of an unknown class becomes the dict of its items, or a `Placeholder` if it has none.
+    `view` makes the array of a `Tensor`, once. Namespaces become dicts, and dtypes their names. An
+    object of an unknown class becomes the dict of its items, or a `Placeholder` if it has none.
     Raises ValueError for anything else, and for a tree that contains itself.
     """
-    room = iter(range(MAX_NODES))
+    room = iter(range(min(MAX_NODES, loaded.size + _SPARE)))
+    arrays = {}  # by the identity of their descriptions, which live as long as the tree
 
     def walk(node, depth):
         if depth > MAX_DEPTH or next(room, None) is None:
@@ -232,7 +270,9 @@ def plain(tree: Any, view: Callable[[Tensor], np.ndarray]) -> Any:
             case list() | tuple() | set() | frozenset():
                 return type(node)(walk(value, depth + 1) for value in node)
             case Tensor():
-                return view(node)
+                if id(node) not in arrays:
+                    arrays[id(node)] = view(node)
+                return arrays[id(node)]
             case Array(np.ndarray() as value):
                 return value
             case Array(list() | dict() | Stranger() as value):
@@ -245,4 +285,4 @@ def plain(tree: Any, view: Callable[[Tensor], np.ndarray]) -> Any:
                 return node
         raise ValueError(f'holds a bare {type(node).__name__} where data belongs')
 
-    return walk(tree, 0)
+    return walk(loaded.tree, 0)

@@ -20,7 +20,7 @@ import msgpack
 import numpy as np
 
 from emigm_jax.errors import UserError
-from emigm_jax.io.formats import arrays, data_files, local_files, numpy_files, pickles
+from emigm_jax.io.formats import arrays, data_files, local_files, numpy_files, pickles, trees
 
 # What readers raise on malformed data; everything else is a bug and shows as one.
 _DAMAGE = (
@@ -66,7 +66,7 @@ def _read_file(path):
         raise UserError(f'{path}: {_foreign(mapping)}')
     kind, _, reader = fitting
     try:
-        return reader(mapping)
+        return trees.checked(reader(mapping))
     except pickles.Refused as error:
         raise UserError(f'{path}: {error}') from error
     except _DAMAGE as error:
@@ -90,37 +90,52 @@ def read_config(folder: os.PathLike | str) -> dict[str, Any]:
 # --- PyTorch -------------------------------------------------------------------------------------
 
 
-def _strided(tensor, block):
-    """The array of a `pickles.Tensor` in the bytes `block` of its storage; reads nothing outside.
+def _strided(total, block):
+    """What makes the array of a `pickles.Tensor`; it reads nothing outside of its storage.
 
-    Raises ValueError if the storage leaves its block, or the tensor its storage.
+    It raises ValueError if the storage leaves its block, or the tensor its storage, or if all
+    tensors together would be much larger than the file.
+
+    Args:
+      total: bytes of the file.
+      block: gives the bytes of a tensor's storage.
     """
-    storage, size = tensor.storage, tensor.dtype.itemsize
-    arrays.check_counts([storage.total, storage.start, storage.numel, tensor.offset])
-    arrays.check_counts(tensor.shape)
-    arrays.check_counts(tensor.strides)
-    start, width = storage.start, storage.dtype.itemsize
-    if start + storage.numel > storage.total or storage.total * width > len(block):
-        raise ValueError(f'storage {storage.key!a} is larger than its data')
-    if 0 in tensor.shape:
-        return np.empty(tensor.shape, tensor.dtype)
-    steps = zip(tensor.shape, tensor.strides, strict=True)
-    end = tensor.offset + sum((count - 1) * stride for count, stride in steps) + 1
-    if end * size > storage.numel * width:
-        raise ValueError(f'a tensor reaches outside its storage {storage.key!a}')
-    # numpy checks the same bounds again, against the buffer that it is given.
-    return np.ndarray(
-        tensor.shape,
-        tensor.dtype,
-        block[start * width : (start + storage.numel) * width],
-        tensor.offset * size,
-        [stride * size for stride in tensor.strides],
-    )
+    allowance = arrays.Allowance(total)
+
+    def strided(tensor):
+        storage, size = tensor.storage, tensor.dtype.itemsize
+        arrays.check_counts([storage.total, storage.start, storage.numel, tensor.offset])
+        arrays.check_counts(tensor.shape)
+        arrays.check_counts(tensor.strides)
+        raw, start, width = block(tensor), storage.start, storage.dtype.itemsize
+        if start + storage.numel > storage.total or storage.total * width > len(raw):
+            raise ValueError(f'storage {storage.key[:80]!a} is larger than its data')
+        if 0 in tensor.shape:
+            return np.empty(tensor.shape, tensor.dtype)
+        steps = zip(tensor.shape, tensor.strides, strict=True)
+        end = tensor.offset + sum((count - 1) * stride for count, stride in steps) + 1
+        if end * size > storage.numel * width:
+            raise ValueError(f'a tensor reaches outside its storage {storage.key[:80]!a}')
+        allowance.charge(tensor.shape, tensor.dtype)
+        # numpy checks the same bounds again, against the buffer that it is given.
+        return np.ndarray(
+            tensor.shape,
+            tensor.dtype,
+            raw[start * width : (start + storage.numel) * width],
+            tensor.offset * size,
+            [stride * size for stride in tensor.strides],
+        )
+
+    return strided
 
 
-def _swapped(block, dtype):
+def _unit(dtype):
+    """Bytes of which the order is turned round."""
+    return dtype.itemsize // (2 if dtype.kind == 'c' else 1)
+
+
+def _swapped(block, unit):
     """The bytes of big-endian numbers, turned round."""
-    unit = dtype.itemsize // (2 if dtype.kind == 'c' else 1)
     end = len(block) // unit * unit
     return np.frombuffer(block[:end], f'u{unit}').byteswap().data.cast('B').toreadonly()
 
@@ -135,6 +150,8 @@ def _read_zip(mapping):
     pickled = [name for name in entries if re.fullmatch(r'([^/]+/)?data\.pkl', name)]
     if len(pickled) != 1:
         raise ValueError('a zip archive without data.pkl is not from torch.save')
+    if sum(info.file_size for info in entries.values()) > len(mapping):
+        raise ValueError('its entries would be larger than the archive')
     prefix = pickled[0].removesuffix('data.pkl')
     blocks = functools.cache(lambda name: _entry(mapping, entries[name]))
 
@@ -147,14 +164,14 @@ def _read_zip(mapping):
         raise ValueError('the byte order is neither little nor big')
 
     @functools.cache
-    def block(key, dtype):
+    def block(key, unit):
         name = f'{prefix}data/{key}'
         if name not in entries:
-            raise ValueError(f'storage {key!a} is missing')
-        return blocks(name) if order == b'little' else _swapped(blocks(name), dtype)
+            raise ValueError(f'storage {key[:80]!a} is missing')
+        return blocks(name) if order == b'little' else _swapped(blocks(name), unit)
 
-    tree, _ = pickles.load(bytes(program))
-    return pickles.plain(tree, lambda t: _strided(t, block(t.storage.key, t.dtype)))
+    strided = _strided(len(mapping), lambda t: block(t.storage.key, _unit(t.dtype)))
+    return pickles.plain(pickles.load(bytes(program)), strided)
 
 
 def _entry(mapping, info):
@@ -183,17 +200,16 @@ def _read_pickle(mapping):
     whatever the platform.
     """
     mapping.seek(0)
-    tree, _ = pickles.load(mapping)
-    if tree != _MAGIC:
-        return pickles.plain(tree, _no_tensor)
-    version, _ = pickles.load(mapping)
-    if version != _LEGACY_VERSION:
+    first = pickles.load(mapping)
+    if first.tree != _MAGIC:
+        return pickles.plain(first, _no_tensor)
+    if pickles.load(mapping).tree != _LEGACY_VERSION:
         raise ValueError('unknown version of the legacy format')
     pickles.load(mapping)
-    tree, storages = pickles.load(mapping)
-    keys, _ = pickles.load(mapping)
+    loaded = pickles.load(mapping)
+    keys = pickles.load(mapping).tree
 
-    widths = {storage.key: storage.dtype.itemsize for storage in storages}
+    widths = {storage.key: storage.dtype.itemsize for storage in loaded.storages}
     blocks, start = {}, mapping.tell()
     for key in keys:
         count = int.from_bytes(mapping[start : start + 8], 'little', signed=True)
@@ -202,7 +218,7 @@ def _read_pickle(mapping):
             raise ValueError('a storage ends behind the end of the file')
         blocks[key] = memoryview(mapping)[start + 8 : end]
         start = end
-    return pickles.plain(tree, lambda tensor: _strided(tensor, blocks[tensor.storage.key]))
+    return pickles.plain(loaded, _strided(len(mapping), lambda t: blocks[t.storage.key]))
 
 
 def _no_tensor(_tensor):

@@ -178,7 +178,7 @@ def test_small_pickles_cannot_take_much_memory(tmp_path):
     again = Op(long, b'q\x010](', *[Op(glob('_codecs.encode'), b'(h\x01', 'latin1', b'tR')] * 1000)
     tracemalloc.start()
     assert read(write_zip(tmp_path / 'a.pth', far)) == 'x'
-    assert len(read(write_zip(tmp_path / 'b.pth', Op(again, b'e')))) == 1000
+    assert 'over and over' in complaint(write_zip(tmp_path / 'b.pth', Op(again, b'e')))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2**23
