@@ -10,6 +10,14 @@ from collections.abc import Collection, Iterable, Iterator
 class UserError(Exception):
     """A mistake the user can mend: what is wrong, where, and what to do, in one line."""
 
+    code = 2  # what the command exits with
+
+
+class Unavailable(UserError):
+    """What did not answer for as long as it was asked; the same command may succeed later."""
+
+    code = 75  # EX_TEMPFAIL, on which launchers start the same command again
+
 
 class Damaged(UserError):
     """Something on disk that was written whole once and cannot be read now."""
