@@ -65,7 +65,8 @@ def train(
       The final state.
 
     Raises:
-      UserError: the workdir, the mesh or the data cannot be used for this config.
+      UserError: the workdir, the mesh or the data cannot be used for this config, or another
+        training is at work in the workdir.
       NonFinite: a loss or gradient was not finite.
       Preempted: SIGTERM or a maintenance notice came.
     """
