@@ -18,6 +18,14 @@ class UserError(Exception):
     def __init__(self, line: object = ''):
         super().__init__(printable(str(line), LONGEST))
 
+    code = 2  # what the command exits with
+
+
+class Unavailable(UserError):
+    """What did not answer for as long as it was asked; the same command may succeed later."""
+
+    code = 75  # EX_TEMPFAIL, on which launchers start the same command again
+
 
 class Damaged(UserError):
     """Something on disk that was written whole once and cannot be read now."""

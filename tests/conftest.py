@@ -6,7 +6,8 @@ import shutil
 import tempfile
 from importlib import metadata
 
-pytest_plugins = ('support.gcs', 'support.hub')  # the fixtures `bucket` and `hub`
+# The fixtures `bucket`, `faults` and `hub`.
+pytest_plugins = ('support.gcs', 'support.faulty_gcs', 'support.hub')
 
 # Most of the suite's time is compilation of small programs that run once or twice, so the compiler
 # is told not to polish them. `pytest -m full` runs full-size networks as users do.

@@ -12,7 +12,7 @@ from etils import epath
 
 from emigm_jax.checkpoints import copy, runs, store
 from emigm_jax.config import nested, recipes
-from emigm_jax.errors import UserError
+from emigm_jax.errors import Damaged, UserError
 from emigm_jax.io import access, files, paths
 from emigm_jax.models.config import OF_DATA
 from emigm_jax.models.emigm import preset_name
@@ -31,7 +31,8 @@ class Entry:
     size: int  # bytes of all files
     files: int
     changed: str  # when its newest file was written, ISO 8601, UTC
-    finished: bool  # False: still being written, or its writer was killed
+    finished: bool  # False: still being written, its writer was killed, or damaged
+    damaged: bool  # written whole once; what it says about itself is cut off now
 
 
 def entries(path: os.PathLike | str) -> list[Entry]:
@@ -66,6 +67,8 @@ def _is_candidate(path):
 def _entry(path):
     listed = copy.listing(path)
     changed = max((file.changed for file in listed.values()), default=0.0)
+    whole = store.is_checkpoint(path) and not any(mark in path.name for mark in _UNFINISHED)
+    damaged = whole and _damaged(path)
     return Entry(
         name=path.name,
         path=str(path),
@@ -73,8 +76,17 @@ def _entry(path):
         size=sum(file.size for file in listed.values()),
         files=len(listed),
         changed=_date(changed),
-        finished=store.is_checkpoint(path) and not any(mark in path.name for mark in _UNFINISHED),
+        finished=whole and not damaged,
+        damaged=damaged,
     )
+
+
+def _damaged(path):
+    try:
+        store.description(path)
+    except Damaged:
+        return True
+    return False
 
 
 def _date(seconds):

@@ -7,8 +7,10 @@ folder anywhere, with EMA weights only.
 import contextlib
 import dataclasses
 import functools
+import json
 import math
 import os
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -20,12 +22,13 @@ from emigm_jax.checkpoints import store
 from emigm_jax.config import averages, liftings, nested, recipes, settings
 from emigm_jax.config.settings import SamplingConfig
 from emigm_jax.errors import UserError
-from emigm_jax.io import access, paths
+from emigm_jax.io import files, paths
 from emigm_jax.models import emigm
 from emigm_jax.nn import functional
 
 FOLDER = 'checkpoints'
 CLASS_NAMES = 'class_names'  # of a description, in label order
+_SCORES = 'metrics/metrics'  # of a checkpoint, as Orbax reads them where a run goes on
 BEST = ('fid', 'frechet_distance')  # the scores of which the lowest value is kept, if there is one
 
 
@@ -56,16 +59,16 @@ class Writer:
         kept: list[Any] = [policies.LatestN(config.training.keep)]
         if keep_every:
             kept.append(policies.EveryNSteps(keep_every))
-        kept.append(
-            policies.BestN(
-                get_metric_fn=lambda scores: next(scores[n] for n in BEST if n in scores),
-                reverse=True,
-                n=1,
-                keep_checkpoints_without_metrics=False,
-            )
+        best = policies.BestN(
+            get_metric_fn=lambda scores: next(scores[n] for n in BEST if n in scores),
+            reverse=True,
+            n=1,
+            keep_checkpoints_without_metrics=False,
         )
+        self._scores: dict[int, dict[str, float]] = {}
+        kept.append(_Scored(best, self._scores))
         self._folder = paths.absolute(workdir) / FOLDER
-        with access.reachable(self._folder):
+        with store.writable(self._folder, lambda: ()):
             self._checkpointer = ocp_training.Checkpointer(
                 self._folder,
                 # Orbax annotates its own policies otherwise than the protocol that it asks for.
@@ -74,32 +77,37 @@ class Writer:
                 context=store.writing(),
             )
         self._saved, self._pending, self._failed = None, None, False
+        self._silence = store.Silence()  # a writing may fail while nobody waits for it yet
 
-    def save(self, state: dict[str, Any], scores: Mapping[str, float] | None = None) -> None:
+    def save(self, state: dict[str, Any]) -> None:
         """Begins to write the state under its own step; waits first for the one before.
 
         Args:
           state: train state; may be donated as soon as this returns.
-          scores: of its evaluation by name, if there was one.
         """
         step = int(state['step'])
         if step == self._saved:
             return
         self.wait()
-        scores = scores or {}
-        # One that is not finite would stay the best for ever.
-        counts = any(name in BEST and math.isfinite(value) for name, value in scores.items())
-        metrics: dict[str, Any] | None = {**scores} if counts else None
         with self._writing():
             self._pending = self._checkpointer.save_async(
                 step,
                 state,
                 custom_metadata=self._description,
-                metrics=metrics,
                 force=True,
                 overwrite=True,  # of a damaged one that the run went back behind
             )
         self._saved = step
+
+    def score(self, step: int, scores: Mapping[str, float]) -> None:
+        """Adds scores by name to the checkpoint of a step, when it is written."""
+        # One that is not finite would stay the best for ever.
+        if not any(name in BEST and math.isfinite(value) for name, value in scores.items()):
+            return
+        self.wait()
+        self._scores[step] = {**scores}
+        if jax.process_index() == 0:
+            files.write_text(self._folder / str(step) / _SCORES, json.dumps(self._scores[step]))
 
     def wait(self) -> None:
         """Returns when nothing is being written any more; raises what went wrong there."""
@@ -125,6 +133,7 @@ class Writer:
             self.wait()
             with self._writing():
                 self._checkpointer.close()
+            self._silence.end()
         elif jax.process_count() == 1:  # of several, closing would wait for one that may be gone
             # The threads of the failed writing fail, too, and say less than the first reason.
             with contextlib.suppress(Exception):
@@ -135,6 +144,25 @@ class Writer:
 
     def __exit__(self, *_):
         self.close()
+
+
+class _Scored:
+    """A policy of Orbax that hears of scores that came after their checkpoint."""
+
+    def __init__(self, policy, scores):
+        self._policy, self._scores = policy, scores
+
+    def should_preserve(self, checkpoints, *, context):
+        """Whether each of the checkpoints stays."""
+        scored = [
+            types.SimpleNamespace(
+                step=known.step,
+                time=known.time,
+                metrics=self._scores.get(known.step, known.metrics),
+            )
+            for known in checkpoints
+        ]
+        return self._policy.should_preserve(scored, context=context)
 
 
 @dataclasses.dataclass(frozen=True)

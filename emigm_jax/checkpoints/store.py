@@ -7,6 +7,7 @@ process leaves nothing that looks like a checkpoint.
 import abc
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
 import os
@@ -24,9 +25,9 @@ from etils import epath
 import emigm_jax
 from emigm_jax.checkpoints import descriptions
 from emigm_jax.errors import Damaged, UserError
-from emigm_jax.io import access, gcs, hub
+from emigm_jax.io import access, bounded, gcs, hub, progress
 from emigm_jax.io.paths import absolute
-from emigm_jax.parallel import backend
+from emigm_jax.parallel import backend, processes
 
 MARK = '_CHECKPOINT_METADATA'  # what Orbax puts into every finished checkpoint
 COMMIT_MARK = 'commit_success.txt'  # and last of all where nothing can be renamed
@@ -73,6 +74,8 @@ _WORTH_CUTTING = 2**20
 def writing() -> ocp.Context:
     """How Orbax writes checkpoints here."""
     context = ocp.Context()
+    # Threads would wait for a folder for five minutes, and the process for them, if none is made.
+    context.asynchronous.create_directories_asynchronously = False
     context.array.saving.min_slice_bytes_for_replica_parallel = _WORTH_CUTTING
     return context
 
@@ -116,6 +119,10 @@ def versions() -> dict[str, str]:
 # Arrays are compressed, those of zeros to nothing: optimizers begin with twice as many zeros as
 # there are weights. Files of a few bytes could stand for more than any memory holds.
 _DENSEST, _SPARE = 100, 2**28  # times the bytes of the files, bytes
+
+# Of requests for arrays: two minutes, as `patience` has for all others.
+RETRIES = {'max_retries': 8, 'initial_delay': '1s', 'max_delay': '32s'}
+_READS = 3  # of what a bucket says about a checkpoint, until it is damaged
 
 # Array metadata, nested -> jax.ShapeDtypeStruct of the same, with shardings.
 Place = Callable[[Any], Any]
@@ -178,11 +185,69 @@ def checkpoint(path: os.PathLike | str) -> Checkpoint:
     """
     path = absolute(path)
     with readable(path):
-        metadata_ = ocp.metadata(path)
-        if not isinstance(metadata_.metadata, dict):  # None: Orbax has logged why
-            raise ValueError('its tree of arrays cannot be read')
-        description = descriptions.checked(metadata_.custom_metadata)
-        return Checkpoint(path, description, metadata_.metadata)
+        for left in reversed(range(_READS if gcs.remote(path) else 1)):
+            try:
+                described, metadata_ = _described(path), ocp.metadata(path)
+                if not isinstance(metadata_.metadata, dict):  # None: Orbax has logged why
+                    for file in path.glob('*/_METADATA'):
+                        file.read_bytes()  # if it does not come, that is the reason
+                    raise ValueError('its tree of arrays cannot be read')
+                return Checkpoint(path, described, metadata_.metadata)
+            except Exception as error:
+                if not left or gcs.failure(error) or gcs.passing(error):
+                    raise
+            time.sleep(1)  # Orbax takes an answer that did not come for one that is damaged
+    raise AssertionError
+
+
+def description(path: os.PathLike | str) -> dict[str, Any]:
+    """What a finished checkpoint says about itself, JSON-like; nothing else of it is read.
+
+    Raises:
+      Damaged: that is cut off.
+    """
+    path = absolute(path)
+    with readable(path):
+        return _described(path)
+
+
+def _described(path):
+    """As Orbax reads it, which takes one that is cut off for one that says nothing."""
+    text = (path / MARK).read_text()
+    try:
+        described = bounded.parsed(text)['custom_metadata']
+    except (ValueError, KeyError, TypeError):
+        reason = f'{MARK} is cut off or damaged, {len(text)} characters are there'
+        raise ValueError(reason) from None
+    return descriptions.checked(described)
+
+
+@functools.cache
+def _bound_retries():
+    """TensorStore would ask a bucket that does not answer for a quarter of an hour."""
+    with contextlib.suppress(ImportError, AttributeError):  # there is no public way
+        from orbax.checkpoint._src.serialization import tensorstore_utils as arrays
+
+        for context in (arrays._BASE_TS_CONTEXT, arrays._DEFAULT_OCDBT_TS_CONTEXT):
+            context['gcs_request_retries'] = RETRIES
+
+
+class Silence:
+    """Until `end` nothing is printed of reads and writes that nobody waits for any more."""
+
+    def __init__(self):
+        self._report = sys.unraisablehook
+        sys.unraisablehook = self._filtered
+
+    def _filtered(self, unraisable):
+        code = getattr(unraisable.object, 'cr_code', None)
+        read = code is not None and 'orbax' in code.co_filename
+        if not read and str(unraisable.exc_value) != 'Event loop is closed':
+            self._report(unraisable)
+
+    def end(self) -> None:
+        """Everything is printed again."""
+        sys.unraisablehook = self._report
 
 
 class _quiet(abc.ABC):
@@ -193,20 +258,22 @@ class _quiet(abc.ABC):
     threads, and Python print one for each beside our line, at any time until they are collected.
     """
 
-    def __enter__(self):
-        logging.getLogger('absl').addFilter(_not_of_orbax)  # for good: its threads outlive the call
-        self._report = sys.unraisablehook
-        sys.unraisablehook = self._filtered
+    _doing = ''  # said of the path when it takes long
 
-    def _filtered(self, unraisable):
-        code = getattr(unraisable.object, 'cr_code', None)
-        read = code is not None and 'orbax' in code.co_filename
-        if not read and str(unraisable.exc_value) != 'Event loop is closed':
-            self._report(unraisable)
+    def __init__(self, path: os.PathLike | str):
+        self._path = path
+
+    def __enter__(self):
+        _bound_retries()
+        self._note = progress.waiting(f'{self._path}: {self._doing}', processes.is_first)
+        self._note.__enter__()
+        logging.getLogger('absl').addFilter(_not_of_orbax)  # for good: its threads outlive the call
+        self._silence = Silence()
 
     def __exit__(self, _, error, __):
+        self._note.__exit__(None, None, None)
         if error is None or isinstance(error, UserError) or not isinstance(error, Exception):
-            sys.unraisablehook = self._report
+            self._silence.end()
             return
         logging.getLogger('asyncio').setLevel(logging.CRITICAL)
         raise self._explained(error) from error
@@ -223,17 +290,17 @@ def _not_of_orbax(record):
 class readable(_quiet):
     """Turns the many exceptions of a damaged checkpoint into one line."""
 
-    def __init__(self, path: os.PathLike | str):
-        self._path = path
+    _doing = 'still being read'
 
     def _explained(self, error):
         if reason := backend.missing():
             return UserError(reason)
-        if isinstance(error, (OSError, MemoryError)) and not isinstance(error, FileNotFoundError):
-            return UserError(f'{self._path}: cannot be read ({gcs.brief(error)})')
-        cause = error
-        while cause.__cause__ is not None:  # Orbax tells which slice, TensorStore which array
+        cause = error  # Orbax tells which slice, TensorStore which array
+        while cause.__cause__ is not None:
             cause = cause.__cause__
+        away = gcs.failure(cause) or gcs.passing(error) or isinstance(error, MemoryError)
+        if away and not isinstance(cause, FileNotFoundError):
+            return gcs.line(f'{self._path}: cannot be read ({gcs.brief(error)})', error)
         return Damaged(
             f'{self._path}: the checkpoint is damaged or of another kind '
             f'({gcs.brief(cause)}); if it is a step of a run, delete this folder to go on '
@@ -249,14 +316,18 @@ class writable(_quiet):
       remains: finds what a failed writing leaves, to be removed.
     """
 
+    _doing = 'still being written'
+
     def __init__(self, path: os.PathLike | str, remains: Callable[[], Iterable[epath.Path]]):
-        self._path, self._remains = path, remains
+        super().__init__(path)
+        self._remains = remains
 
     def _explained(self, error):
-        # Threads that are still at work may make a folder again that has just gone.
-        for _ in range(5):
+        # Threads that are still at work may make a folder again that has just gone. What does not
+        # answer is not asked again: the next process to write there begins with this.
+        for _ in range(0 if gcs.passing(error) else 5):
             with contextlib.suppress(OSError):
                 for path in list(self._remains()):
                     path.rmtree(missing_ok=True)
             time.sleep(0.1)
-        return UserError(f'{self._path}: cannot be written ({gcs.brief(error)})')
+        return gcs.line(f'{self._path}: cannot be written ({gcs.brief(error)})', error)

@@ -66,7 +66,7 @@ def ls(argv: list[str]) -> int:
     table = [f'{"checkpoint":<{max(10, width)}}  {"size":>9}  files  written               state']
     table += [
         f'{e.name:<{max(10, width)}}  {_size(e.size):>9}  {e.files:>5}  {e.changed}  '
-        f'{"finished" if e.finished else "not finished"}'
+        f'{"finished" if e.finished else "damaged" if e.damaged else "not finished"}'
         for e in entries
     ]
     _show(arguments, [dataclasses.asdict(e) for e in entries], table)

@@ -51,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _code(argv):
     """The exit code of a command; what a user can mend is said in one line."""
+    code = UserError.code
     try:
         if argv == ['--version']:
             print(f'emigm_jax {emigm_jax.__version__}')
@@ -61,16 +62,20 @@ def _code(argv):
             raise
         return 0  # argparse has shown --help
     except UserError as error:
-        reason = str(error)
+        reason, code = str(error), error.code
     except KeyboardInterrupt:
         print('emigm: interrupted', file=sys.stderr)
         return 128 + signal.SIGINT
     except BrokenPipeError:
         raise
     except OSError as error:  # a disk or a network, wherever it was touched
-        if not error.strerror:
+        from emigm_jax.io import gcs
+
+        if not (error.strerror or gcs.passing(error)):
             raise
-        reason = f'{error.filename}: {error.strerror}' if error.filename else error.strerror
+        what = error.strerror or gcs.brief(error)
+        reason = f'{error.filename}: {what}' if error.filename else what
+        code = gcs.line(reason, error).code
     except (RuntimeError, AssertionError) as error:
         if 'jax' not in sys.modules:
             raise
@@ -79,7 +84,7 @@ def _code(argv):
         if not (reason := backend.explained(error)):
             raise
     print(f'emigm: {printable(reason, LONGEST)}', file=sys.stderr)
-    return 2
+    return code
 
 
 def dispatch(program: str, commands: Mapping[str, tuple[str, str]], argv: list[str]) -> int:

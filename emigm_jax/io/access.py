@@ -44,6 +44,7 @@ def reachable(path: os.PathLike | str) -> Iterator[None]:
         raise
     except OSError as error:
         reason = error.strerror or gcs.brief(error)
-        raise UserError(f'{path}: cannot be reached or written ({reason})') from error
+        raise gcs.line(f'{path}: cannot be reached or written ({reason})', error) from error
     except Exception as error:  # a bucket's library has many
-        raise UserError(f'{path}: cannot be reached or written ({gcs.brief(error)})') from error
+        reason = gcs.brief(error)
+        raise gcs.line(f'{path}: cannot be reached or written ({reason})', error) from error

@@ -27,14 +27,15 @@ def reported(path: os.PathLike | str) -> Iterator[None]:
         if not gcs.failure(error):
             raise
         reason = getattr(error, 'strerror', None) or gcs.brief(error)
-        raise UserError(f'{path}: {reason}') from error
+        raise gcs.line(f'{path}: {reason}', error) from error
 
 
 @contextlib.contextmanager
 def replacing(path: os.PathLike | str) -> Iterator[IO[bytes]]:
     """A file to write into, which appears at `path` when the block ends without an exception.
 
-    Local files get a temporary name and are renamed. On gs:// an object appears when it is closed.
+    Local files get a temporary name and are renamed. On gs:// an object appears when it is closed;
+    what was there before stays until then, and for good where that fails.
 
     Raises:
       UserError: the place cannot be written (full disk, no permission).
@@ -43,12 +44,16 @@ def replacing(path: os.PathLike | str) -> Iterator[IO[bytes]]:
     path = absolute(path)
     with reported(path):
         if remote(path):
+            import fsspec
+
+            system, name = fsspec.core.url_to_fs(str(path))
+            f = system.open(name, 'wb')
             try:
-                with path.open('wb') as f:
-                    yield f
-            except BaseException:  # closing has made an object of what was written so far
-                path.unlink(missing_ok=True)
+                yield f
+            except BaseException:  # closing would make an object of what was written so far
+                f.closed = True
                 raise
+            f.close()
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.parent / f'.{path.name}.{os.getpid()}{_PARTIAL}'

@@ -4,6 +4,7 @@ Bytes go two ways to a bucket: etils (checkpoint folders, pictures, tables) and 
 cache) through gcsfs, arrays through TensorStore; both find the same credentials.
 """
 
+import errno
 import functools
 import importlib.util
 import logging
@@ -11,11 +12,23 @@ import os
 import re
 import uuid
 
-from emigm_jax.errors import UserError
+from emigm_jax.errors import Unavailable, UserError
 
 WRITER, READER = 'roles/storage.objectAdmin', 'roles/storage.objectViewer'
 _LIBRARIES = ('gcsfs', 'google', 'aiohttp', 'requests', 'tensorflow')
 _TENSORSTORE_ERROR = re.compile(r"os_error_code='(\d+)'")
+# What may work a little later: of HTTP, of systems, and in what TensorStore says.
+_PASSING_STATUS = (408, 429, 500, 502, 503, 504)
+_PASSING_ERRNO = tuple(
+    getattr(errno, name)
+    for name in (
+        *('ECONNREFUSED', 'ECONNRESET', 'ECONNABORTED', 'EPIPE', 'ETIMEDOUT', 'ESTALE'),
+        *('EHOSTUNREACH', 'EHOSTDOWN', 'ENETUNREACH', 'ENETDOWN', 'ENETRESET', 'EAGAIN'),
+    )
+)
+_PASSING_TEXT = re.compile(r'All \d+ retry attempts failed|\b(?:UNAVAILABLE|DEADLINE_EXCEEDED)\b')
+_REFUSED = re.compile(r'\b(?:PERMISSION_DENIED|UNAUTHENTICATED)\b')
+_TENSORSTORE_FACT = re.compile(r" \[(\w+)='((?:[^'\\]|\\.)*)'\]")
 _LOGIN = (
     'no credentials were found: run `gcloud auth application-default login`, or set '
     'GOOGLE_APPLICATION_CREDENTIALS to the key file of a service account'
@@ -33,13 +46,17 @@ def set_up() -> None:
 
     etils would import TensorFlow wherever it is installed, for seconds and for all memory of a GPU.
     gcsfs would remember listings for as long as the process lives, and miss what TensorStore and
-    other hosts write; and it would log tracebacks of what it raises as well.
+    other hosts write; it would log tracebacks of what it raises as well, as fsspec would, and give
+    up after half a minute.
     """
-    logging.getLogger('gcsfs').setLevel(logging.CRITICAL)
+    for name in ('gcsfs', 'fsspec'):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ.setdefault('EPATH_USE_TF', 'false')
     import fsspec.config
 
     fsspec.config.conf.setdefault('gs', {}).setdefault('use_listings_cache', False)
+    for protocol in ('gs', 'gcs'):
+        fsspec.register_implementation(protocol, 'emigm_jax.io.patience.Patient', clobber=True)
 
 
 def through_tensorflow() -> bool:
@@ -54,7 +71,38 @@ def through_tensorflow() -> bool:
 
 def failure(error: BaseException) -> bool:
     """Whether an exception is one of those that a bucket's libraries raise (few are OSErrors)."""
-    return isinstance(error, OSError) or type(error).__module__.partition('.')[0] in _LIBRARIES
+    of_library = type(error).__module__.partition('.')[0] in _LIBRARIES
+    return isinstance(error, OSError) or of_library or bool(_REFUSED.search(str(error)))
+
+
+def passing(error: BaseException) -> bool:
+    """Whether what failed may work a little later: no answer, too many requests, a lost network."""
+    cause = error
+    while cause is not None:
+        if isinstance(cause, Unavailable | TimeoutError | ConnectionError):
+            return True
+        if isinstance(cause, OSError) and cause.errno in _PASSING_ERRNO:
+            return True
+        if _code(cause) in _PASSING_STATUS or _PASSING_TEXT.search(str(cause)):
+            return True
+        if _dropped(cause) or getattr(cause, 'retryable', None) is True:  # as google.auth has it
+            return True
+        cause = cause.__cause__
+    return False
+
+
+def _dropped(error):
+    """Whether a connection ended before its answer did, as aiohttp and requests say it."""
+    room, name = type(error).__module__.partition('.')[0], type(error).__name__
+    return room in ('aiohttp', 'requests') and ('Connect' in name or name in _DROPPED)
+
+
+_DROPPED = ('ClientPayloadError', 'ChunkedEncodingError', 'ProxyError', 'ClientOSError')
+
+
+def line(text: str, error: BaseException) -> UserError:
+    """The exception that tells a user `text`: `Unavailable`, if what was behind it may pass."""
+    return (Unavailable if passing(error) else UserError)(text)
 
 
 def probe(path: os.PathLike | str, write: bool = True) -> None:
@@ -123,7 +171,7 @@ class _explained:
             )
         else:
             reason = f'cannot {verb} objects in gs://{bucket} ({brief(error)})'
-        raise UserError(f'{path}: {reason}') from error
+        raise line(f'{path}: {reason}', error) from error
 
 
 def _code(error):
@@ -154,10 +202,14 @@ def brief(error: BaseException) -> str:
         if code := _TENSORSTORE_ERROR.search(str(cause)):
             return os.strerror(int(code[1]))
         cause = cause.__cause__
-    text = ' '.join(str(error).split())
+    text = _TENSORSTORE_FACT.sub(_shown, ' '.join(str(error).split()))
     if len(text) > 160:  # the reason stands at the end
         text = f'{text[:80]} ... {text[-75:]}'
     return f'{type(error).__name__}: {text}' if text else type(error).__name__
+
+
+def _shown(fact):
+    return f' (HTTP {fact[2]})' if fact[1] == 'http_response_code' else ''
 
 
 def _probe_tensorflow(path):

@@ -1,13 +1,33 @@
 """What long work says of itself: a bar on a terminal, a line every so often in a pipe or a file."""
 
+import contextlib
 import sys
-from collections.abc import Iterable
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import tqdm
 
 PERIOD = 20.0  # seconds until the first line, and between two
 _LINE = '{desc}{percentage:.0f}%, {n_fmt} of {total_fmt}{unit}, {elapsed} so far, {remaining} left'
+
+
+@contextlib.contextmanager
+def waiting(text: str, speaks: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """Says `text` and for how long, every so often while the block lasts, if `speaks()`."""
+    over, began = threading.Event(), time.monotonic()
+
+    def tell():
+        while not over.wait(PERIOD) and speaks():
+            seconds = time.monotonic() - began
+            print(f'{text}, {seconds:.0f} s so far', file=sys.stderr, flush=True)
+
+    threading.Thread(target=tell, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 class Bar(tqdm.tqdm):

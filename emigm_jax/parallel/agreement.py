@@ -12,14 +12,15 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from emigm_jax.errors import UserError
+from emigm_jax.errors import Unavailable, UserError
 from emigm_jax.io import files
 from emigm_jax.parallel import processes
 
 _T = TypeVar('_T')
 
 _LINE = 4096  # bytes of a message on its way to the other processes
-_FAILED = b'\1'  # before the message of an error, which may be empty
+# Before the message of an error, which may be empty: its kind.
+_FAILED = {UserError: b'\1', Unavailable: b'\2'}
 
 first = processes.is_first  # whether this process writes the files and speaks to the user
 
@@ -90,11 +91,13 @@ def agreed(function: Callable[[], _T]) -> _T:
     try:
         result = function()
     except UserError as error:
-        line = _FAILED + str(error).encode()[: _LINE - 1]
+        kind = Unavailable if isinstance(error, Unavailable) else UserError
+        line = _FAILED[kind] + str(error).encode()[: _LINE - 1]
     for row in gather(_padded(line)):
         message = row.tobytes().rstrip(b'\0')
-        if message:
-            raise UserError(message.removeprefix(_FAILED).decode(errors='replace'))
+        for kind, mark in _FAILED.items():
+            if message.startswith(mark):
+                raise kind(message.removeprefix(mark).decode(errors='replace'))
     return cast(_T, result)
 
 

@@ -3,11 +3,13 @@
 All processes of a run must stop at the same step; jax's coordination service finds one.
 """
 
+import contextlib
 import os
 import signal
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from typing import Self
 
 import jax
@@ -19,6 +21,10 @@ _QUIET = ('FALSE', 'NONE', '')
 POLL = 5.0  # seconds
 
 
+class BrokenOff(BaseException):
+    """Ends work that is not waited for; nobody takes it for one of its own errors."""
+
+
 class Watch:
     """`due(step)` says whether the run should save and end after this step; a context manager.
 
@@ -28,13 +34,14 @@ class Watch:
 
     def __init__(self):
         self._noticed, self._over = threading.Event(), threading.Event()
+        self._breaking = False
         self.reason = 'asked to end by SIGTERM'
 
     def __enter__(self) -> Self:
         # With several processes jax's own handler of SIGTERM tells the coordinator.
         self._single = jax.process_count() == 1
         if self._single and threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, lambda *_: self._noticed.set())
+            self._previous = signal.signal(signal.SIGTERM, self._notice)
         if _on_google_cloud():
             threading.Thread(target=self._poll, daemon=True).start()
         return self
@@ -43,6 +50,25 @@ class Watch:
         self._over.set()
         if hasattr(self, '_previous'):
             signal.signal(signal.SIGTERM, self._previous)
+
+    def _notice(self, *_):
+        self._noticed.set()
+        if self._breaking:
+            raise BrokenOff
+
+    @contextlib.contextmanager
+    def breaking(self) -> Iterator[None]:
+        """Around work that would keep a run from ending: raises `BrokenOff` when it is to end.
+
+        Only where the run is one process: several would have to break off at the same place.
+        """
+        self._breaking = True
+        try:
+            if self._single and self._noticed.is_set():
+                raise BrokenOff
+            yield
+        finally:
+            self._breaking = False
 
     def due(self, step: int) -> bool:
         """Whether step `step` is the last one: True at the same step in every process."""

@@ -16,9 +16,9 @@ from typing import NoReturn
 
 import jax
 
-from emigm_jax.errors import UserError
+from emigm_jax.errors import Unavailable, UserError
 
-RESTART = 75  # exit code (EX_TEMPFAIL) that asks a launcher to start the same command again
+RESTART = Unavailable.code  # exit code that asks a launcher to start the same command again
 _LONGEST_WAIT = 24 * 3600 * 1000  # milliseconds: no compilation takes a day
 BEAT, SILENCE = 2.0, 30.0  # seconds between signs of life, and without one until a process is dead
 
@@ -62,7 +62,8 @@ def start(
         _give_up,
         [
             f'no connection with all processes through {where} within {timeout} s: is each of them '
-            'running, and can they reach that address and port?'
+            'running, and can they reach that address and port?',
+            RESTART,  # machines of a pod come up minutes apart
         ],
     )
     waiting.daemon = True
@@ -233,7 +234,7 @@ def together() -> Iterator[None]:
         # Leaving in the usual way would wait for the others, which wait in a collective for us.
         text = ' '.join(str(error).split())
         if isinstance(error, UserError) and not _in_a_collective(error):
-            _give_up(text)
+            _give_up(text, error.code)
         if isinstance(error, KeyboardInterrupt):
             _give_up('interrupted', 130)
         if isinstance(error, Exception) and any(sign in text for sign in _LOSS):

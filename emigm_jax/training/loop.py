@@ -18,7 +18,6 @@ from emigm_jax.config import averages, nested
 from emigm_jax.config.settings import Config
 from emigm_jax.data import datasets, pipeline, sizes
 from emigm_jax.data.interface import Dataset
-from emigm_jax.errors import UserError
 from emigm_jax.io import access, files, paths, png
 from emigm_jax.nn.functional import Functional, Params, parameter_count
 from emigm_jax.parallel import agreement, preemption, processes, sharding
@@ -66,15 +65,23 @@ def train(
       The final state.
 
     Raises:
-      UserError: the workdir, the mesh or the data cannot be used for this config.
+      UserError: the workdir, the mesh or the data cannot be used for this config, or another
+        training is at work in the workdir.
       NonFinite: a loss or gradient was not finite.
       Preempted: SIGTERM or a maintenance notice came.
     """
     began = time.monotonic()
     access.probe(workdir)
-    folder, first = paths.absolute(workdir), processes.is_first()
+    folder = paths.absolute(workdir)
     start.check_workdir(folder)
-    say = functools.partial(print, flush=True) if first else lambda *_: None
+    say = functools.partial(print, flush=True) if processes.is_first() else lambda *_: None
+    with start.alone(folder, say) as check:
+        return _train(config, folder, evaluator, allow_changes, say, check, began)
+
+
+def _train(config, folder, evaluator, allow_changes, say, check, began):
+    """Trains in a folder in which nobody else works, as long as `check` does not raise."""
+    first = processes.is_first()
     mesh = sharding.make_mesh(config.mesh)
     data = datasets.dataset(config)
     config = start.as_begun(sizes.fitted(config, data), folder, allow_changes, say)
@@ -105,6 +112,7 @@ def train(
         say(remark)
 
     due = lambda name, at: steps(name) and at % steps(name) == 0
+    scored = lambda at: evaluate and (at == total or due('evaluation.every', at))
     identity = lambda: about.write(folder, at_first, parameters, contents, mesh) if first else ''
     metrics = agreement.agreed(lambda: Metrics(folder, at_first, total, first, config, identity()))
     work = speed.work(batch_size, built.flops, mesh, config.model.dtype)
@@ -117,13 +125,27 @@ def train(
         say(f'finished before, at step {total}: a larger --config.training.total goes on')
     batches = pipeline.Timed(pipeline.batches(data, batch_size, config.seed, at_first, total, mesh))
     with (
+        metrics,
         runs.Writer(
             folder, config, steps('keep_every'), data.fingerprint, data.class_names
         ) as writer,
         preemption.Watch() as watch,
         closing(Profile(config.training.profile if first else '', folder / EVENTS, say)) as profile,
     ):
+
+        def measured(at, ema, current):
+            try:
+                with watch.breaking():
+                    scores = evaluate(ema, at)
+            except preemption.BrokenOff:
+                leave(writer, current, watch, folder)
+            metrics.add(at, scores)
+            writer.score(at, scores)
+
         try:
+            if at_first and scored(at_first) and not agreement.from_first(metrics.scored):
+                ema = first_ema(config, mesh, current)
+                measured(at_first, ema, current)  # it was broken off there
             for number, batch in enumerate(batches, at_first):
                 at = number + 1
                 profile.before(at)
@@ -139,8 +161,9 @@ def train(
                 # more and hold memory for every step in them.
                 jax.block_until_ready(before)
                 before = values
+                check()
                 leaving, last = watch.due(at), at == total
-                scoring = evaluate and (last or due('evaluation.every', at))
+                scoring = scored(at)
                 # What is scored is saved: it may be the best.
                 saving = leaving or last or scoring or due('checkpoint_every', at)
                 if saving or due('log_every', at):
@@ -150,29 +173,19 @@ def train(
                     values['learning_rate'] = float(built.rate(number))
                     metrics.write(at, values, work, batches.seconds)
                 if leaving:
+                    leave(writer, current, watch, folder)
+                if saving:  # first, since what comes next takes long and may be broken off
+                    metrics.flush()  # no checkpoint is ahead of them
                     writer.save(current)
-                    writer.wait()
-                    raise Preempted(
-                        f'{watch.reason}: saved step {at} in {folder}; the same command goes on '
-                        'from there'
-                    )
                 showing = steps('sample_every') and (last or due('sample_every', at))
-                scores = None
                 if showing or scoring:
                     ema = first_ema(config, mesh, current)
                     if showing and first:
                         metrics.picture(at, sample_grid(config, data, ema, folder, at))
                     if evaluate and scoring:
-                        try:
-                            scores = evaluate(ema, at)
-                        except UserError:
-                            writer.save(current)  # what was trained outlives what cannot be scored
-                            raise
-                        metrics.add(at, scores)
+                        measured(at, ema, current)
                     del ema  # a copy on every device
                     metrics.pause(batches.seconds)
-                if saving:
-                    writer.save(current, scores)
         except KeyboardInterrupt:
             # One of several processes cannot save alone, and between two states there is none.
             if jax.process_count() > 1 or current['step'].is_deleted():
@@ -183,8 +196,6 @@ def train(
                 'the same command goes on from there'
             )
             raise
-        finally:
-            metrics.close()
     return current
 
 
@@ -197,6 +208,18 @@ def prepare(
     files.write_text(workdir / 'config.json', text + '\n')
     files.write_text(workdir / 'parameters.txt', table + '\n')
     files.write_json(workdir / 'class_names.json', {runs.CLASS_NAMES: list(class_names)})
+
+
+def leave(
+    writer: runs.Writer, current: State, watch: preemption.Watch, workdir: epath.Path
+) -> NoReturn:
+    """Saves the state and ends the run, as it was asked to."""
+    writer.save(current)
+    writer.wait()
+    raise Preempted(
+        f'{watch.reason}: saved step {int(current["step"])} in {workdir}; the same command goes on '
+        'from there'
+    )
 
 
 def stop_non_finite(writer: runs.Writer, current: State, values: dict[str, float]) -> NoReturn:

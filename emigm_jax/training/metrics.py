@@ -2,7 +2,8 @@
 
 On a local disk every line is appended at once. Objects of a bucket cannot be appended to: there
 lines and events are kept here and written as a whole at most once a minute, by a thread of their
-own, so that a killed process loses its last minute and a training step never waits for a bucket.
+own, so that a training step never waits for a bucket; and before each checkpoint, so that a killed
+process loses no line of a step that it goes on from.
 """
 
 import json
@@ -19,7 +20,7 @@ import numpy as np
 from emigm_jax.config import curves, nested
 from emigm_jax.config.settings import Config
 from emigm_jax.errors import UserError
-from emigm_jax.io import files, paths
+from emigm_jax.io import files, paths, swap
 from emigm_jax.training import records, speed
 from emigm_jax.training.events import Events
 from emigm_jax.training.progress import Progress
@@ -48,7 +49,12 @@ class Metrics:
 
     Raises:
       UserError: the workdir cannot be read or written, or W&B refuses.
+
+    Attributes:
+      scored: whether the resumed step has scores.
     """
+
+    scored = False
 
     def __init__(
         self,
@@ -69,7 +75,11 @@ class Metrics:
         self._wandb = None
         if config and config.training.wandb:
             self._wandb = WandbRun(config.training.wandb, folder, identity, settings)
-        self._sink = (_Bucket if files.remote(folder) else _Disk)(folder, _kept(folder, start))
+        lines = _kept(folder, start)
+        # A step's own values have a loss; those of `add` have none.
+        self.scored = any(known['step'] == start and 'loss' not in known for _, known in lines)
+        sink = _Bucket if files.remote(folder) else _Disk
+        self._sink = sink(folder, [line for line, _ in lines])
         self._events = Events(self._sink.events, start)
         if settings:
             self._events.add_text('config', _preformatted(settings), start)
@@ -146,16 +156,30 @@ class Metrics:
             self._events.flush()
             self._sink.flush()
 
+    def __enter__(self) -> 'Metrics':
+        return self
+
+    def __exit__(self, _, error, __):
+        """Closes; what is wrong then hides nothing that was wrong before."""
+        try:
+            self.close()
+        except UserError as failed:
+            if error is None:
+                raise
+            print(f'metrics: {failed}', flush=True)
+
     def close(self) -> None:
         """Flushes, and ends what was begun; may be called twice."""
         if self._writes:
             self._writes = False
             self._progress.close()
             self._events.close()
-            self._sink.flush()
-            self._sink.close()
-            if self._wandb:
-                self._wandb.close()
+            try:
+                self._sink.flush()
+            finally:
+                self._sink.close()
+                if self._wandb:
+                    self._wandb.close()
 
 
 class _Disk:
@@ -181,6 +205,7 @@ class _Bucket:
 
     def __init__(self, workdir, lines):
         self._workdir, self._lines = workdir, [line + '\n' for line in lines]
+        self._seen = swap.read(workdir / FILE)
         self.events = tempfile.mkdtemp(prefix='emigm-events-')
         self._writing, self._changing = threading.Lock(), threading.Lock()
         self._timer, self._last = None, -math.inf
@@ -202,7 +227,10 @@ class _Bucket:
                     self._timer.cancel()
                 self._timer, self._last = None, time.monotonic()
                 text = ''.join(self._lines)
-            files.write_text(self._workdir / FILE, text)
+            try:
+                self._seen = swap.replace(self._workdir / FILE, text, self._seen)
+            except swap.Changed:
+                raise UserError(f'{self._workdir / FILE}: somebody else writes it') from None
             for file in sorted(pathlib.Path(self.events).iterdir()):
                 files.write(self._workdir / EVENTS / file.name, [file.read_bytes()])
 
@@ -217,9 +245,9 @@ class _Bucket:
 
 
 def _kept(workdir, start):
-    """Lines that an earlier process wrote up to the step that is resumed from."""
+    """Lines, and their records, that an earlier process wrote up to the step resumed from."""
     lines = ((line, records.record(line)) for line in records.text(workdir).splitlines())
-    return [line for line, known in lines if known and known['step'] <= start]
+    return [(line, known) for line, known in lines if known and known['step'] <= start]
 
 
 def _preformatted(settings):

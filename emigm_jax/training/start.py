@@ -1,6 +1,7 @@
 """Where a run begins: at its newest checkpoint, if its workdir has one."""
 
-from collections.abc import Callable, Collection
+import contextlib
+from collections.abc import Callable, Collection, Iterator
 
 import jax
 import numpy as np
@@ -12,11 +13,35 @@ from emigm_jax.config import resuming
 from emigm_jax.config.settings import Config
 from emigm_jax.data.interface import Dataset
 from emigm_jax.errors import Damaged, UserError
+from emigm_jax.io import lease
+from emigm_jax.parallel import agreement, processes
 from emigm_jax.training import program, schedules
 from emigm_jax.training.state import State
 
+# Raises UserError if another training has the folder by now.
+Check = Callable[[], None]
 Say = Callable[[str], None]
 _FLAG = '--config.training.init'
+
+
+@contextlib.contextmanager
+def alone(workdir: epath.Path, say: Say) -> Iterator[Check]:
+    """Around a run, of which the first process has the lease of its workdir.
+
+    Raises:
+      UserError: another training is at work there.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def take():
+            try:
+                if processes.is_first():
+                    return stack.enter_context(lease.held(workdir, say)).check
+            finally:
+                processes.meet()  # the first may wait longer than the others would in a collective
+            return lambda: None
+
+        yield agreement.agreed(take)
 
 
 def check_workdir(workdir: epath.Path) -> None:

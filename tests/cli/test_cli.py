@@ -284,6 +284,16 @@ def broken(argv):
     raise OSError(errno.EROFS, os.strerror(errno.EROFS), '/data/cache')
 
 
+def lost(argv):
+    raise TimeoutError
+
+
+def test_a_place_that_does_not_answer_is_worth_another_try(monkeypatch, capsys):
+    monkeypatch.setitem(main.COMMANDS, 'lost', (f'{__name__}:lost', ''))
+    assert main.main(['lost']) == 75
+    assert capsys.readouterr().err == 'emigm: TimeoutError\n'
+
+
 def test_a_place_that_fails_is_one_line(monkeypatch, capsys):
     monkeypatch.setitem(main.COMMANDS, 'broken', (f'{__name__}:broken', ''))
     assert refusal(capsys, 'broken') == 'emigm: /data/cache: Read-only file system'

@@ -4,6 +4,9 @@ import contextlib
 import errno
 import os
 import resource
+import shutil
+import threading
+import time
 
 import jax.numpy as jnp
 import numpy as np
@@ -55,6 +58,22 @@ def test_the_state_of_a_run(tmp_path, capfd, caplog):
     assert not caplog.records
     save(2)
     assert [path.name for path in runs.finished(tmp_path)] == ['2', '1']
+
+
+def test_a_folder_that_becomes_a_file_keeps_no_thread_waiting(tmp_path):
+    """They would wait for minutes for a folder that nobody can make, and the process for them."""
+    with pytest.raises(UserError, match='cannot be written'):  # noqa: SIM117
+        with runs.Writer(tmp_path, nested.resolve({})) as writer:
+            writer.save({**TREE, 'step': jnp.int32(1)})
+            writer.wait()
+            shutil.rmtree(tmp_path / 'checkpoints')
+            (tmp_path / 'checkpoints').write_text('')
+            writer.save({**TREE, 'step': jnp.int32(2)})
+    end = time.monotonic() + 10
+    working = lambda: [t for t in threading.enumerate() if type(t).__name__ == '_SignalingThread']
+    while working() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not working()
 
 
 def test_the_first_reason_stands(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from PIL import Image
 from emigm_jax.checkpoints import copy, store
 from emigm_jax.cli import main
 from emigm_jax.errors import UserError
-from emigm_jax.io import access, files, npz, paths, png
+from emigm_jax.io import access, files, npz, paths, png, swap
 from emigm_jax.io import gcs as buckets
 from emigm_jax.training import metrics
 from emigm_jax.training.speed import Work
@@ -129,13 +129,13 @@ def test_metrics_go_on_where_they_stopped(remote, bucket, tmp_path, capsys, monk
 
 def test_metrics_reach_the_bucket_within_a_minute(bucket, monkeypatch):
     monkeypatch.setattr(metrics, 'PERIOD', 0.5)
-    writes, write = [], files.write
+    writes, write = [], swap.replace
 
-    def counted(path, chunks):
+    def counted(path, text, seen):
         writes.append(str(path))
-        write(path, chunks)
+        return write(path, text, seen)
 
-    monkeypatch.setattr(files, 'write', counted)
+    monkeypatch.setattr(swap, 'replace', counted)
     made = metrics.Metrics(bucket, 0, 100)
     start = time.monotonic()
     for step in range(1, 21):
@@ -164,15 +164,15 @@ def test_metrics_of_another_process_are_silent(tmp_path, capsys):
 def test_metrics_survive_a_bucket_that_does_not_answer(bucket, monkeypatch, capsys):
     monkeypatch.setattr(metrics, 'PERIOD', 0.2)
     made = metrics.Metrics(bucket, 0, 100)
-    write, broken = files.write, threading.Event()
+    write, broken = swap.replace, threading.Event()
     broken.set()
 
-    def sometimes(path, chunks):
+    def sometimes(path, text, seen):
         if broken.is_set():
             raise UserError(f'{path}: no route')
-        write(path, chunks)
+        return write(path, text, seen)
 
-    monkeypatch.setattr(files, 'write', sometimes)
+    monkeypatch.setattr(swap, 'replace', sometimes)
     made.add(1, {'fid': 1.0})
     time.sleep(0.6)
     assert f'metrics: {bucket}/{metrics.FILE}: no route' in capsys.readouterr().out
@@ -180,6 +180,15 @@ def test_metrics_survive_a_bucket_that_does_not_answer(bucket, monkeypatch, caps
     made.add(2, {'fid': 2.0})
     made.close()
     assert [line['fid'] for line in metrics.read(bucket)] == [1.0, 2.0]
+
+
+def test_metrics_that_somebody_else_writes_are_left_alone(bucket):
+    made = metrics.Metrics(bucket, 0, 100)
+    made.add(1, {'fid': 1.0})
+    files.write_text(f'{bucket}/{metrics.FILE}', 'theirs')
+    with pytest.raises(UserError, match=r'metrics\.jsonl: somebody else writes it'):
+        made.close()
+    assert gcs.text(f'{bucket}/{metrics.FILE}') == 'theirs'
 
 
 def test_probe_leaves_nothing(bucket):

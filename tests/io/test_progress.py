@@ -45,3 +45,15 @@ def test_a_bar_on_a_terminal(quiet, monkeypatch):
 def test_without_standard_error(monkeypatch):
     monkeypatch.setattr(sys, 'stderr', None)
     assert list(progress.Bar(range(3))) == [0, 1, 2]
+
+
+def test_who_waits_is_told(monkeypatch, capsys):
+    monkeypatch.setattr(progress, 'PERIOD', 0.05)
+    with progress.waiting('gs://b: still being written'):
+        time.sleep(0.18)
+    said = capsys.readouterr().err.splitlines()
+    assert 2 <= len(said) <= 3
+    assert said[0] == 'gs://b: still being written, 0 s so far'
+    with progress.waiting('x', lambda: False):
+        time.sleep(0.1)
+    assert capsys.readouterr().err == ''

@@ -18,7 +18,8 @@ import pytest
 from emigm_jax.checkpoints import runs
 from emigm_jax.cli import main
 from emigm_jax.config.load import load_config
-from emigm_jax.parallel import preemption, processes
+from emigm_jax.errors import Unavailable, UserError
+from emigm_jax.parallel import agreement, preemption, processes
 from emigm_jax.training import loop, metrics
 from support.processes import Run, free_port
 
@@ -67,6 +68,29 @@ def test_sigterm_saves_the_step_it_is_at(tmp_path, monkeypatch):
         loop, 'train', lambda *_: (_ for _ in ()).throw(loop.Preempted('saved step 5 in x'))
     )
     assert main.main(train(tmp_path)) == processes.RESTART
+
+
+def test_sigterm_in_an_evaluation_ends_it_and_loses_no_step(tmp_path):
+    def evaluate(ema, step):
+        assert step == 4
+        signal.raise_signal(signal.SIGTERM)
+        raise AssertionError('the evaluation goes on')
+
+    config = smoke(checkpoint_every='12 steps')
+    config = dataclasses.replace(
+        config, evaluation=dataclasses.replace(config.evaluation, every='4 steps')
+    )
+    with pytest.raises(loop.Preempted, match=r'^asked to end by SIGTERM: saved step 4 '):
+        loop.train(config, tmp_path, lambda config, data: evaluate)
+    assert [p.name for p in runs.finished(tmp_path)] == ['4']
+    # What was broken off comes first when the run goes on.
+    measured = []
+    scores = lambda ema, step: measured.append(step) or {'fid': 5.0 - step}
+    for _ in range(2):
+        loop.train(config, tmp_path, lambda config, data: scores)
+        assert measured == [4, 8, 12]
+    assert [line['step'] for line in metrics.read(tmp_path) if 'fid' in line] == [4, 8, 12]
+    assert (tmp_path / 'checkpoints/12/metrics/metrics').read_text() == '{"fid": -7.0}'
 
 
 def test_a_maintenance_notice_is_a_sigterm(monkeypatch):
@@ -158,6 +182,25 @@ def test_one_process_of_one_needs_no_coordinator():
     assert not jax.distributed.is_initialized()
 
 
+def test_what_may_work_later_ends_all_processes_with_the_code_of_a_restart(monkeypatch):
+    def fails():
+        raise Unavailable('gs://b: no answer')
+
+    def end(code):
+        raise SystemExit(code)
+
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    monkeypatch.setattr(jax.distributed, 'is_initialized', lambda: True)
+    monkeypatch.setattr(agreement, 'gather', lambda rows: rows)
+    monkeypatch.setattr(processes.os, '_exit', end)
+    with pytest.raises(Unavailable, match=r'^gs://b: no answer$'):
+        agreement.agreed(fails)
+    for error, code in ((Unavailable('x'), processes.RESTART), (UserError('x'), 2)):
+        with pytest.raises(SystemExit) as ended, processes.together():
+            raise error
+        assert ended.value.code == code
+
+
 def test_an_unreachable_coordinator(tmp_path):
     flags = [
         '--coordinator',
@@ -170,7 +213,7 @@ def test_an_unreachable_coordinator(tmp_path):
         '1',
     ]
     run = Run(tmp_path / 'run', [*train(tmp_path / 'run'), *flags])
-    assert run.codes() == [2]
+    assert run.codes() == [processes.RESTART]  # the others may come up later
     assert 'no connection with all processes through 127.0.0.1' in run.output().splitlines()[-1]
     assert not (tmp_path / 'run').exists()
 

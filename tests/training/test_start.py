@@ -2,18 +2,19 @@
 
 import dataclasses
 import operator
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
-from emigm_jax.checkpoints import copy, runs, store
+from emigm_jax.checkpoints import copy, inspect, runs, store
 from emigm_jax.cli import main
 from emigm_jax.config import liftings, nested, resuming
 from emigm_jax.config.load import config_of, load_config
 from emigm_jax.config.settings import Config, OptimizerConfig
 from emigm_jax.data import datasets
-from emigm_jax.errors import UserError
+from emigm_jax.errors import Damaged, UserError
 from emigm_jax.io import paths
 from emigm_jax.models import emigm
 from emigm_jax.parallel import sharding
@@ -218,6 +219,25 @@ def test_a_run_keeps_what_is_newer_than_it(run):
     ]
     assert start.as_begun(requested, paths.absolute(run), ('optimizer',), lines.append) == requested
     assert len(lines) == 1
+
+
+@pytest.mark.parametrize('size', [0, 1000])
+def test_a_description_that_is_cut_off_is_stepped_over(size, state, run, tmp_path, resumed):
+    workdir = tmp_path / 'run'
+    shutil.copytree(run, workdir)
+    file = workdir / 'checkpoints/10' / store.MARK
+    file.write_bytes(file.read_bytes()[:size])
+    lines = []
+    assert int(resumed(state[0], workdir, say=lines.append)['step']) == 5
+    assert lines[0].startswith(f'{workdir}/checkpoints/10: the checkpoint is damaged')
+    assert f'{store.MARK} is cut off or damaged, {size} characters' in lines[0]
+    assert lines[0].endswith('going on from the checkpoint before it')
+    with pytest.raises(Damaged, match='cut off'):
+        runs.require(workdir)
+    assert [(e.step, e.finished, e.damaged) for e in inspect.entries(workdir)] == [
+        (5, True, False),
+        (10, False, True),
+    ]
 
 
 # --- Other weights -------------------------------------------------------------------------------
@@ -459,6 +479,12 @@ def test_the_best_score_is_kept_whatever_its_name(state, tmp_path):
     values = iter([4.0, 2.0, float('nan'), None])
     with runs.Writer(tmp_path, config) as writer:
         for step, value in enumerate(values, 1):
-            scores = None if value is None else {'accuracy': 0.5, 'frechet_distance': value}
-            writer.save({'step': jax.numpy.int32(step)}, scores)
+            writer.save({'step': jax.numpy.int32(step)})
+            if value is not None:
+                writer.score(step, {'accuracy': 0.5, 'frechet_distance': value})
     assert [p.name for p in runs.finished(tmp_path)] == ['4', '2']
+    with runs.Writer(tmp_path, config) as writer:  # it knows the best one of the earlier process
+        writer.save({'step': jax.numpy.int32(5)})
+        writer.score(5, {'frechet_distance': 3.0})
+        writer.save({'step': jax.numpy.int32(6)})
+    assert [p.name for p in runs.finished(tmp_path)] == ['6', '2']
