@@ -115,7 +115,7 @@ DESCRIPTIONS = (
     {'data': 7},
     {'versions': {'jax': 1}},
     {'tokenizer': 'kl16'},
-    {'counters': {'a': 2**70}},
+    {'counters': {'a': 2**63}},
 )
 
 
