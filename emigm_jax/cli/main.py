@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import importlib
 import io
+import logging
 import os
 import select
 import signal
@@ -34,6 +35,7 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Runs `emigm COMMAND ...` and returns the exit code."""
+    _listen()
     streams = [stream for stream in (sys.stdout, sys.stderr) if stream is not None]
     try:
         code = _code(sys.argv[1:] if argv is None else argv)
@@ -47,6 +49,23 @@ def main(argv: list[str] | None = None) -> int:
         for stream in unread:  # for the flush at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         return 128 + signal.SIGPIPE
+
+
+class _Notes(logging.Handler):
+    """Shows what the library notes about this machine, such as which kernels run, once."""
+
+    def emit(self, record):
+        from emigm_jax.parallel import processes
+
+        if processes.is_first():
+            print(record.getMessage(), file=sys.stderr, flush=True)
+
+
+def _listen():
+    log = logging.getLogger('emigm_jax')
+    if not log.handlers:
+        log.setLevel(logging.INFO)
+        log.addHandler(_Notes())
 
 
 def _code(argv):

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import importlib
 import json
+import logging
 import os
 import pathlib
 import signal
@@ -337,3 +338,10 @@ def test_a_finished_run_says_so(run, capsys):
     shown = capsys.readouterr().out
     assert 'finished before, at step 12: a larger --config.training.total goes on\n' in shown
     assert 'compiling' not in shown
+
+
+def test_what_the_library_notes_is_shown_once(capsys):
+    for _ in range(2):
+        assert main.main(['--version']) == 0
+    logging.getLogger('emigm_jax.nn.kernels.choice').info('attention by kernel')
+    assert capsys.readouterr().err == 'attention by kernel\n'
