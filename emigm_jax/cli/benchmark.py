@@ -9,6 +9,8 @@ from emigm_jax.errors import UserError
 COMMANDS = {
     'train': (f'{__name__}:train', 'training steps on random data'),
     'sample': (f'{__name__}:sample', 'generation of tokens with random weights'),
+    'decode': (f'{__name__}:decode', "a tokenizer's decoder: tokens to pictures"),
+    'evaluate': (f'{__name__}:evaluate', "Inception's features of pictures"),
     'data': (f'{__name__}:data', 'reading the training data, and how long steps wait for it'),
     'compare': (f'{__name__}:compare', 'two records: what became faster, what is chance'),
 }
@@ -56,6 +58,71 @@ def _steps(what, argv, example):
         for name, config in configs.items()
     ]
     return _measure(what, subjects, arguments)
+
+
+def decode(argv: list[str]) -> int:
+    """Runs `emigm benchmark decode`."""
+    parser = Parser(
+        'benchmark decode',
+        "Measures a tokenizer's decoder alone, from random tokens on the device to uint8 pictures\n"
+        'there, at most 16 of them at a time, as in sampling.',
+        'emigm benchmark decode --tokenizer kl16 --tokenizer dc_ae --batch-size 16,64',
+    )
+    shared.add_config(parser, required=False, several=True)
+    parser.add_argument(
+        '--tokenizer',
+        action='append',
+        default=[],
+        help='kl16, dc_ae or vqgan in their published sizes with random weights, or a checkpoint; '
+        'may be repeated. --config stands for the pixels of its data',
+    )
+    parser.add_argument(
+        '--image-size', type=shared.count, help='pixels per side (as published, or of the data)'
+    )
+    parser.add_argument('--dtype', choices=('float32', 'bfloat16'), help='of its convolutions')
+    _add_steps(parser)
+    arguments, overrides = shared.parse(parser, argv)
+    arguments.config = arguments.config or []
+    if not arguments.config + arguments.tokenizer:
+        parser.error('one of --tokenizer, --config is needed')
+    if overrides and not arguments.config:
+        parser.error(f'{overrides[0]} goes with --config')
+    if arguments.dtype and not arguments.tokenizer:
+        parser.error('--dtype goes with --tokenizer')
+
+    from emigm_jax.benchmark import images
+
+    codecs = {name: images.learned_codec(name, arguments.dtype) for name in arguments.tokenizer}
+    configs = _configs(arguments, overrides)
+    codecs |= {name: images.pixel_codec(name, config.data) for name, config in configs.items()}
+    subjects = []
+    for name, codec in codecs.items():
+        side = arguments.image_size or images.side(codec)
+        about = {'tokenizer': repr(codec.tokenizer), 'image_size': str(side)}
+        subjects.append((name, about, functools.partial(images.decode, codec, side)))
+    return _measure('decode', subjects, arguments)
+
+
+def evaluate(argv: list[str]) -> int:
+    """Runs `emigm benchmark evaluate`."""
+    parser = Parser(
+        'benchmark evaluate',
+        'Measures what scores wait for: the features of Inception, of random uint8 pictures on\n'
+        'the device.',
+        'emigm benchmark evaluate --image-size 256 --batch-size 64,256',
+    )
+    parser.add_argument('--inception', help='its converted checkpoint (default: random weights)')
+    parser.add_argument(
+        '--image-size', type=shared.count, default=256, help='pixels per side (256)'
+    )
+    _add_steps(parser)
+    arguments = parser.parse_args(argv)
+
+    from emigm_jax.benchmark import images
+
+    params, side = images.inception_params(arguments.inception), arguments.image_size
+    build = functools.partial(images.evaluate, params, side)
+    return _measure('evaluate', [('inception', {'image_size': str(side)}, build)], arguments)
 
 
 def data(argv: list[str]) -> int:
