@@ -1,7 +1,7 @@
 """FLOPs of any function, counted from the shapes of its matrix products and convolutions."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,7 +22,8 @@ def flops(function: Callable[..., Any], *arguments: Any) -> float:
 
 
 def _of(jaxpr):
-    return sum(_own(eqn) + sum(map(_of, _inner(eqn))) * _times(eqn) for eqn in jaxpr.eqns)
+    inner = lambda eqn: sum(map(_of, core.jaxprs_in_params(eqn.params)))
+    return sum(_own(eqn) + _times(eqn) * inner(eqn) for eqn in jaxpr.eqns)
 
 
 def _own(eqn):
@@ -40,13 +41,3 @@ def _own(eqn):
 
 def _times(eqn):
     return eqn.params['length'] if eqn.primitive.name == 'scan' else 1
-
-
-def _inner(eqn) -> Iterator[core.Jaxpr]:
-    """The programs that an equation runs."""
-    for value in eqn.params.values():
-        for each in value if isinstance(value, (tuple, list)) else (value,):
-            if isinstance(each, core.ClosedJaxpr):
-                yield each.jaxpr
-            elif isinstance(each, core.Jaxpr):
-                yield each

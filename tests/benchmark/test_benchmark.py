@@ -75,12 +75,13 @@ def test_other_failures_are_no_lack_of_memory():
 
 
 def test_a_comparison_knows_chance(tmp_path, capsys):
-    old = record(row(), row(8), row(16), row(32), row(64))
+    old = record(row(), row(8), row(16), row(32), row(64), row(256))
     new = record(
         row(images_per_second=9.0, slowest_step=4.0),
         row(8, fastest_step=0.5, slowest_step=0.9, images_per_second=20.0),
         row(16, fastest_step=2.5, slowest_step=3.0, images_per_second=5.0),
         row(32, slowest_step=1.0),
+        row(64, fastest_step=0.5, slowest_step=1.5, images_per_second=12.0),
         row(128),
     )
     files = tmp_path / 'old.json', tmp_path / 'new.json'
@@ -94,6 +95,7 @@ def test_a_comparison_knows_chance(tmp_path, capsys):
         ['2.000', 'faster'],
         ['0.500', 'slower'],
         ['1.000', 'spread', 'unknown'],
+        ['1.200', 'within', 'the', 'spread'],
     ]
     assert last == 'rows in one record only: 2'
 
