@@ -4,7 +4,6 @@ import itertools
 import resource
 import sys
 import time
-from typing import Any
 
 import jax
 import numpy as np
@@ -17,7 +16,7 @@ from emigm_jax.parallel import sharding
 WARM_UP = 4  # batches: threads start, files are opened, the page cache is met
 
 
-def measure(config: Config, batch: int, repeats: int, train_steps: int) -> dict[str, Any]:
+def measure(config: Config, batch: int, repeats: int, train_steps: int) -> dict[str, float]:
     """Figures of `repeats` batches of `batch` rows, and of `train_steps` real steps if not 0."""
     data, mesh = datasets.dataset(config), sharding.make_mesh(config.mesh)
     config = sizes.fitted(config, data)
@@ -28,8 +27,6 @@ def measure(config: Config, batch: int, repeats: int, train_steps: int) -> dict[
     )
     rows = batch * repeats
     figures = {
-        'what': f'data {config.data.name} {config.data.path}'.strip(),
-        'batch_size': batch,
         'rows_per_second': rows / host[0],
         'bytes_per_second': host[1] / host[0],
         'rows_per_second_on_device': rows / device[0],

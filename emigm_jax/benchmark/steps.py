@@ -1,14 +1,13 @@
-"""Speed, FLOPs, memory and compile time of the train step and of the sampler."""
+"""The train step and the sampler with random weights and data, as programs to be timed."""
 
 import dataclasses
 import functools
-import statistics
-import time
-from typing import Any, cast
+from typing import cast
 
 import jax
 import numpy as np
 
+from emigm_jax.benchmark.timing import Program
 from emigm_jax.config.settings import Config
 from emigm_jax.core import randomness
 from emigm_jax.data import sizes
@@ -17,31 +16,22 @@ from emigm_jax.models import emigm
 from emigm_jax.parallel import sharding
 from emigm_jax.sampling.sampler import Sampler
 from emigm_jax.training import program
-from emigm_jax.training.program import Program
 
 
-@randomness.pinned()
-def measure(what: str, config: Config, batch: int, repeats: int) -> dict[str, Any]:
-    """Figures of `what` ('train' or 'sample') with random weights and data: {name: value}.
-
-    Raises:
-      UserError: a size of the model is left to data that are not opened here.
-    """
-    config = sizes.without_data(config)
-    build = {'train': _train, 'sample': _sample}[what]
-    result = _measure(*build(config, batch), config.model.compute_dtype, repeats)
-    return _figures(result, config, batch)
-
-
-def train_program(config: Config, batch: int) -> Program:
+def train_program(config: Config, batch: int) -> program.Program:
     """The train step of a batch size on all devices."""
     training = dataclasses.replace(config.training, batch_size=batch)
     config = dataclasses.replace(config, training=training)
     return program.build(config, sharding.make_mesh(config.mesh), 0, 1)
 
 
-def _train(config, batch):
-    """(lowering, the program's arguments, next arguments from a result, FLOPs per image)."""
+def train(config: Config, batch: int) -> Program:
+    """A training step.
+
+    Raises:
+      UserError: a size of the model is left to data that are not opened here.
+    """
+    config = sizes.without_data(config)
     built = train_program(config, batch)
     rng = np.random.default_rng(0)
     shape = built.batch.tokens.shape
@@ -54,73 +44,17 @@ def _train(config, batch):
         labels=jax.device_put(labels, built.batch.labels.sharding),
         tokens=jax.device_put(tokens, built.batch.tokens.sharding),
     )
-    first, zero = built.create(), np.int32(0)
-    return built.lower, (first, data, zero), lambda out: (out[0], data, zero), built.flops
+    arguments = built.create(), data, np.int32(0)
+    following = lambda out: (out[0], *arguments[1:])
+    return Program(built.lower, arguments, following, built.flops, config.model.dtype)
 
 
-def _sample(config, batch):
+def sample(config: Config, batch: int) -> Program:
+    """Generation of tokens; raises as `train`."""
+    config = sizes.without_data(config)
     params = jax.jit(emigm.network(config.model).init)(randomness.key(0))
     sampler = Sampler(config.model, config.sampling)
     labels = np.arange(batch) % config.model.classes
     run, arguments = sampler.prepared(params, labels, np.arange(batch))
     lower = functools.partial(cast(jax.stages.Wrapped, run).lower, *arguments)
-    return lower, arguments, lambda _: arguments, sampler.flops
-
-
-def _measure(lower, arguments, following, count, dtype, repeats):
-    """Compiles, runs once to warm up, then times `repeats` calls."""
-    start = time.perf_counter()
-    compiled = lower().compile()
-    compile_seconds = time.perf_counter() - start
-    memory = compiled.memory_analysis()
-    parts = (
-        memory.argument_size_in_bytes,
-        memory.temp_size_in_bytes,
-        memory.output_size_in_bytes,
-        -memory.alias_size_in_bytes,
-    )
-    peak, seconds = _matmul_peak(dtype), []
-    for _ in range(1 + repeats):
-        start = time.perf_counter()
-        out = jax.block_until_ready(compiled(*arguments))
-        seconds.append(time.perf_counter() - start)
-        arguments = following(out)
-    return {
-        'seconds_per_step': statistics.median(seconds[1:]),
-        'flops_per_image': float(count),
-        'program_memory_gb': sum(parts) / 1e9,
-        'compile_seconds': compile_seconds,
-        'matmul_peak_tflops': peak / 1e12,
-    }
-
-
-def _figures(result, config, batch):
-    rate = batch / result['seconds_per_step']
-    achieved = rate * result['flops_per_image'] / 1e12
-    device = jax.devices()[0]
-    stats = device.memory_stats() or {}  # CPUs keep none
-    if 'peak_bytes_in_use' in stats:
-        result['peak_memory_gb'] = stats['peak_bytes_in_use'] / 1e9
-    return {
-        'device': f'{device.device_kind} ({device.platform})',
-        'devices': jax.device_count(),
-        'batch_size': batch,
-        'dtype': config.model.dtype,
-        'images_per_second': rate,
-        **result,
-        'of_matmul_peak': achieved / (result['matmul_peak_tflops'] * jax.device_count()),
-    }
-
-
-def _matmul_peak(dtype, repeats=5):
-    """FLOP/s of square products in a compute dtype on one device, best of a few."""
-    # Accelerators need larger ones, and several in one program, to be busy.
-    size, chain = (2048, 1) if jax.default_backend() == 'cpu' else (8192, 8)
-    a = jax.random.normal(randomness.key(0), (size, size)).astype(dtype) / size**0.5
-    product = jax.jit(lambda a: jax.lax.fori_loop(0, chain, lambda _, x: x @ a, a))
-    seconds = []
-    for _ in range(1 + repeats):
-        start = time.perf_counter()
-        product(a).block_until_ready()
-        seconds.append(time.perf_counter() - start)
-    return 2 * chain * size**3 / min(seconds[1:])
+    return Program(lower, arguments, lambda _: arguments, sampler.flops, config.model.dtype)

@@ -28,8 +28,8 @@ MOST_NUMBERS = 1_000_000  # in a list; the images of a command are held in memor
 GROUPS = ('data', 'model', 'loss', 'optimizer', 'training', 'sampling', 'evaluation', 'mesh')
 
 
-def add_config(parser: Parser, required: bool = True) -> None:
-    """--config CONFIG[:VARIANT], and --config.NAME=VALUE for single settings."""
+def add_config(parser: Parser, required: bool = True, several: bool = False) -> None:
+    """--config CONFIG[:VARIANT], repeated if `several`, and --config.NAME=VALUE for one setting."""
     from emigm_jax.config import shipped
 
     group = parser.add_argument_group(
@@ -41,8 +41,9 @@ def add_config(parser: Parser, required: bool = True) -> None:
     group.add_argument(
         '--config',
         required=required,
+        action='append' if several else 'store',
         metavar='CONFIG[:VARIANT]',
-        help=f'{", ".join(shipped.names())}, or a file of your own',
+        help=f'{", ".join(shipped.names())}, or a file of your own' + '; may be repeated' * several,
     )
 
 
@@ -90,6 +91,11 @@ def count(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError('must be at least 1')
     return value
+
+
+def counts(text: str) -> list[int]:
+    """The type of flags that take a list of such numbers, as 1,4,8."""
+    return [count(each) for each in text.split(',')]
 
 
 def add_pictures(parser: Parser, third: str, metavar: str, meaning: str) -> None:

@@ -23,9 +23,14 @@ def missing() -> str:
     return ''
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that a device has not enough memory."""
+    return isinstance(error, jax.errors.JaxRuntimeError) and _NO_MEMORY in str(error)
+
+
 def explained(error: BaseException) -> str:
     """The line for an exception that the machine is to blame for; '' for any other."""
-    if isinstance(error, jax.errors.JaxRuntimeError) and _NO_MEMORY in str(error):
+    if out_of_memory(error):
         what = ' '.join(str(error).split()).partition(f'{_NO_MEMORY}: ')[2][:120]
         return (
             f'out of memory ({what}): sampling and evaluating take a smaller --batch-size, '

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+from collections.abc import Callable
 from typing import Any, final
 
 import jax
@@ -67,6 +68,10 @@ class Codec:
             bad = np.count_nonzero(~finite)
             raise NonFinite(f'{bad} of {len(finite)} images are not finite: {self._blame(tokens)}')
         return np.asarray(images)
+
+    def prepared(self, tokens: np.ndarray) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """The jitted program of `decode` and its arguments, padded and placed."""
+        return _program(self.tokenizer, 'images', self.batch).prepared(self._placed, tokens)
 
     def _blame(self, tokens):
         if codes := self.spec.codes:

@@ -131,7 +131,9 @@ def test_benchmark(what, config, tmp_path):
     file = tmp_path / 'figures.json'
     flags = ['--batch-size', '16', '--repeats', '1', '--json', str(file)]
     assert main.main(['benchmark', what, config, *flags]) == 0
-    figures = json.loads(file.read_text())
+    (row,) = json.loads(file.read_text())['rows']
+    assert row['batch_size'] == 16 and 'model.width' in row['settings']
+    figures = row['figures']
     assert {'images_per_second', 'flops_per_image', 'program_memory_gb', 'compile_seconds'} <= set(
         figures
     )
