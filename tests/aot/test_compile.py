@@ -16,6 +16,9 @@ from emigm_jax.aot import chips, collectives, costs, hlo, program, report, roofl
 from emigm_jax.cli import main
 from emigm_jax.config import nested, recipes
 from emigm_jax.errors import UserError
+from emigm_jax.models.config import ModelConfig
+from emigm_jax.models.diffusion_head import DiffusionHead
+from emigm_jax.nn import attention, functional
 from emigm_jax.parallel import sharding
 from emigm_jax.parallel.sharding import MeshConfig
 from emigm_jax.sampling.sampler import Sampler
@@ -513,7 +516,7 @@ def test_compiling_for_a_tpu():
     assert values['state_times_devices'] <= 1.05
     # Loops multiplied out: what the formula says, not the compiler's one body.
     ratio = values['products'] * 4 / values['model_flops_of_all_devices']
-    assert 0.95 < ratio < 1.15
+    assert 0.95 < ratio < 1.2
     assert '\n'.join(report.lines(values))
 
 
@@ -521,16 +524,35 @@ def test_compiling_for_a_tpu():
 @needs_libtpu
 def test_kernels_are_compiled_for_a_tpu():
     """They are in the program, their work is counted, and with them it moves less."""
-    topology = chips.topology('v6e:2x2')
-    mesh = sharding.make_mesh(MeshConfig(data=2, tensor=2), program.devices(topology))
-    found = {}
-    for kernels in ('auto', 'xla'):
-        config = tiny()
-        model = dataclasses.replace(
-            config.model, dtype='bfloat16', head_width=128, head_depth=2, kernels=kernels
+    mesh = sharding.make_mesh(MeshConfig(), program.devices(chips.topology('v6e:1x1')))
+    place = NamedSharding(mesh, P())
+    of = lambda *shape, dtype=jnp.float32: jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+
+    def compiled(kernels):
+        model = ModelConfig(
+            *(16, 'mae', 'diffusion', 16, 0, 10),
+            width=448,
+            head_width=512,
+            head_depth=1,
+            dtype='bfloat16',
+            kernels=kernels,
         )
-        found[kernels] = program.train(dataclasses.replace(config, model=model), mesh)
-    auto, xla = (found[kernels].costs for kernels in ('auto', 'xla'))
+        build = lambda rngs: DiffusionHead(model, DiffusionHead.embedding(model, rngs), rngs)
+        network, softmax = functional.functional(build), attention.Softmax(8, 0.1, kernels)
+
+        def loss(params, q, *args):
+            mixed = attention.attend(q, q, q, softmax, key=jax.random.key(0))
+            out = network.bind(params)(*args)
+            return jnp.sum(jnp.sin(mixed.astype(jnp.float32))) + jnp.sum(jnp.square(out))
+
+        params = jax.tree.map(lambda a: of(*a.shape, dtype=a.dtype), network.shapes())
+        rows = of(4, 16, 512, 16), of(4, 16, 512, 512), of(16, 512, 512)
+        gradient = jax.jit(jax.grad(loss, (0, 1, 2, 3, 4)))
+        with jax.set_mesh(mesh):
+            lowered = gradient.lower(params, of(16, 320, 448, dtype=jnp.bfloat16), *rows)
+        return program._compiled(lowered, {}, 1.0, mesh).costs
+
+    auto, xla = compiled('auto'), compiled('xla')
     assert auto.traffic < 0.8 * xla.traffic
     # The backward pass works logits out again, either way.
     assert auto.products == pytest.approx(xla.products, rel=0.1)
