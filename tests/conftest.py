@@ -45,9 +45,11 @@ def pytest_configure(config):
     if quick and metadata.version('jaxlib').startswith('0.10.'):
         quick.append(OLD_EMITTERS)
     # Many tests compile the same programs: one cache for all, commands that tests start included.
-    # It lives as long as the run, so nothing stale is ever found.
-    cache = tempfile.mkdtemp(prefix='emigm-tests-')
-    atexit.register(shutil.rmtree, cache, ignore_errors=True)
+    # It lives as long as the run, or as what began several and said where it is.
+    cache = os.environ.get('JAX_COMPILATION_CACHE_DIR')
+    if not cache:
+        cache = tempfile.mkdtemp(prefix='emigm-tests-')
+        atexit.register(shutil.rmtree, cache, ignore_errors=True)
     os.environ.update(
         JAX_PLATFORMS='cpu',
         JAX_NUMPY_DTYPE_PROMOTION='strict',

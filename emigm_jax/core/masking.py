@@ -15,7 +15,7 @@ import numpy as np
 import scipy  # whose parts are imported when they are used
 from jaxtyping import Array, Float, Int32, PRNGKeyArray
 
-from emigm_jax.core import orders, schedules
+from emigm_jax.core import binomial, orders, schedules
 from emigm_jax.core.setting import setting, validate
 
 _Either = TypeVar('_Either', Array, np.ndarray)
@@ -29,8 +29,8 @@ TAIL = 1e-5
 def _truncated_normal(u, t_min):
     # MAR: mask ratio ~ N(1, 0.25) truncated to [t_min, 1] (with t_min = 0.7, gamma(t) = t).
     xp = u.__array_namespace__()
-    low = float(scipy.stats.norm.cdf((t_min - 1.0) / 0.25))
-    ppf = scipy.stats.norm.ppf if xp is np else jax.scipy.stats.norm.ppf
+    low = float(scipy.special.ndtr((t_min - 1.0) / 0.25))
+    ppf = scipy.special.ndtri if xp is np else jax.scipy.stats.norm.ppf
     return xp.clip(1.0 + 0.25 * ppf(low + u * (0.5 - low)), t_min, 1.0)
 
 
@@ -130,8 +130,8 @@ def budgets(config: MaskingConfig, tokens: int, groups: int) -> tuple[Budget, ..
     if config.distribution == 'fixed':
         most, least = np.ceil(tokens * ratio), np.ceil(tokens * ratio - 1e-3)
     else:
-        most = scipy.stats.binom.isf(TAIL, tokens, ratio)
-        least = scipy.stats.binom.ppf(TAIL, tokens, ratio)
+        most = binomial.exceeded(TAIL, tokens, ratio)
+        least = binomial.reached(TAIL, tokens, ratio)
     least = np.clip(least, config.least, tokens)
     up = lambda n: int(min(tokens, -(-int(n) // unit) * unit))
     return tuple(

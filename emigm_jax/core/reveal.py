@@ -10,10 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-import scipy  # whose parts are imported when they are used
 from jaxtyping import Array, Bool, Float32, Float64, Int
 
-from emigm_jax.core import orders, schedules
+from emigm_jax.core import binomial, orders, schedules
 from emigm_jax.core.setting import setting, validate
 from emigm_jax.errors import UserError, check_range
 
@@ -189,9 +188,9 @@ def _quantile_budgets(config, tokens):
         t[0]
     )
     # The forced reveals add at most one token per step.
-    visible = np.minimum(scipy.stats.binom.isf(TAIL, tokens, 1.0 - gamma) + forced, tokens - 1)
+    visible = np.minimum(binomial.exceeded(TAIL, tokens, 1.0 - gamma) + forced, tokens - 1)
     chance = gamma * reveal_probabilities(config)
-    reveal = np.maximum(scipy.stats.binom.isf(TAIL, tokens, chance), 1)
+    reveal = np.maximum(binomial.exceeded(TAIL, tokens, chance), 1)
     return visible.astype(int), np.minimum(reveal, tokens).astype(int)
 
 

@@ -184,9 +184,18 @@ def test_a_killed_copy_is_no_checkpoint_and_goes_on(run, bucket):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('half', ['before', 'half'])
-@pytest.mark.parametrize('number', [1, 5, FILES - 1, FILES])
-@pytest.mark.parametrize('remote', [False, True])
+@pytest.mark.parametrize(
+    ('remote', 'number', 'half'),
+    [
+        (True, 1, 'before'),
+        (True, 5, 'half'),
+        (True, FILES - 1, 'before'),
+        (True, FILES, 'half'),
+        (False, 1, 'half'),
+        (False, 5, 'before'),
+        (False, FILES, 'half'),
+    ],
+)
 def test_a_copy_killed_anywhere(remote, number, half, run, bucket, tmp_path):
     kill_and_repeat(run, bucket if remote else tmp_path / 'run', number, half)
 

@@ -11,13 +11,35 @@ from concurrent import futures
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn import datasets
 
+from emigm_jax.data import sources
 from emigm_jax.data.folder import ImageFolder
 from emigm_jax.data.pictures import center_crop, decode
 from emigm_jax.data.sources import Unreadable
 from emigm_jax.data.tfds_source import TFDS
 from emigm_jax.errors import UserError
 from support.pictures import jpeg, png, scene, write_folder, write_tfds
+
+
+def test_digits_are_those_of_scikit_learn():
+    found, expected = sources.digits(), datasets.load_digits()
+    np.testing.assert_array_equal(found.images[..., 0], np.round(expected.images / 16 * 255))
+    np.testing.assert_array_equal(found.labels, expected.target)
+    assert found.images.dtype == np.uint8 and found.labels.dtype == np.int32
+
+
+def test_training_imports_little():
+    """As long as jax itself take scikit-learn and scipy.stats, of which digits need a file."""
+    code = (
+        'import sys; from emigm_jax.api import train; from emigm_jax.data import sources\n'
+        'from emigm_jax.core import masking, reveal\n'
+        'sources.digits(); masking.budgets(masking.MaskingConfig(), 64, 2)\n'
+        'reveal.plan(reveal.RevealConfig(), 64)\n'
+        'print(sorted(sys.modules.keys() & {"sklearn", "scipy.stats", "tensorflow", "torch"}))'
+    )
+    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == '[]'
 
 
 @pytest.fixture(scope='module')

@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import http.server
 import json
+import os
 import pathlib
 import random
 import signal
@@ -30,6 +31,7 @@ PARTS = [
     pytest.param('state', id='index', marks=pytest.mark.slow),
     pytest.param('state/ocdbt.process_0', id='arrays'),
 ]
+KILLS = int(os.environ.get('EMIGM_KILLS', '8'))
 SETTINGS = ['--config.optimizer.lr_schedule=constant', '--config.training.sample_every=0 steps']
 
 
@@ -251,8 +253,6 @@ def test_two_processes_are_one_run(tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_process_ends_the_run_which_then_goes_on_exactly(tmp_path):
-    whole = Run(tmp_path / 'whole', train(tmp_path / 'whole', total='24 steps'), 2, 2)
-    assert whole.codes() == [0, 0], whole.output()
     endless = train(tmp_path / 'run', total='100000 steps', checkpoint_every='4 steps')
     for victim in (1, 0):
         run = Run(tmp_path / 'run', endless, 2, 2)
@@ -265,7 +265,7 @@ def test_a_killed_process_ends_the_run_which_then_goes_on_exactly(tmp_path):
         assert f'(code {processes.RESTART})' in run.output(1 - victim).splitlines()[-1]
     reached = runs.require(tmp_path / 'run').step
     assert reached >= 8
-    total = f'{max(24, reached + 4)} steps'
+    total = f'{reached + 4} steps'
     for name in ('run', 'whole'):
         run = Run(tmp_path / name, train(tmp_path / name, total=total), 2, 2)
         assert run.codes() == [0, 0], run.output()
@@ -287,7 +287,7 @@ def test_sigterm_at_one_of_two_processes(tmp_path):
 
 
 @pytest.mark.slow
-def test_twenty_kills_lose_nothing(tmp_path):
+def test_kills_lose_nothing(tmp_path):
     """Killed at random moments, saving included: each start resumes, and nothing differs at the
     end."""
     often = dict(total='400 steps', checkpoint_every='1 step')
@@ -299,7 +299,7 @@ def test_twenty_kills_lose_nothing(tmp_path):
     # Disks differ: half of the kills, at least, come when a step has been saved.
     longest = max(3.0, 2 * (time.monotonic() - start) / 4)
     command, moments, reached = train(tmp_path / 'run', **often), random.Random(0), 0
-    for _ in range(20):
+    for _ in range(KILLS):
         run = Run(tmp_path / 'run', command, 1, 2)
         run.await_text(f'step {reached + 1}/')
         time.sleep(moments.uniform(0.0, longest))
@@ -308,7 +308,7 @@ def test_twenty_kills_lose_nothing(tmp_path):
             assert f'resumed from step {reached}' in run.output()
         saved = runs.find(tmp_path / 'run')  # None: the first was not finished yet
         reached = saved.step if saved else 0
-    assert reached >= 5
+    assert reached >= 3
     lines = (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()
     assert all(json.loads(line)['step'] for line in lines[:-1])
     total = f'{reached + 2} steps'

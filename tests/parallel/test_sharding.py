@@ -20,7 +20,7 @@ from emigm_jax.models.emigm import ModelConfig, preset
 from emigm_jax.parallel import sharding
 from emigm_jax.training import program, state
 
-BATCH, STEPS = 16, 20
+BATCH, STEPS = 16, 6
 TINY = ModelConfig(
     grid=4,
     channels=8,
@@ -155,15 +155,17 @@ def run(model, devices, steps=STEPS, accumulate=1, **mesh):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('model', [TINY, DEEP], ids=['tiny', 'deep'])
-def test_every_mesh_trains_alike(model):
+@pytest.mark.parametrize(
+    ('model', 'meshes'),
+    [
+        (TINY, (dict(), dict(data=2, fsdp=2, tensor=2))),
+        (DEEP, (dict(data=2, fsdp=4), dict(slices=2, data=1, fsdp=4))),
+    ],
+    ids=['tiny', 'deep'],
+)
+def test_every_mesh_trains_alike(model, meshes):
     _, expected, whole = run(model, 1, data=1)
-    for sizes in (
-        dict(),
-        dict(data=2, fsdp=4),
-        dict(data=2, fsdp=2, tensor=2),
-        dict(slices=2, data=1, fsdp=4),
-    ):
+    for sizes in meshes:
         _, found, cut = run(model, 8, **sizes)
         np.testing.assert_allclose(found, expected, rtol=1e-5, err_msg=str(sizes))
         for name in ('params', 'ema'):
