@@ -96,6 +96,8 @@ _COLUMNS = {
     'of peak': ('of_matmul_peak', 1.0),
     'memory GB': ('program_memory_gb', 1.0),
     'compile s': ('compile_seconds', 1.0),
+    'official s': ('official_seconds_per_step', 1.0),
+    'times as fast': ('times_as_fast', 1.0),
     'rows/s': ('rows_per_second', 1.0),
     'rows/s on device': ('rows_per_second_on_device', 1.0),
     'waiting': ('share_waiting_for_data', 1.0),
@@ -136,6 +138,7 @@ _COMPARED = {
     'of_matmul_peak': False,
     'program_memory_gb': False,
     'compile_seconds': False,
+    'times_as_fast': False,
     'rows_per_second': False,
     'rows_per_second_on_device': False,
 }

@@ -46,7 +46,14 @@ def train(config: Config, batch: int) -> Program:
     )
     arguments = built.create(), data, np.int32(0)
     following = lambda out: (out[0], *arguments[1:])
-    return Program(built.lower, arguments, following, built.flops, config.model.dtype)
+    return Program(
+        built.lower,
+        arguments,
+        following,
+        built.flops,
+        config.model.dtype,
+        params=arguments[0]['params'],
+    )
 
 
 def sample(config: Config, batch: int) -> Program:
@@ -57,4 +64,11 @@ def sample(config: Config, batch: int) -> Program:
     labels = np.arange(batch) % config.model.classes
     run, arguments = sampler.prepared(params, labels, np.arange(batch))
     lower = functools.partial(cast(jax.stages.Wrapped, run).lower, *arguments)
-    return Program(lower, arguments, lambda _: arguments, sampler.flops, config.model.dtype)
+    return Program(
+        lower,
+        arguments,
+        lambda _: arguments,
+        sampler.flops,
+        config.model.dtype,
+        params=params,
+    )

@@ -1,5 +1,6 @@
 """How long a compiled program takes, again and again, and what it needs."""
 
+import contextlib
 import functools
 import statistics
 import time
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from emigm_jax.core import randomness
+from emigm_jax.nn.functional import Params
 
 
 class Program(NamedTuple):
@@ -21,6 +23,11 @@ class Program(NamedTuple):
     dtype: str  # of these products
     # Of these products: how float32 is multiplied where the default is less, on TPUs and GPUs.
     precision: jax.lax.Precision | None = None
+    params: Params | None = None  # of the network, if it has some
+
+
+# What else takes a step after each of ours: its Program -> a function that gives its seconds.
+Beside = Callable[[Program], contextlib.AbstractContextManager[Callable[[], float]]]
 
 
 class TooLarge(Exception):
@@ -29,7 +36,11 @@ class TooLarge(Exception):
 
 @randomness.pinned()
 def measure(
-    build: Callable[[int], Program], batch: int, repeats: int, memory: float | None = None
+    build: Callable[[int], Program],
+    batch: int,
+    repeats: int,
+    memory: float | None = None,
+    beside: Beside | None = None,
 ) -> dict[str, float]:
     """Compiles the program of a batch size, runs it once to warm up, then times `repeats` calls.
 
@@ -38,6 +49,7 @@ def measure(
       batch: images per call.
       repeats: calls that count.
       memory: bytes that a device has; None: whatever the program needs.
+      beside: what it is compared with, in turns.
 
     Returns:
       {name: figure}; seconds are the median, the fastest and the slowest of the calls.
@@ -52,7 +64,8 @@ def measure(
     needs = _bytes(compiled)
     if memory is not None and needs > memory:
         raise TooLarge
-    seconds = _seconds(compiled, program, repeats)
+    with beside(program) if beside else contextlib.nullcontext() as other:
+        seconds, others = _seconds(compiled, program, repeats, other)
     rate = batch / statistics.median(seconds)
     figures = {
         'images_per_second': rate,
@@ -62,6 +75,14 @@ def measure(
         'program_memory_gb': needs / 1e9,
         'compile_seconds': compile_seconds,
     }
+    if others:
+        median = statistics.median(others)
+        figures |= {
+            'official_seconds_per_step': median,
+            'official_fastest_step': min(others),
+            'official_slowest_step': max(others),
+            'times_as_fast': median / figures['seconds_per_step'],
+        }
     stats = jax.local_devices()[0].memory_stats() or {}  # CPUs keep none
     if 'peak_bytes_in_use' in stats:  # since the process began, whatever ran before
         figures['peak_memory_gb'] = stats['peak_bytes_in_use'] / 1e9
@@ -88,14 +109,15 @@ def _bytes(compiled):
     )
 
 
-def _seconds(compiled, program, repeats):
-    arguments, seconds = program.arguments, []
+def _seconds(compiled, program, repeats, other=None):
+    arguments, seconds, others = program.arguments, [], []
     for _ in range(1 + repeats):
         start = time.perf_counter()
         out = jax.block_until_ready(compiled(*arguments))
         seconds.append(time.perf_counter() - start)
         arguments = program.following(out)
-    return seconds[1:]
+        others += [other()] if other else []
+    return seconds[1:], others[1:]
 
 
 @functools.cache

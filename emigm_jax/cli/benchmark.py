@@ -1,6 +1,7 @@
 """`emigm benchmark`: speed, FLOPs, memory and compile time, recorded and compared."""
 
 import functools
+import sys
 
 from emigm_jax.cli import arguments as shared
 from emigm_jax.cli.main import Parser, dispatch
@@ -47,9 +48,21 @@ def _steps(what, argv, example):
     )
     shared.add_config(parser, several=True)
     _add_steps(parser)
+    parser.add_argument(
+        '--against',
+        metavar='FOLDER',
+        help='a clone of the official repository, ML-GSAI/eMIGM: each of our steps is followed by '
+        'one of its model class, with the same weights, sizes and settings',
+    )
+    parser.add_argument(
+        '--against-python',
+        metavar='PYTHON',
+        default=sys.executable,
+        help='what runs it, with torch and timm (this Python)',
+    )
     arguments, overrides = shared.parse(parser, argv)
 
-    from emigm_jax.benchmark import steps
+    from emigm_jax.benchmark import against, steps
 
     configs = _configs(arguments, overrides)
     build = {'train': steps.train, 'sample': steps.sample}[what]
@@ -57,7 +70,11 @@ def _steps(what, argv, example):
         (name, _settings(what, config), functools.partial(build, config))
         for name, config in configs.items()
     ]
-    return _measure(what, subjects, arguments)
+    if not arguments.against:
+        return _measure(what, subjects, arguments)
+    place = arguments.against, arguments.against_python
+    beside = lambda name, batch: against.beside(*place, what, configs[name], batch)
+    return _measure(what, subjects, arguments, beside)
 
 
 def decode(argv: list[str]) -> int:
@@ -213,8 +230,11 @@ def _add_steps(parser):
     )
 
 
-def _measure(what, subjects, arguments):
-    """Times each subject, which is (name, settings, batch size -> Program), and shows all."""
+def _measure(what, subjects, arguments, beside=None):
+    """Times each subject, which is (name, settings, batch size -> Program), and shows all.
+
+    beside: (name, batch size) -> what is timed in turns with it.
+    """
     import jax
 
     from emigm_jax.benchmark import search, timing
@@ -230,7 +250,8 @@ def _measure(what, subjects, arguments):
 
         def measure(batch, name=name, build=build):
             print(f'{name}, batch {batch}: compiling, then {repeats} timed steps', flush=True)
-            return timing.measure(build, batch, repeats, memory)
+            other = beside and beside(name, batch)
+            return timing.measure(build, batch, repeats, memory, other)
 
         if most:
             found = list(search.fitting(measure, batches[0], most))
