@@ -41,7 +41,7 @@ _SOLVERS = {'dpm': 'dpm-solver', 'ddpm': 'ddpm'}
 _PIXELS = 16  # per token and side, which decide nothing here
 
 
-def beside(folder: str, python: str, what: str, config: Config, batch: int) -> timing.Beside:
+def beside(folder: str, python: str, what: str, config: Config) -> Callable[[int], timing.Beside]:
     """The official code, to be timed in turns with ours.
 
     Args:
@@ -49,7 +49,9 @@ def beside(folder: str, python: str, what: str, config: Config, batch: int) -> t
       python: the interpreter that runs it, with torch and timm.
       what: 'train' or 'sample'.
       config: all settings.
-      batch: images.
+
+    Returns:
+      A function of the batch size.
 
     Raises:
       UserError: there is no such clone, or it has no such settings; later: it does not run.
@@ -61,8 +63,10 @@ def beside(folder: str, python: str, what: str, config: Config, batch: int) -> t
             'models/emigm.py'
         )
     config = sizes.without_data(config)
-    asked = _asked(what, config, batch) | {'folder': str(place)}
-    return functools.partial(_official, python, asked, config.model)
+    asked = {**_asked(what, config), 'folder': str(place)}
+    return lambda batch: functools.partial(
+        _official, python, {**asked, 'batch': batch}, config.model
+    )
 
 
 @contextlib.contextmanager
@@ -111,7 +115,7 @@ def _served(process, errors, folder, python):
     return step
 
 
-def _asked(what, config, batch):
+def _asked(what, config):
     """What `official_code` is told."""
     model, reveal, solver = config.model, config.sampling.reveal, config.sampling.solver
     flat = nested.flatten(nested.as_dict(config))
@@ -159,7 +163,6 @@ def _asked(what, config, batch):
     )
     return dict(
         what=what,
-        batch=batch,
         dtype=model.dtype,
         arguments=arguments,
         optimizer=dict(

@@ -58,13 +58,14 @@ def measure(
       TooLarge: the program would not fit into `memory`; it is not run.
     """
     program = build(batch)
-    start = time.perf_counter()
-    compiled = program.lower().compile()
-    compile_seconds = time.perf_counter() - start
-    needs = _bytes(compiled)
-    if memory is not None and needs > memory:
-        raise TooLarge
+    # First, as it may not run, and compiling takes long.
     with beside(program) if beside else contextlib.nullcontext() as other:
+        start = time.perf_counter()
+        compiled = program.lower().compile()
+        compile_seconds = time.perf_counter() - start
+        needs = _bytes(compiled)
+        if memory is not None and needs > memory:
+            raise TooLarge
         seconds, others = _seconds(compiled, program, repeats, other)
     rate = batch / statistics.median(seconds)
     figures = {

@@ -73,8 +73,8 @@ def _steps(what, argv, example):
     if not arguments.against:
         return _measure(what, subjects, arguments)
     place = arguments.against, arguments.against_python
-    beside = lambda name, batch: against.beside(*place, what, configs[name], batch)
-    return _measure(what, subjects, arguments, beside)
+    besides = {name: against.beside(*place, what, each) for name, each in configs.items()}
+    return _measure(what, subjects, arguments, besides)
 
 
 def decode(argv: list[str]) -> int:
@@ -230,10 +230,10 @@ def _add_steps(parser):
     )
 
 
-def _measure(what, subjects, arguments, beside=None):
+def _measure(what, subjects, arguments, besides=None):
     """Times each subject, which is (name, settings, batch size -> Program), and shows all.
 
-    beside: (name, batch size) -> what is timed in turns with it.
+    besides: {name: batch size -> what is timed in turns with it}.
     """
     import jax
 
@@ -250,7 +250,7 @@ def _measure(what, subjects, arguments, beside=None):
 
         def measure(batch, name=name, build=build):
             print(f'{name}, batch {batch}: compiling, then {repeats} timed steps', flush=True)
-            other = beside and beside(name, batch)
+            other = besides and besides[name](batch)
             return timing.measure(build, batch, repeats, memory, other)
 
         if most:
