@@ -1,17 +1,20 @@
 """The compiled parts of training on a mesh, for the loop, for benchmarks and for other machines."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from emigm_jax.config.settings import Config
+from emigm_jax.config.settings import Config, LossConfig, OptimizerConfig
 from emigm_jax.core import masking, randomness
 from emigm_jax.data.interface import Batch
 from emigm_jax.models import emigm
+from emigm_jax.models.config import ModelConfig
 from emigm_jax.nn.functional import Functional, Params
 from emigm_jax.parallel import processes, sharding
 from emigm_jax.training import state as states
@@ -60,18 +63,38 @@ def build(config: Config, mesh: jax.sharding.Mesh, warmup: int, total: int) -> P
     Raises:
       UserError: the batch cannot be sharded over the mesh.
     """
-    batch, accumulate = config.training.batch_size, config.training.accumulate
-    net = emigm.network(config.model)
-    rate = states.learning_rate(config.optimizer, batch, warmup, total)
-    tx = states.optimizer(config.optimizer, rate)
-    step = TrainStep(net, config.model, config.loss, config.optimizer, tx, config.seed, accumulate)
+    training = config.training.batch_size, config.training.accumulate
+    settings = _Deciding(config.model, config.loss, config.optimizer, config.seed, *training)
+    return _built(settings, mesh, warmup, total)
+
+
+class _Deciding(NamedTuple):
+    """Settings on which a program depends."""
+
+    model: ModelConfig
+    loss: LossConfig
+    optimizer: OptimizerConfig
+    seed: int
+    batch: int
+    accumulate: int
+
+
+@functools.lru_cache(
+    maxsize=4
+)  # a run that goes on in the process that began it is not traced anew
+def _built(settings, mesh, warmup, total):
+    model, loss, optimizer, seed, batch, accumulate = settings
+    net = emigm.network(model)
+    rate = states.learning_rate(optimizer, batch, warmup, total)
+    tx = states.optimizer(optimizer, rate)
+    step = TrainStep(net, model, loss, optimizer, tx, seed, accumulate)
     sharding.check_batch(mesh, batch, accumulate, step.groups(batch))
 
     def train_step(state, batch, number):  # programs and profiles show its name
         return step(state, batch, number)
 
-    create = lambda: states.create(net, config.optimizer, tx, randomness.key(config.seed))
-    begin = lambda params: states.begun(params, config.optimizer, tx)
+    create = lambda: states.create(net, optimizer, tx, randomness.key(seed))
+    begin = lambda params: states.begun(params, optimizer, tx)
     shapes = jax.eval_shape(create)
     placed = sharding.of_state(mesh, shapes)
     rows, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
@@ -81,7 +104,7 @@ def build(config: Config, mesh: jax.sharding.Mesh, warmup: int, total: int) -> P
         out_shardings=(placed, replicated),
         donate_argnums=0,
     )
-    token, count = emigm.token(config.model), config.model.tokens
+    token, count = emigm.token(model), model.tokens
     inputs = jax.eval_shape(
         lambda: Batch(
             jnp.zeros((batch,), jnp.int32), jnp.zeros((batch, count, *token.shape), token.dtype)
