@@ -108,3 +108,15 @@ def test_every_file_is_short():
         str(f): n for f in PACKAGE.rglob('*.py') if (n := len(f.read_text().splitlines())) > 350
     }
     assert not long
+
+
+def test_every_function_has_few_parameters():
+    many = {}
+    for file in PACKAGE.rglob('*.py'):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                given = node.args
+                names = [a.arg for a in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
+                if len({*names} - {'self', 'cls'}) > 7:
+                    many[f'{file}: {node.name}'] = names
+    assert not many

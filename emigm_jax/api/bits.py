@@ -74,9 +74,7 @@ def measured(
         config.model,
         model.generator.model_params,
         part,
-        draws,
-        num_images,
-        seed,
+        likelihood.Draws(draws, num_images, seed),
         model.generator.batch_size,
         lambda rows: Bar(rows, unit=' batches', desc='measuring'),
     )

@@ -28,6 +28,16 @@ STRATA = 4
 
 @final
 @dataclasses.dataclass(frozen=True)
+class Draws:
+    """What an estimate is made of."""
+
+    number: int  # passes of the network per image, rounded up to whole estimates: two at least
+    images: int | None = None  # the first so many; None: all
+    seed: int = 0  # image i uses fold_in(seed, i)
+
+
+@final
+@dataclasses.dataclass(frozen=True)
 class Bits:
     """A bound of -log2 p of pictures, and how sure it is."""
 
@@ -118,21 +128,17 @@ def measure(
     model: ModelConfig,
     params: Params,
     data: Dataset,
-    draws: int,
-    images: int | None = None,
-    seed: int = 0,
+    draws: Draws,
     batch: int = 64,
     progress: Callable[[range], Iterable[int]] = lambda rows: rows,
 ) -> Losses:
-    """The `losses` of a data set, of its first `images`.
+    """The `losses` of a data set.
 
     Args:
       model: of a categorical head.
       params: parameters of the network.
       data: whose tokens are codes.
-      draws: passes of the network per image, rounded up to whole estimates, of which two at least.
-      images: how many; None: all.
-      seed: of the draws; image i uses fold_in(seed, i).
+      draws: of how many images, how many, and which.
       batch: images at a time.
       progress: wraps the iteration over batches.
 
@@ -140,14 +146,17 @@ def measure(
       UserError: the model tells no probabilities, or images or draws are too few.
     """
     check_head(model)
-    count = data.examples if images is None else images
+    count = data.examples if draws.images is None else draws.images
     if not 2 <= count <= data.examples:
         raise UserError(f'there are {data.examples} images to code; 2 to all of them, not {count}')
-    repeats = -(-draws // strata(model))
+    repeats = -(-draws.number // strata(model))
     if repeats < 2:
         raise UserError(f'draws must be {2 * strata(model)} at least, so that errors can be told')
     run = batches.OverDevices(lambda params, *rows: losses(model, repeats, params, *rows))
-    placed, rows = batches.place(params), _rows(data, count, min(batch, count), seed, progress)
+    placed, rows = (
+        batches.place(params),
+        _rows(data, count, min(batch, count), draws.seed, progress),
+    )
     found = [jax.tree.map(np.asarray, run(placed, *each)) for each in rows]
     return Losses(*(np.concatenate(each)[:count] for each in zip(*found, strict=True)))
 

@@ -144,15 +144,17 @@ class Data(Dataset):
 
 
 def test_a_data_set_is_measured_whatever_the_batch(params):
-    found = [likelihood.measure(TOY, params, Data(), 8, batch=batch) for batch in (40, 24)]
+    found = [
+        likelihood.measure(TOY, params, Data(), likelihood.Draws(8), batch) for batch in (40, 24)
+    ]
     np.testing.assert_array_equal(found[0].masked, found[1].masked)
     np.testing.assert_allclose(found[0].mean, found[1].mean, rtol=1e-5)
     assert found[0].mean.shape == (40, 2, 4)
     alike = found[0].mean[0::2]  # the same picture, each time with draws of its own
     assert len(np.unique(alike, axis=0)) == len(alike)
     for wrong, says in (
-        (dict(draws=4), 'draws must be 8 at least'),
-        (dict(draws=8, images=41), 'there are 40 images to code'),
+        (likelihood.Draws(4), 'draws must be 8 at least'),
+        (likelihood.Draws(8, images=41), 'there are 40 images to code'),
     ):
         with pytest.raises(UserError, match=says):
-            likelihood.measure(TOY, params, Data(), **wrong)
+            likelihood.measure(TOY, params, Data(), wrong)
