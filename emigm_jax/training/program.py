@@ -79,9 +79,8 @@ class _Deciding(NamedTuple):
     accumulate: int
 
 
-@functools.lru_cache(
-    maxsize=4
-)  # a run that goes on in the process that began it is not traced anew
+# A run that goes on in the process that began it is not traced anew.
+@functools.lru_cache(maxsize=4)
 def _built(settings, mesh, warmup, total):
     model, loss, optimizer, seed, batch, accumulate = settings
     net = emigm.network(model)
