@@ -53,8 +53,8 @@ class DataConfig:
     )
     order: str = setting(
         'auto',
-        'of the examples in an epoch. permuted: a drawn permutation, held in memory; keyed: computed '
-        'one by one, for any number; auto: permuted up to 2,097,152 examples, else keyed',
+        'of the examples in an epoch. permuted: a drawn permutation, held in memory; keyed: '
+        'computed one by one, for any number; auto: permuted up to 2,097,152 examples, else keyed',
         choices=EPOCH_ORDERS,
     )
     flip: bool = setting(True, 'latents, folder, tfds: every other picture is mirrored, by chance')

@@ -37,13 +37,11 @@ def _auto(examples, *which):
     return (_permuted if examples <= _PERMUTED_UP_TO else _keyed)(examples, *which)
 
 
-# By the names of data.order; more than one epoch's places come in several calls.
+# By the names of data.order: (examples, seed, epoch, places (B,) in it) -> examples (B,).
 ORDERS = {AUTO: _auto, 'permuted': _permuted, 'keyed': _keyed}
 
 
-def indices(
-    order: str, examples: int, seed: int, positions: np.ndarray
-) -> np.ndarray:
+def indices(order: str, examples: int, seed: int, positions: np.ndarray) -> np.ndarray:
     """Examples (B,) at positions (B,) of the endless stream of epochs.
 
     Args:

@@ -86,7 +86,7 @@ class Watch:
         """Of the others."""
         sign = _GONE if leaving else str(self._beats)
         self._store.key_value_set(f'{_SIGNS}{self._me}', sign, allow_overwrite=True)
-        with contextlib.suppress(Exception):  # not published yet; the store itself has just answered
+        with contextlib.suppress(Exception):  # nothing published yet
             found = self._store.key_value_try_get(_FOUND)
             self._hear(0, found)
             if names := found.partition(' ')[2]:

@@ -1,4 +1,4 @@
-"""Functions that each device runs on its own shards: kernels, encoders of pictures, microbatches."""
+"""Functions that each device runs on its own shards: kernels, encoders, microbatches."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar

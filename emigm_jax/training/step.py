@@ -84,9 +84,8 @@ class TrainStep:
 
         gradient = jax.grad(part_loss, has_aux=True)
         if accumulate == 1:
-            grads, terms = gradient(
-                state['params'], jax.tree.map(lambda a: a[0], parts), jax.random.fold_in(dropout_key, 0)
-            )
+            part = jax.tree.map(lambda a: a[0], parts)
+            grads, terms = gradient(state['params'], part, jax.random.fold_in(dropout_key, 0))
         else:
             grads, terms = _over_devices(gradient, state['params'], parts, dropout_key)
         terms = terms._replace(mask_ratio=terms.mask_ratio / accumulate)

@@ -74,6 +74,6 @@ def test_orders_are_what_runs_have_recorded():
 
 
 def test_the_setting_names_them_all():
-    assert settings.EPOCH_ORDERS == tuple(orders.ORDERS)
-    with pytest.raises(UserError, match='more than data.order counts'):
+    assert tuple(orders.ORDERS) == settings.EPOCH_ORDERS
+    with pytest.raises(UserError, match=r'more than data\.order counts'):
         orders.indices('auto', 2**32 + 1, 0, np.arange(1))
