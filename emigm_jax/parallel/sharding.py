@@ -213,12 +213,6 @@ def is_sharded() -> bool:
     return mesh is not None and _size(_SHARDS, mesh.shape) > 1
 
 
-def only_copies() -> bool:
-    """Whether a mesh is in force over which batches are sharded and nothing else."""
-    mesh = mesh_in_force()
-    return mesh is not None and not is_sharded() and _size(BATCH, mesh.shape) > 1
-
-
 def gathered_for_use(tree: Any, dtype: DTypeLike | None = None, but: str | None = None) -> Any:
     """Parameters as products want them: gathered over fsdp, and kernels in the compute dtype.
 

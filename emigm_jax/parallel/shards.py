@@ -32,6 +32,12 @@ def mapped(function: Callable[..., _T], in_specs: Any, out_specs: Any) -> Callab
     )
 
 
+def of_batches_alone() -> bool:
+    """Whether a mesh is in force over which batches are sharded and no parameters."""
+    mesh = sharding.mesh_in_force()
+    return mesh is not None and mesh.size > 1 and not sharding.is_sharded()
+
+
 def summed(tree: _T, spec: P) -> _T:
     """In a `mapped` function: sums over all shards of what is sharded like `spec`."""
     axes = (axis if isinstance(axis, tuple) else (axis,) for axis in spec)

@@ -114,7 +114,7 @@ def _over_devices(gradient, params, parts, key):
     Over fsdp and tensor they cannot: whole gradients of every microbatch would have to be kept on
     each device, which such a mesh is there to avoid. They are scattered as they come.
     """
-    if not sharding.only_copies():
+    if not shards.of_batches_alone():
         return _accumulated(gradient, params, parts, key)
 
     def here(params, parts, key):

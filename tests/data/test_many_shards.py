@@ -1,4 +1,4 @@
-"""Caches of tens of thousands of shards: how many files are open, how many descriptions are read."""
+"""Caches of many shards: how many files are open, how many descriptions are read."""
 
 import os
 import subprocess
@@ -7,12 +7,10 @@ import sys
 import numpy as np
 import pytest
 
+from emigm_jax.benchmark import scale
 from emigm_jax.data import latents, prepare
-from emigm_jax.data.manifest import Manifest, Shard
-from emigm_jax.io import files, npz
-from support.caches import CONTENTS, GOOD, SHAPE, Made, make
-
-SHARDS = 25_000
+from emigm_jax.io import files
+from support.caches import CONTENTS, GOOD, Made, make
 
 READS = """
 import os, resource, sys
@@ -29,27 +27,12 @@ print(len(cache.shards), 'shards,', len(os.listdir('/proc/self/fd')), 'open file
 """
 
 
-def many(folder):
-    """A finished cache of `SHARDS` shards of one row, which all are one file."""
-    (folder / 'shards').mkdir(parents=True)
-    views = np.stack([np.zeros(SHAPE, np.float16), np.ones(SHAPE, np.float16)])[None]
-    content = b''.join(npz.npy(views))
-    (folder / 'row').write_bytes(content)
-    for number in range(SHARDS):
-        os.symlink('../row', folder / latents.shard_file(number))
-    np.save(folder / 'labels.npy', np.zeros(SHARDS, np.int32))
-    shards = (Shard(1, len(content), '0'),) * SHARDS
-    manifest = Manifest(CONTENTS, SHARDS, 0, SHAPE, ('a',), shards)
-    files.write_json(folder / 'manifest.json', manifest.to_json())
-    return folder
-
-
 @pytest.mark.slow
 def test_every_row_is_read_with_256_open_files(tmp_path):
-    command = [sys.executable, '-c', READS, str(many(tmp_path / 'cache'))]
+    command = [sys.executable, '-c', READS, str(scale.many_shards(tmp_path / 'cache'))]
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     print(told)
-    assert told.startswith(f'{SHARDS} shards')
+    assert told.startswith(f'{scale.SHARDS} shards')
 
 
 def test_rows_are_the_same_whether_files_stay_open_or_not(tmp_path, monkeypatch):
