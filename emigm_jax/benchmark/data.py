@@ -21,10 +21,9 @@ def measure(config: Config, batch: int, repeats: int, train_steps: int) -> dict[
     data, mesh = datasets.dataset(config), sharding.make_mesh(config.mesh)
     config = sizes.fitted(config, data)
     stop = WARM_UP + repeats
-    host = _rate(pipeline.host_rows(data, batch, config.seed, 0, stop))
-    device = _rate(
-        map(jax.block_until_ready, pipeline.batches(data, batch, config.seed, 0, stop, mesh))
-    )
+    which, order = (data, batch, config.seed, 0, stop), config.data.order
+    host = _rate(pipeline.host_rows(*which, order=order))
+    device = _rate(map(jax.block_until_ready, pipeline.batches(*which, mesh, order)))
     rows = batch * repeats
     figures = {
         'rows_per_second': rows / host[0],
@@ -51,7 +50,8 @@ def _waiting(config, data, batch, count):
     """Share of the time of real training steps that is spent waiting for data."""
     built = steps.train_program(config, batch)
     state, mesh = built.create(), built.mesh
-    batches = pipeline.Timed(pipeline.batches(data, batch, config.seed, 0, 1 + count, mesh))
+    which = data, batch, config.seed, 0, 1 + count, mesh, config.data.order
+    batches = pipeline.Timed(pipeline.batches(*which))
     state, values = built.step(state, next(batches), np.int32(0))
     jax.block_until_ready(values)  # compilation is no step
     start, waited = time.perf_counter(), batches.seconds

@@ -13,6 +13,7 @@ COMMANDS = {
     'decode': (f'{__name__}:decode', "a tokenizer's decoder: tokens to pictures"),
     'evaluate': (f'{__name__}:evaluate', "Inception's features of pictures"),
     'data': (f'{__name__}:data', 'reading the training data, and how long steps wait for it'),
+    'scale': (f'{__name__}:scale', 'what pods and large data cost, shown by fakes'),
     'compare': (f'{__name__}:compare', 'two records: what became faster, what is chance'),
 }
 # Groups of settings that decide how long a step of each takes.
@@ -169,6 +170,34 @@ def data(argv: list[str]) -> int:
             figures = measure(config, batch, arguments.repeats or 50, arguments.train_steps)
             rows.append(Row(name, batch, _settings('data', config), figures))
     return _show('data', rows, arguments.json)
+
+
+def scale(argv: list[str]) -> int:
+    """Runs `emigm benchmark scale`."""
+    parser = Parser(
+        'benchmark scale',
+        'Counts and simulates, on this machine alone, what a pod of a thousand processes and data\n'
+        'of a hundred million images cost: a minute or two. Exits with 1 if something is over its '
+        'bound.',
+        'emigm benchmark scale',
+    )
+    parser.parse_args(argv)
+
+    from emigm_jax.aot import microbatches
+    from emigm_jax.benchmark import records
+    from emigm_jax.benchmark.scale import Figure, figures
+
+    what = f'{microbatches.DEVICES} devices, {microbatches.ACCUMULATE} microbatches: summed over'
+    found = [
+        *figures(),
+        Figure(f'{what} devices, of the gradients', microbatches.on_fake_devices(), 1.1, 'x'),
+    ]
+    cells = [['', 'found', 'at most', '', '']]
+    for each in found:
+        over = '' if each.good else 'over'
+        cells.append([each.what, f'{each.value:.4g}', f'{each.most:g}', each.unit, over])
+    print('\n'.join(records.aligned(cells)))
+    return 0 if all(each.good for each in found) else 1
 
 
 def compare(argv: list[str]) -> int:

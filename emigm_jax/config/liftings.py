@@ -35,12 +35,18 @@ def _no_warmup(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, 'optimizer': {'ema_warmup': False, **config.get('optimizer', {})}}
 
 
+def _permuted(config: dict[str, Any]) -> dict[str, Any]:
+    """The order of an epoch was a permutation, however many examples there were."""
+    return {**config, 'data': {'order': 'permuted', **config.get('data', {})}}
+
+
 # version: what lifts a nested config of that version to the next one. Configs from before there
 # were versions are of version 0.
 LIFTINGS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     0: _imagenet_sizes,
     1: _seeds,
     2: _no_warmup,
+    3: _permuted,
 }
 VERSION = len(LIFTINGS)  # of the configs that this code reads and writes
 
@@ -68,7 +74,7 @@ def lifted(
             f'up to {len(liftings)}): update emigm_jax'
         )
     values = dict(config)
-    for name in ('model', 'sampling', 'optimizer'):
+    for name in ('model', 'sampling', 'optimizer', 'data'):
         if not isinstance(values.get(name, {}), dict):
             raise UserError(f'{name} is a group of settings, not {values[name]!r}')
     for step in range(version, len(liftings)):

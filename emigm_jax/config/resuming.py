@@ -27,10 +27,10 @@ _FREE = (
     'data.verify',
 )
 # Newer than some runs: a run goes on with the value that it began with, unless told otherwise.
-_KEPT = ('optimizer.ema_warmup',)
+_KEPT = ('optimizer.ema_warmup', 'data.order')
 # On request: they change what the next steps do, but neither the form of the state nor the data.
 _CHANGEABLE = (
-    *('seed', 'training.', 'optimizer.', 'loss.', 'data.flip'),
+    *('seed', 'training.', 'optimizer.', 'loss.', 'data.flip', 'data.order'),
     *('model.attention_dropout', 'model.projection_dropout'),
     *('model.remat', 'model.unroll', 'model.kernels', 'model.dtype'),
 )

@@ -12,7 +12,10 @@ Rows hold what the tokenizer's network gave (moments, latents or codes; raw late
 scale is data), so that moments are sampled afresh and scaled when they are used.
 """
 
+import contextlib
+import itertools
 import os
+import resource
 import threading
 from collections.abc import Callable, Iterable
 
@@ -105,11 +108,17 @@ class Cache:
 
 
 class _Disk:
-    """Positioned reads of local shards; a file is opened when it is first needed."""
+    """Positioned reads of local shards.
+
+    Half of the files that this process may open stay open once they are. Which rows come is random,
+    so of more shards none is likelier to be asked for soon, and the others are opened each time.
+    """
 
     def __init__(self, path, shards):
         self._paths = [os.path.join(path, shard_file(n)) for n in range(len(shards))]
         self._open, self._lock = {}, threading.Lock()
+        may_open, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._stay = may_open // 2 if may_open != resource.RLIM_INFINITY else len(shards)
         for file, shard in zip(self._paths, shards, strict=True):
             if not os.path.exists(file):
                 raise UserError(
@@ -123,20 +132,31 @@ class _Disk:
                     'delete its .json and run `emigm prepare latents` again'
                 )
 
+    @contextlib.contextmanager
     def _descriptor(self, number):
         with self._lock:
-            if number not in self._open:
-                self._open[number] = os.open(self._paths[number], os.O_RDONLY)
-            return self._open[number]
+            descriptor = self._open.get(number)
+            if descriptor is None and len(self._open) < self._stay:
+                descriptor = self._open[number] = os.open(self._paths[number], os.O_RDONLY)
+        if descriptor is not None:
+            yield descriptor
+            return
+        descriptor = os.open(self._paths[number], os.O_RDONLY)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
 
     def read(self, shards, offsets, out):
         # In the order in which they lie on the disk.
         buffer, size = memoryview(out).cast('B'), out[0].nbytes
-        for i in np.lexsort((offsets, shards)).tolist():
-            number, place = int(shards[i]), slice(i * size, (i + 1) * size)
-            got = os.preadv(self._descriptor(number), [buffer[place]], int(offsets[i]))
-            if got != size:
-                raise UserError(f'{self._paths[number]}: the shard was cut short')
+        order = np.lexsort((offsets, shards))
+        for number, rows in itertools.groupby(order.tolist(), lambda i: int(shards[i])):
+            with self._descriptor(number) as descriptor:
+                for i in rows:
+                    part = buffer[i * size : (i + 1) * size]
+                    if os.preadv(descriptor, [part], int(offsets[i])) != size:
+                        raise UserError(f'{self._paths[number]}: the shard was cut short')
 
     def __del__(self):
         for descriptor in self._open.values():

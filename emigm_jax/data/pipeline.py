@@ -1,8 +1,8 @@
 """Training batches as a function of (seed, step): exact order, exact resume, any start.
 
-The rows of a step are one stretch of an endless stream of permutations, one per epoch. Of several
-processes each reads the rows of that stretch that its devices hold, so the sequence does not depend
-on how many there are.
+The rows of a step are one stretch of an endless stream of epochs, each in an order of its own
+(`orders`). Of several processes each reads the rows of that stretch that its devices hold, so the
+sequence does not depend on how many there are.
 """
 
 import collections
@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from emigm_jax.core import randomness
+from emigm_jax.data import orders
 from emigm_jax.data.interface import Batch, Dataset
 from emigm_jax.parallel import sharding
 
@@ -27,7 +28,13 @@ DECODERS, PICTURES_AHEAD = 16, 512  # of single pictures
 
 
 def batches(
-    data: Dataset, batch: int, seed: int, start: int, stop: int, mesh: jax.sharding.Mesh
+    data: Dataset,
+    batch: int,
+    seed: int,
+    start: int,
+    stop: int,
+    mesh: jax.sharding.Mesh,
+    order: str = orders.AUTO,
 ) -> Iterator[Batch]:
     """Yields the `Batch`es of steps start to stop - 1 on the devices.
 
@@ -40,6 +47,7 @@ def batches(
       seed: of order, mirroring and moments.
       start, stop: steps.
       mesh: of `sharding.make_mesh`; each process reads the rows that its devices hold.
+      order: of `orders.ORDERS`.
     """
     sharded, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     mine = sharding.rows_here(sharded, batch)
@@ -54,7 +62,7 @@ def batches(
     with randomness.pinned():
         params = jax.device_put(data.params, replicated)
     queue = collections.deque()
-    for step, rows in enumerate(host_rows(data, batch, seed, start, stop, mine), start):
+    for step, rows in enumerate(host_rows(data, batch, seed, start, stop, mine, order), start):
         with randomness.pinned():
             rows = sharding.place_rows(sharded, mine, batch, rows)
         queue.append(to_batch(params, rows, np.int32(step)))
@@ -69,62 +77,71 @@ def _to_batch(data, seed, params, rows, step):
 
 
 def host_rows(
-    data: Dataset, batch: int, seed: int, start: int, stop: int, mine: np.ndarray | None = None
+    data: Dataset,
+    batch: int,
+    seed: int,
+    start: int,
+    stop: int,
+    mine: np.ndarray | None = None,
+    order: str = orders.AUTO,
 ) -> Iterator[dict[str, np.ndarray]]:
     """The rows of `batches` as NumPy arrays, before anything happens on the devices.
 
     Args:
       mine: (R,) which rows of each batch are read; None: all.
+      order: of `orders.ORDERS`.
     """
     mine = np.arange(batch) if mine is None else mine
     share = len(mine)
-    chosen = functools.partial(_drawn, data.examples, batch, seed, flip=data.flip)
+
+    def drawn(step, rows):
+        chosen = indices(data.examples, batch, seed, step, rows, order)
+        return chosen, _mirrored(batch, seed, step)[rows] & data.flip
+
     if data.one_by_one:
 
         def row(position):
             step, place = divmod(position, share)
-            indices, mirrored = (part[mine[[place]]] for part in chosen(step))
-            return jax.tree.map(lambda a: a[0], data.read(indices, mirrored))
+            return jax.tree.map(lambda a: a[0], data.read(*drawn(step, mine[[place]])))
 
         options = grain.ReadOptions(num_threads=DECODERS, prefetch_buffer_size=PICTURES_AHEAD)
         rows = grain.MapDataset.range(start * share, stop * share).map(row)
         return iter(rows.to_iter_dataset(options).batch(share))
 
     def stretch(step):
-        indices, mirrored = (part[mine] for part in chosen(step))
-        return data.read(indices, mirrored)
+        return data.read(*drawn(step, mine))
 
     options = grain.ReadOptions(num_threads=READERS, prefetch_buffer_size=AHEAD)
     return iter(grain.MapDataset.range(start, stop).map(stretch).to_iter_dataset(options))
 
 
 @functools.lru_cache(maxsize=64)  # single pictures ask for their step again and again
-def _drawn(examples, batch, seed, step, flip):
-    """(indices, mirrored) of a step's whole batch."""
-    # Epochs, which key the permutations, never come near _DATA.
+def _mirrored(batch, seed, step):
+    """Which of a step's whole batch are mirrored."""
+    # Epochs, which key the orders, never come near _DATA.
     rng = np.random.Generator(np.random.Philox(key=[seed, (_DATA << 32) + step]))
-    mirrored = (rng.random(batch) < 0.5) & flip
-    return indices(examples, batch, seed, step), mirrored
+    return rng.random(batch) < 0.5
 
 
-def indices(examples: int, batch: int, seed: int, step: int) -> np.ndarray:
-    """Indices of a step's batch (B,): epoch after epoch, each a new permutation.
+def indices(
+    examples: int,
+    batch: int,
+    seed: int,
+    step: int,
+    rows: np.ndarray | None = None,
+    order: str = orders.AUTO,
+) -> np.ndarray:
+    """Indices of a step's batch: epoch after epoch, each in another order.
 
-    The stream of permutations is cut into batches without gaps, so every example is seen once per
-    epoch and a step needs nothing but (seed, step).
+    The stream of epochs is cut into batches without gaps, so every example is seen once per epoch
+    and a step needs nothing but (seed, step).
+
+    Args:
+      rows: (R,) of the batch that are asked for; None: all.
+      order: of `orders.ORDERS`.
     """
-    position = np.arange(step * batch, (step + 1) * batch)
-    epochs, places = position // examples, position % examples
-    chosen = np.empty(batch, np.int64)
-    for epoch in np.unique(epochs):
-        now = epochs == epoch
-        chosen[now] = _permutation(examples, seed, int(epoch))[places[now]]
-    return chosen
-
-
-@functools.lru_cache(maxsize=2)  # a batch meets at most a few epochs, ImageNet's take 20 ms each
-def _permutation(examples, seed, epoch):
-    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(examples)
+    rows = np.arange(batch) if rows is None else rows
+    return orders.indices(order, examples, seed, step * batch + rows)
 
 
 class Timed(Generic[_T]):

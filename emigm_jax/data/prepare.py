@@ -93,6 +93,8 @@ def prepare(
             report(stop - start)
         skipped.update(described['skipped'])
         _check_readable(skipped, limit, total, max_unreadable)
+    if not _all_described(target, count):
+        return None
     shards = [shard for n in range(count) if (shard := _finished(target, n)) is not None]
     if len(shards) < count:
         return None
@@ -121,6 +123,16 @@ class _Described:
             raise ValueError(f'names and labels of {self.rows} rows, {lengths} are there')
         if self.rows and not (self.bytes and self.sha256 and self.shape):
             raise ValueError('bytes, sha256 or shape is missing')
+
+
+def _all_described(target, count):
+    """Whether every shard has a description: one listing, where most workers read no more."""
+    names = {latents.shard_file(number, 'json').rpartition('/')[2] for number in range(count)}
+    with files.reported(target):
+        folder = (target / latents.shard_file(0)).parent
+        if not folder.is_dir():
+            return not count
+        return names <= {path.name for path in folder.iterdir()}
 
 
 def _finished(target, number):

@@ -35,7 +35,8 @@ class AgainstReference:
         network: os.PathLike | str | Extractor,
         names: Iterable[str],
     ):
-        self._names, self._real = tuple(names), None
+        # Features of the reference's images: on the first process, once all have made them.
+        self._names, self._real, self._prepared = tuple(names), None, False
         metrics.check(self._names)
         self._reference, extractor = references.opened(reference), inception.opened(network)
         self._network = measure.Network(extractor.params)
@@ -67,7 +68,7 @@ class AgainstReference:
     def prepare(self, work: Work) -> None:
         """See `Evaluator`: features of a reference that has images in their place."""
         stored, needed = self._reference.images, measure.Plan(self._names).keep_features
-        present = self._real is not None or self._reference.features is not None
+        present = self._prepared or self._reference.features is not None
         if present or not needed or stored is None:
             return
         images = image_sets.Stored(stored)
@@ -75,6 +76,7 @@ class AgainstReference:
         pool = lambda rows: np.asarray(self._network(rows).pool)
         with work.bar(total=len(images)) as bar:
             self._real = measure.each(images, pool, work.batch_size, bar.update)
+        self._prepared = True
 
     def _result(self, measured, settings, work):
         reference = self._reference

@@ -33,13 +33,18 @@ class InPixels:
         labels = images.labels
         if labels is None:
             raise UserError('images without classes cannot be compared in pixels')
-        rows = self._flat(measure.each(images, shrunk, work.batch_size, progress))
-        result = lambda: Result(
-            scores=scores.compare(self._real, self._labels, rows, labels),
-            images=len(images),
-            settings={**(work.about or {}), 'accuracy_by_class': self._by_class(rows, labels)},
-            real_halves=self._halves,
-        )
+        made = measure.each(images, shrunk, work.batch_size, progress)
+
+        def result():
+            assert made is not None  # on the first process, which computes this
+            rows = self._flat(made)
+            return Result(
+                scores=scores.compare(self._real, self._labels, rows, labels),
+                images=len(images),
+                settings={**(work.about or {}), 'accuracy_by_class': self._by_class(rows, labels)},
+                real_halves=self._halves,
+            )
+
         return Gathered(len(images), result)
 
     def prepare(self, work: Work) -> None:

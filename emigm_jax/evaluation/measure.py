@@ -22,7 +22,7 @@ from emigm_jax.errors import UserError
 from emigm_jax.evaluation import inception, inception_score, metrics, statistics
 from emigm_jax.evaluation.image_sets import ImageSet
 from emigm_jax.io import files, npz, paths
-from emigm_jax.parallel import agreement
+from emigm_jax.parallel import agreement, exchange
 from emigm_jax.parallel import batches as spread
 
 TOTALS = 'totals.npz'
@@ -168,15 +168,16 @@ def _rows(piece, features, kinds, splits):
 
 
 def _gathered(part, arrays):
-    """The real rows of a part's batches, of all processes and in order.
+    """The real rows of a part's batches, of all processes and in order; None but on the first.
 
     Batch by batch, so that the devices never hold more images than while they were made.
     """
     batches = [
-        agreement.gather(rows)[: piece.last - piece.first]
-        for piece, rows in zip(part, arrays, strict=True)
+        rows[: piece.last - piece.first]
+        for piece, mine in zip(part, arrays, strict=True)
+        if (rows := exchange.to_first(mine)) is not None
     ]
-    return np.concatenate(batches)
+    return np.concatenate(batches) if batches else None
 
 
 # --- The folder ----------------------------------------------------------------------------------
@@ -253,8 +254,11 @@ def each(
     function: Callable[[np.ndarray], np.ndarray],
     batch: int = 64,
     progress: Progress = silent,
-) -> np.ndarray:
-    """function(uint8 (B, H, W, 3)) -> (B, ...) of all images, made by all processes: (N, ...)."""
+) -> np.ndarray | None:
+    """function(uint8 (B, H, W, 3)) -> (B, ...) of all images, made by all processes: (N, ...).
+
+    It is for the first process; on the others it is None.
+    """
     size = agreement.padded(batch)
     shares = agreement.pieces(0, len(images), size)
 

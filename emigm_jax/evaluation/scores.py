@@ -11,6 +11,7 @@ import numpy as np
 from emigm_jax.errors import UserError
 
 _BLOCK = 2**25  # numbers in a block of distances: 128 MiB in float32
+MOST = 50_000  # rows of a set, as published scores have, where work grows faster than the set
 
 
 def mean_and_covariance(
@@ -94,6 +95,14 @@ def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.maximum(d, 0.0, out=d)
 
 
+def some(rows: np.ndarray, most: int) -> np.ndarray:
+    """At most so many of the rows (N, D): all, or a random subset, the same each time."""
+    if len(rows) <= most:
+        return rows
+    rng = np.random.Generator(np.random.Philox(key=0))
+    return rows[np.sort(rng.choice(len(rows), most, replace=False))]
+
+
 def _distances_by_rows(a, b):
     """Yields (slice of rows of a, their squared distances to all rows of b), memory bounded."""
     rows = max(1, _BLOCK // len(b))
@@ -111,7 +120,9 @@ def _radii(features, k):
     return np.concatenate(radii)
 
 
-def precision_recall(real: np.ndarray, fake: np.ndarray, k: int = 3) -> tuple[float, float]:
+def precision_recall(
+    real: np.ndarray, fake: np.ndarray, k: int = 3, most: int = MOST
+) -> tuple[float, float]:
     """Improved precision and recall (Kynkaanniemi et al. 2019) with k nearest neighbours.
 
     Precision: share of `fake` inside the union of balls around `real` rows that reach their k-th
@@ -122,11 +133,13 @@ def precision_recall(real: np.ndarray, fake: np.ndarray, k: int = 3) -> tuple[fl
     Args:
       real: (M, D) features.
       fake: (N, D) features.
+      k: which neighbour.
+      most: rows of either; of more, `some` are taken, as both scores depend on how many there are.
 
     Raises:
       UserError: not more than k rows of either.
     """
-    real, fake = np.asarray(real), np.asarray(fake)
+    real, fake = (some(np.asarray(rows), most) for rows in (real, fake))
     for what, rows in (('real', real), ('generated', fake)):
         if len(rows) <= k:
             raise UserError(

@@ -18,13 +18,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from emigm_jax.core import randomness
 from emigm_jax.errors import UserError
 from emigm_jax.evaluation import inception_plan, inception_score
 from emigm_jax.io import npz
+from emigm_jax.parallel import exchange
 
 AXIS = 'data'
 Array = jax.Array | np.ndarray
@@ -160,7 +160,7 @@ def collect(totals: Totals) -> Totals:
     With several processes all of them must call it.
     """
     shifts = {name: _here(shift) for name, shift in totals.shifts.items()}
-    return Totals(shifts, jax.tree.map(lambda x: _over_processes(_over_devices(x)), totals.sums))
+    return Totals(shifts, exchange.summed(jax.tree.map(_over_devices, totals.sums)))
 
 
 def _here(replicated):
@@ -171,16 +171,6 @@ def _over_devices(array):
     shards = [s.data for s in array.addressable_shards if s.replica_id == 0]
     # In float64 before the first addition.
     return sum(np.asarray(shard).astype(np.float64).sum(0) for shard in shards)
-
-
-def _over_processes(part):
-    if jax.process_count() == 1:
-        return part
-    # Devices have no float64 here: the number travels as two float32.
-    high = part.astype(np.float32)
-    low = (part - high).astype(np.float32)
-    gathered = multihost_utils.process_allgather((high, low))
-    return sum(np.asarray(x).astype(np.float64).sum(0) for x in gathered)
 
 
 def combine(first: Totals, second: Totals) -> Totals:

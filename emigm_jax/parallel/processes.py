@@ -17,10 +17,10 @@ from typing import NoReturn
 import jax
 
 from emigm_jax.errors import Unavailable, UserError
+from emigm_jax.parallel import liveness
 
 RESTART = Unavailable.code  # exit code that asks a launcher to start the same command again
 _LONGEST_WAIT = 24 * 3600 * 1000  # milliseconds: no compilation takes a day
-BEAT, SILENCE = 2.0, 30.0  # seconds between signs of life, and without one until a process is dead
 
 
 def start(
@@ -161,40 +161,20 @@ def leave() -> None:
 
 
 def _watch():
-    """Counts up this process's sign of life, and looks whether the others' still move."""
+    """Gives signs of life until this process leaves; ends it when another one is missed."""
     from jax._src import distributed  # the store of the coordinator has no public name
 
-    client, me, count = distributed.global_state.client, jax.process_index(), jax.process_count()
+    client = distributed.global_state.client
     assert client is not None  # it is there once processes are joined
-    key = lambda i: f'emigm/alive/{i}'
-    seen = {i: (None, time.monotonic()) for i in range(count) if i != me}
-    unreachable = None
+    watch, first = liveness.Watch(client, jax.process_index(), jax.process_count()), is_first()
     while True:
-        over = _leaving.wait(BEAT)
-        try:
-            if over:
-                client.key_value_set(key(me), 'gone', allow_overwrite=True)
-                return
-            client.key_value_increment(f'{key(me)}/beat', 1)
-            unreachable = None
-        except Exception:  # of whatever jaxlib raises where there is no answer
-            unreachable = unreachable or time.monotonic()
-            if over:
-                return
-            if time.monotonic() - unreachable > SILENCE:
-                lost('process 0 of this run does not answer any more')
-            continue
-        for i, (before, since) in seen.items():
-            beat = None
-            with contextlib.suppress(Exception):  # no such key yet
-                beat = client.key_value_try_get(f'{key(i)}/beat')
-            gone = False
-            with contextlib.suppress(Exception):
-                gone = client.key_value_try_get(key(i)) == 'gone'
-            if beat != before or gone:
-                seen[i] = (beat, time.monotonic())
-            elif time.monotonic() - since > SILENCE:
-                lost(f'process {i} of this run has ended or does not answer any more')
+        over = _leaving.wait(liveness.BEAT)
+        reason = watch.beat(leaving=over)
+        if over:
+            return
+        if reason:
+            time.sleep(liveness.LINGER * first)
+            lost(reason)
 
 
 # What a collective or the coordinator says when another process is not there any more.

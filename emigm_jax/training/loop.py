@@ -123,7 +123,10 @@ def _train(config, folder, evaluator, allow_changes, say, check, began):
         compiling = time.monotonic() - compiling
     else:
         say(f'finished before, at step {total}: a larger --config.training.total goes on')
-    batches = pipeline.Timed(pipeline.batches(data, batch_size, config.seed, at_first, total, mesh))
+    stream = pipeline.batches(
+        data, batch_size, config.seed, at_first, total, mesh, config.data.order
+    )
+    batches = pipeline.Timed(stream)
     with (
         metrics,
         runs.Writer(

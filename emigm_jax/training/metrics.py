@@ -21,6 +21,7 @@ from emigm_jax.config import curves, nested
 from emigm_jax.config.settings import Config
 from emigm_jax.errors import UserError
 from emigm_jax.io import files, paths, swap
+from emigm_jax.parallel import agreement
 from emigm_jax.training import records, speed
 from emigm_jax.training.events import Events
 from emigm_jax.training.progress import Progress
@@ -32,6 +33,7 @@ __all__ = ['EVENTS', 'FILE', 'PERIOD', 'Metrics', 'read']
 
 EVENTS = 'tensorboard'
 PERIOD = 60.0  # seconds between two writes to a bucket
+_SLOW = 0.1  # of the time: a process that waits longer for data is worth a word
 # Values of a step that every head has; the others are the parts of its loss.
 _ALWAYS = ('loss', 'mask_ratio', 'gradient_norm', 'learning_rate')
 
@@ -93,13 +95,15 @@ class Metrics:
 
         Added are the speeds of the `work` that each step is, the memory it took, seconds left,
         seconds since this process began and the share of the time that was spent waiting for data;
-        `waited` is the total of such seconds so far.
+        `waited` is the total of such seconds so far. Of several processes, which all call this, the
+        one that waited longest is named: the others wait for it in the next sum over devices.
         """
         now = time.perf_counter()
         per_step = (now - self._clock) / max(1, step - self._last)
         share = min(1.0, (waited - self._waited) / max(1e-9, now - self._clock))
         self._clock, self._last, self._waited = now, step, waited
         speeds, left = work.speeds(per_step), per_step * (self._total - step)
+        shares = agreement.gather(np.array([share], np.float32))
         if not self._writes:
             return
         parts = ', '.join(f'{k} {v:.4f}' for k, v in values.items() if k not in _ALWAYS)
@@ -108,6 +112,11 @@ class Metrics:
         if 'mfu' in speeds:
             rate += f' (MFU {speeds["mfu"]:.2f})'
         times = {'data_wait': share, 'seconds_left': left, 'elapsed_seconds': now - self._began}
+        slowest, most = int(shares.argmax()), float(shares.max())
+        if len(shares) > 1:
+            times |= {'slowest_process': slowest, 'slowest_data_wait': most}
+            if most > _SLOW:
+                rate += f', process {slowest} waits {most:.0%} for data'
         self._put(step, {**values, **speeds, **speed.memory(), **times})
         self._progress.line(
             step,

@@ -13,7 +13,7 @@ from emigm_jax.core import flops, masking, randomness
 from emigm_jax.data.interface import Batch
 from emigm_jax.models.emigm import ModelConfig
 from emigm_jax.nn.functional import Functional
-from emigm_jax.parallel import sharding
+from emigm_jax.parallel import sharding, shards
 from emigm_jax.training import loss as losses
 from emigm_jax.training import state as states
 from emigm_jax.training.state import State
@@ -75,9 +75,8 @@ class TrainStep:
                 lambda a: sharding.constrain(a, None, 'batch', *[None] * (a.ndim - 2)), parts
             )
 
-        def part_loss(params, part, index):
+        def part_loss(params, part, key):
             tokens, labels, draws = part
-            key = jax.random.fold_in(dropout_key, index)
             params = sharding.gathered_for_use(params, self.model.compute_dtype, but='blocks')
             return losses.loss(
                 self.net.bind(params), self.loss, budgets, tokens, labels, draws, key
@@ -85,9 +84,10 @@ class TrainStep:
 
         gradient = jax.grad(part_loss, has_aux=True)
         if accumulate == 1:
-            grads, terms = gradient(state['params'], jax.tree.map(lambda a: a[0], parts), 0)
+            part = jax.tree.map(lambda a: a[0], parts)
+            grads, terms = gradient(state['params'], part, jax.random.fold_in(dropout_key, 0))
         else:
-            grads, terms = _accumulated(gradient, state['params'], parts, accumulate)
+            grads, terms = _over_devices(gradient, state['params'], parts, dropout_key)
         terms = terms._replace(mask_ratio=terms.mask_ratio / accumulate)
 
         norm = optax.tree.norm(grads)
@@ -108,12 +108,35 @@ class TrainStep:
         return state, {**metrics, 'gradient_norm': norm, 'finite': finite}
 
 
-def _accumulated(gradient, params, parts, accumulate):
+def _over_devices(gradient, params, parts, key):
+    """The sums of `gradient` over microbatches, and over devices once per step where they can wait.
+
+    Over fsdp and tensor they cannot: whole gradients of every microbatch would have to be kept on
+    each device, which such a mesh is there to avoid. They are scattered as they come.
+    """
+    if not shards.of_batches_alone():
+        return _accumulated(gradient, params, parts, key)
+
+    def here(params, parts, key):
+        sums, terms = _accumulated(gradient, params, parts, shards.key_of_rows(key))
+        sums, terms = shards.summed((sums, terms), shards.BATCH)
+        # A mean over the images of a microbatch, of which each device has a share.
+        share = terms.mask_ratio / jax.lax.psum(1, sharding.BATCH)
+        return sums, terms._replace(mask_ratio=share)
+
+    rows = jax.sharding.PartitionSpec(None, sharding.BATCH)
+    whole = shards.REPLICATED
+    return shards.mapped(here, (whole, rows, whole), whole)(params, parts, key)
+
+
+def _accumulated(gradient, params, parts, key):
     def add(total, part_index):
         part, index = part_index
-        return jax.tree.map(jnp.add, total, gradient(params, part, index)), None
+        found = gradient(params, part, jax.random.fold_in(key, index))
+        return jax.tree.map(jnp.add, total, found), None
 
     first = jax.tree.map(lambda a: a[0], parts)
-    shapes = jax.eval_shape(gradient, params, first, 0)
+    shapes = jax.eval_shape(gradient, params, first, key)
     zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    return jax.lax.scan(add, zero, (parts, jnp.arange(accumulate)))[0]
+    count = len(jax.tree.leaves(parts)[0])
+    return jax.lax.scan(add, zero, (parts, jnp.arange(count)))[0]

@@ -51,7 +51,9 @@ def test_an_old_checkpoint_draws_the_same_images(run):
 
 def test_an_old_run_goes_on(run, capsys):
     em.train(SMOKE, run, **CHANGES, **{'training.total': '16 steps'})
-    assert 'resumed from step 12' in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert 'resumed from step 12' in said
+    assert 'data.order stays permuted, as the run began' in said  # however many examples there are
     recorded = json.loads((OLD / 'resumed.json').read_text())
     values = json.loads((run / 'metrics.jsonl').read_text().splitlines()[-1])
     for name, value in recorded.items():

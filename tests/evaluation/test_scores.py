@@ -176,3 +176,28 @@ def test_real_halves_of_the_digits():
     assert halves['frechet_distance'] == pytest.approx(0.07, abs=0.02)
     assert halves['precision'] == pytest.approx(0.90, abs=0.02)
     assert halves['recall'] == pytest.approx(0.91, abs=0.02)
+
+
+def test_a_million_images_cost_what_fifty_thousand_do(rng, monkeypatch):
+    """Counted at a size at which nobody waits: 200 in place of 50,000."""
+    most, measured = 200, []
+    inner = scores.squared_distances
+    count = lambda a, b: measured.append(len(a) * len(b)) or inner(a, b)
+    monkeypatch.setattr(scores, 'squared_distances', count)
+    real, fake = rng.standard_normal((2, 4000, 3))
+    found = scores.precision_recall(real, fake, most=most)
+    assert sum(measured) <= 3 * most**2
+    assert found == scores.precision_recall(scores.some(real, most), scores.some(fake, most))
+    assert len(scores.some(real, most)) == most
+    assert scores.some(real, 4000) is real
+
+    zero, one = np.zeros(3), np.eye(3)
+    summed = []
+    add = scores.mean_and_covariance
+    monkeypatch.setattr(
+        scores, 'mean_and_covariance', lambda f, w: summed.append(len(f)) or add(f, w)
+    )
+    shifted = fake + 0.5
+    whole, part = (fid.standard_error(shifted, zero, one, 100, most=m) for m in (4000, 1000))
+    assert summed == [4000] * 100 + [1000] * 100
+    assert part == pytest.approx(whole, rel=0.3)

@@ -231,6 +231,8 @@ def test_two_processes_are_one_run(tmp_path):
     assert 'done' not in run.output(1)  # the first one speaks for both
     found, expected = (metrics.read(tmp_path / name) for name in ('two', 'one'))
     assert [line['step'] for line in found] == [line['step'] for line in expected]
+    assert {line['slowest_process'] for line in found if 'loss' in line} <= {0, 1}
+    assert not any('slowest_process' in line for line in expected)
     for name in ('loss', 'gradient_norm'):
         np.testing.assert_allclose(
             [line[name] for line in found], [line[name] for line in expected], rtol=1e-5

@@ -15,6 +15,7 @@ from emigm_jax.config.load import load_config
 from emigm_jax.config.settings import Config, DataConfig, ModelConfig
 from emigm_jax.errors import UserError
 from emigm_jax.io import paths
+from emigm_jax.parallel import agreement
 from emigm_jax.training import about, metrics
 from emigm_jax.training.metrics import Metrics
 from emigm_jax.training.speed import Work
@@ -39,6 +40,24 @@ def test_the_parts_of_a_loss_are_those_of_its_head(tmp_path, capsys, parts, show
     made.write(2, {'loss': 0.5, **parts, **BESIDE}, Work(16), 0.0)
     made.close()
     assert capsys.readouterr().out.startswith(f'step 2/10  loss 0.5000 ({shown})  grad 0.25  ')
+
+
+def test_the_process_that_others_wait_for_is_named(tmp_path, monkeypatch, capsys):
+    """In the line of the very steps in which it was slow."""
+    others = np.float32([0.02, 0.63, 0.01])
+    monkeypatch.setattr(agreement, 'gather', lambda mine: np.concatenate([mine, others]))
+    made = Metrics(tmp_path, 0, 10)
+    made.write(2, values(), Work(16), 0.0)
+    monkeypatch.setattr(agreement, 'gather', lambda mine: np.concatenate([mine, others * 0]))
+    made.write(4, values(), Work(16), 0.0)
+    made.close()
+    slow, well = metrics.read(tmp_path)
+    assert (slow['data_wait'], slow['slowest_process']) == (0.0, 2)
+    assert slow['slowest_data_wait'] == pytest.approx(0.63)
+    assert well['slowest_data_wait'] == 0.0
+    first, second = capsys.readouterr().out.splitlines()
+    assert ', process 2 waits 63% for data' in first
+    assert 'waits' not in second
 
 
 class Terminal(io.StringIO):
