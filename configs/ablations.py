@@ -109,11 +109,11 @@ def _draws(figure, tokens):
 
 
 def _scaled(config, factor):
-    """Settings of another width."""
-    model, to = config.model, lambda n: max(1, round(n * factor / config.model.heads))
+    """Settings of another width, which the heads divide."""
+    model = config.model
     return {
-        'model.width': to(model.width) * model.heads,
-        'model.head_width': to(model.head_width) * model.heads,
+        'model.width': max(1, round(model.width * factor / model.heads)) * model.heads,
+        'model.head_width': max(1, round(model.head_width * factor)),
     }
 
 

@@ -1,7 +1,10 @@
 """A figure of a paper: what is drawn over what, and what the paper says about it."""
 
 import dataclasses
-from typing import Any, NamedTuple, final
+from collections.abc import Collection
+from typing import NamedTuple, final
+
+from emigm_jax.errors import UserError
 
 # What goes across beside sampling options.
 COSTS = {
@@ -46,11 +49,17 @@ class Figure:
     claims: tuple[Claim, ...] = ()
     numbers: tuple[Number, ...] = ()
 
+    def check(self, drawn: Collection[str]) -> None:
+        """Raises UserError unless what goes across is a cost or one of the options `drawn`."""
+        for name in self.across:
+            if name not in COSTS and name not in drawn:
+                raise UserError(f'figure {self.name}: nothing is drawn with several {name}')
+
     def shares(self) -> tuple[float, ...]:
         """Of the training, after which runs are measured: each quarter, or the whole."""
         return (0.25, 0.5, 0.75, 1.0) if {*self.across} & {*OVER_TRAINING} else (1.0,)
 
 
-def curve(point: str, look: str, points: Any, looks: Any) -> str:
+def curve(point: str, look: str, points: Collection[str], looks: Collection[str]) -> str:
     """The name of the curve of a point and a look, of all that there are."""
     return point if len(looks) == 1 else look if len(points) == 1 else f'{point}, {look}'

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
-from emigm_jax.config.figures import COSTS, Figure
+from emigm_jax.config.figures import Figure
 from emigm_jax.config.options import OPTIONS, changed
 from emigm_jax.config.settings import Config
 from emigm_jax.errors import UserError, near, whole
@@ -47,9 +47,8 @@ class Sweep:
             raise UserError(
                 'the looks of a sweep must name the same sampling options, one at least'
             )
-        for name in self.figure.across if self.figure else ():
-            if name not in (*COSTS, *self.draws):
-                raise UserError(f'figure {self.figure.name}: nothing is drawn with several {name}')
+        if self.figure:
+            self.figure.check(self.draws)
         for seed in self.seeds:
             whole('a seed', seed, low=0)
         if len({*self.seeds}) < len(self.seeds):

@@ -104,10 +104,15 @@ def table(drawn: Map) -> figures.Figure:
     drawing = figures.Figure(figsize=(WIDTH, HEIGHT))
     backend_agg.FigureCanvasAgg(drawing)
     drawing.set_layout_engine('constrained', w_pad=0.06, h_pad=0.06)
-    drawing.suptitle(f'{drawn.title}: {drawn.score}', x=0.02, ha='left', fontsize=9.5)
+    title = f'{drawn.title}\n{drawn.score}'
+    drawing.suptitle(title, x=0.02, ha='left', fontsize=10.5, fontweight='bold')
     axes = drawing.add_subplot(ylabel=drawn.axes[0], xlabel=drawn.axes[1])
     axes.grid(False)
-    axes.imshow(values, cmap='Blues_r' if drawn.less else 'Blues', aspect='auto', alpha=0.75)
+    values = -values if drawn.less else values
+    low, span = np.nanmin(values), np.ptp(values[~np.isnan(values)]) or 1.0
+    # From a blue that is told from white to one on which ink is read.
+    shades = dict(vmin=low - 0.2 * span, vmax=low + 2.2 * span)
+    axes.imshow(values, cmap='Blues', aspect='auto', **shades)
     for name, ticks in (('y', rows), ('x', columns)):
         axes.set(
             **{f'{name}ticks': range(len(ticks)), f'{name}ticklabels': map('{:g}'.format, ticks)}

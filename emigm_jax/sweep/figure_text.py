@@ -91,9 +91,9 @@ def _claims(figure, found, score):
     rows = ['| what the paper says | where | here |', '|---|---|---|']
     for claim in figure.claims:
         pair = [_at(found, name, claim.place) for name in (claim.better, claim.worse)]
-        values = [each.scores.get(score) for each in pair if each is not None]
-        here = _verdict(*values, score) if len(values) == 2 and all(values) else ''
-        rows.append(f'| {claim.says} | {claim.source} | {here or "see the curves"} |')
+        better, worse = (each.scores.get(score) if each else None for each in pair)
+        here = _verdict(better, worse, score) if better and worse else 'see the curves'
+        rows.append(f'| {claim.says} | {claim.source} | {here} |')
     return '\n'.join(rows)
 
 

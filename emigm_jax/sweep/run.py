@@ -119,12 +119,12 @@ def _kept(config):
 
 def _measure(sweep, wanted, place):
     """Makes measurements of one run, one checkpoint after the other."""
-    folder, model, loaded = place / RUNS / wanted[0].run, None, None
+    folder, models = place / RUNS / wanted[0].run, {}
     for task in Bar(wanted, unit=' measurements', desc='measuring'):
-        if task.share != loaded:
+        if task.share not in models:
             at = folder if task.share == 1.0 else checkpoint(folder, task.share)
-            model = load(at, batch_size=task.config.evaluation.batch_size)
-            loaded = task.share
+            models = {task.share: load(at, batch_size=task.config.evaluation.batch_size)}
+        model = models[task.share]
         value = task.identity(sweep.num_images)
         value |= {'costs': _costs(model)} if task.shared else {}
         value['result'] = _measured(task, model, sweep.num_images).to_json()

@@ -61,6 +61,8 @@ def test_steps_scale_with_tokens():
     assert ours.draws['steps'] == (2, 4, 8, 16, 32, 64)
     assert ablation('8', 'imagenet256:size=b').draws['steps'] == (16,)
     assert (0.0, 1.0) in ablation('8').draws['interval']
+    looks = ablation('3c').looks
+    assert [looks[name]['interval'] for name in ('all steps', 'interval')] == [(0, 1), (0.1, 0.6)]
 
 
 def test_runs_are_shared():
@@ -68,6 +70,9 @@ def test_runs_are_shared():
     assert own['3a'] == own['3b'] == own['3c'] == own['7'] == own['8'] < own['2e']
     assert len(own['2e'] & own['2d']) == 3
     assert own['2a'] < own['2b']
+    assert own['7'] < own['4']
+    for name in ('digits:best', 'imagenet256:size=b'):
+        assert {*run.names(ablation('7', name))} < {*run.names(ablation('4', name))}
     assert not own['7'] & {*run.names(ablation('7', 'digits64'))}
 
 
