@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import json
-import math
 import types
 
 import numpy as np
@@ -12,7 +11,7 @@ import pytest
 from emigm_jax.cli import main
 from emigm_jax.config import stated
 from emigm_jax.config.figures import Claim, Figure, Number
-from emigm_jax.config.load import config_of, load_sweep
+from emigm_jax.config.load import config_of, load_config, load_sweep
 from emigm_jax.config.sweeps import Sweep
 from emigm_jax.errors import UserError
 from emigm_jax.evaluation.result import Result
@@ -191,6 +190,9 @@ def test_curves_errors_and_verdicts(tmp_path, monkeypatch):
     assert [place.x for place in found['b']] == [3, 6, 9, 12]
     # Drawn the last way alone: 4 steps; the mean over two seeds, and 0.2 / sqrt 2 / sqrt 2.
     assert found['b'][-1].mean('frechet_distance') == pytest.approx((5.6, 0.1))
+    # Whatever comes first, along anything but the training all of it is done.
+    ends = figure.curves(courses(), scored[::-1], 'steps')['b']
+    assert [place.mean('frechet_distance').value for place in ends] == pytest.approx([3.6, 5.6])
     flops = [place.x for place in figure.curves(courses(), scored, 'flops')['b']]
     np.testing.assert_allclose(np.array(flops) / flops[0], [1, 2, 3, 4])
     lines = (tmp_path / 'figure-0.md').read_text().splitlines()
@@ -322,18 +324,16 @@ def test_one_job_per_run(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_a_figure_trained_measured_and_drawn(tmp_path, capsys):
-    command = ['sweep', 'ablations:figure=2e,data=digits:smoke', '--seeds', '0']
-    command += ['--num-images', '20', '--out', str(tmp_path)]
-    assert main.main(command) == 0
-    text = (tmp_path / 'figure-2e.md').read_text()
-    assert 'step 3 | step 6 | step 9 | step 12 |' in text
-    assert '(one seed)' in text
-    assert (tmp_path / 'figure-2e.png').exists()
-    shared = [*(tmp_path / 'scores').rglob('*.json')]
-    assert len(shared) == 2 * 4
-    costs = json.loads(shared[0].read_text())['costs']
-    assert costs['step'] in (3, 6, 9, 12)
-    assert math.isfinite(costs['flops'])
+    sweep = courses(points={'a': load_config('digits:smoke')}, draws={'steps': (2,)}, seeds=(0,))
+    run.run(sweep, tmp_path)
+    write.write(sweep, tmp_path)
+    assert 'step 3 | step 6 | step 9 | step 12 |' in (tmp_path / 'figure-0.md').read_text()
+    assert (tmp_path / 'figure-0-flops.png').exists()
+    files = [*(tmp_path / 'scores').rglob('*.json')]
+    found = {json.loads(file.read_text())['costs']['step']: file for file in files}
+    assert sorted(found) == [3, 6, 9, 12]
+    flops = [json.loads(found[step].read_text())['costs']['flops'] for step in sorted(found)]
+    assert flops == sorted(flops)
     capsys.readouterr()
-    assert main.main(command) == 0  # nothing is left to do
-    assert 'run 1 of' not in capsys.readouterr().out
+    run.run(sweep, tmp_path)
+    assert not capsys.readouterr().out  # nothing is left to do
