@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import re
+import shlex
 
 from emigm_jax.cli import arguments as shared
 from emigm_jax.cli.main import Parser
@@ -20,6 +21,7 @@ def run(argv: list[str]) -> int:
         'several\nways, and writes tables and pictures of their scores. What is there is not made '
         'again, so the\nsame command goes on after an interruption.',
         'emigm sweep configs/sweeps/comparison.py --out runs/comparison\n  '
+        'emigm sweep configs/ablations.py:figure=2a --out runs/ablations\n  '
         'emigm sweep --config digits --vary loss.masking.schedule=exp,cosine --draw steps=4,8 \\\n'
         '      --out runs/schedules',
     )
@@ -41,7 +43,14 @@ def run(argv: list[str]) -> int:
     parser.add_argument(
         '--num-images', type=shared.count, help="of each model (the file's; without one 1000)"
     )
-    parser.add_argument('--table', action='store_true', help='only table what is there')
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument('--table', action='store_true', help='only table what is there')
+    only.add_argument(
+        '--commands',
+        action='store_true',
+        help='only print a command for each run that lacks something, to be jobs of their own, and '
+        'the one that tables them',
+    )
     group = parser.add_argument_group('without a file')
     group.add_argument(
         '--vary',
@@ -65,6 +74,11 @@ def run(argv: list[str]) -> int:
     from emigm_jax.sweep import run as runner
     from emigm_jax.sweep import write
 
+    if arguments.commands:
+        if arguments.share != '1/1':
+            parser.error('--share is what --commands divides the work by')
+        print('\n'.join(_commands(argv, sweep, arguments.out)))
+        return 0
     if not arguments.table:
         say = functools.partial(print, flush=True)
         work = lambda: runner.run(sweep, arguments.out, share, say)
@@ -98,6 +112,19 @@ def _sweep(parser, arguments, overrides):
     if arguments.num_images is not None:
         changes['num_images'] = arguments.num_images
     return dataclasses.replace(sweep, **changes)
+
+
+def _commands(argv, sweep, folder):
+    """What to launch: a line for each run that lacks something, and the one that tables them."""
+    from emigm_jax.sweep import run as runner
+
+    same = ['emigm', 'sweep', *(word for word in argv if word != '--commands')]
+    names, lacking = runner.names(sweep), runner.lacking(sweep, folder)
+    shares = [f'{i}/{len(names)}' for i, name in enumerate(names, 1) if name in lacking]
+    return [
+        *(shlex.join([*same, '--share', share]) for share in shares),
+        shlex.join([*same, '--table']),
+    ]
 
 
 def _share(text):

@@ -16,8 +16,14 @@ def folder() -> pathlib.Path:
 
 def names(below: str = '') -> list[str]:
     """What stands for each in place of a file; `below` is '' or 'sweeps'."""
-    files = (folder() / below).glob('*.py')
-    return sorted(file.stem for file in files if not file.stem.startswith('_'))
+    return sorted(_files(below))
+
+
+def _files(below):
+    """Files of configs, or those of sweeps, which lie in a folder of theirs or among configs."""
+    files = [file for file in folder().glob('*.py') if not file.stem.startswith('_')]
+    makes = {file.stem: file for file in files if ('get_sweep' in file.read_text()) == bool(below)}
+    return makes | {file.stem: file for file in (folder() / below).glob('*.py') if below}
 
 
 def located(name: str, below: str = '') -> str:
@@ -32,11 +38,11 @@ def located(name: str, below: str = '') -> str:
     path = pathlib.Path(os.path.expanduser(file))
     if path.is_file():
         return f'{path}{colon}{variant}'
-    known = names(below)
+    known = _files(below)
     if file in known:
-        return f'{folder() / below / file}.py{colon}{variant}'
+        return f'{known[file]}{colon}{variant}'
     what, flag = ('sweep', '') if below else ('config', '--config ')
     raise UserError(
         f'{flag}{file}: no such file, and no {what} that comes with emigm_jax is called so'
-        f'{near(pathlib.Path(file).stem, known)}; there are {", ".join(known)}'
+        f'{near(pathlib.Path(file).stem, known)}; there are {", ".join(sorted(known))}'
     )

@@ -40,6 +40,18 @@ class Panel:
     caption: str = ''
 
 
+@dataclasses.dataclass(frozen=True)
+class Map:
+    """One picture of values at pairs of numbers: a table whose cells have colours."""
+
+    name: str  # of its file, without .png
+    title: str
+    axes: tuple[str, str]  # of the first and the second of a pair: down, across
+    score: str
+    values: dict[tuple[float, float], tuple[float, float]]  # pair: value, standard error or nan
+    less: bool  # whether less is better
+
+
 # name in metrics.jsonl: (title, y axis, logarithmic where the values span a decade, starts at 0)
 TRAINING = {
     'loss': ('Loss', 'loss (mse + vlb)', True, False),

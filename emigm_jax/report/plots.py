@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from emigm_jax.errors import UserError
-from emigm_jax.report.panels import STEPS, Panel
+from emigm_jax.report.panels import STEPS, Map, Panel
 
 try:
     import matplotlib
@@ -58,14 +58,19 @@ _PLACES = (6, 0), (-6, 0), (0, 5), (0, -5), (5, 4), (5, -4), (-5, 4), (-5, -4)
 _ALIGNED = {1: ('left', 'bottom'), 0: ('center', 'center'), -1: ('right', 'top')}  # by its sign
 
 
-def png(panel: Panel, names: list[str]) -> bytes:
+def png(panel: Panel | Map, names: list[str]) -> bytes:
     """A panel as PNG; `names` of the runs."""
+    draw = (
+        functools.partial(table, panel)
+        if isinstance(panel, Map)
+        else functools.partial(figure, panel, names)
+    )
     buffer = io.BytesIO()
     # The style must hold here, too: matplotlib makes ticks when it draws.
     with warnings.catch_warnings(), matplotlib.rc_context(_STYLE):
         # A run may be called anything; a sign that the font lacks is drawn as a box.
         warnings.filterwarnings('ignore', message='Glyph', category=UserWarning)
-        figure(panel, names).savefig(buffer, format='png', dpi=DPI)
+        draw().savefig(buffer, format='png', dpi=DPI)
     return buffer.getvalue()
 
 
@@ -86,6 +91,36 @@ def figure(panel: Panel, names: list[str]) -> figures.Figure:
     if len(_runs(panel)) > 1:
         _legend(drawing, panel, names)
     _name_points(drawing, axes, panel)
+    return drawing
+
+
+@matplotlib.rc_context(_STYLE)
+def table(drawn: Map) -> figures.Figure:
+    """A map as a matplotlib figure: the better, the darker; values and standard errors."""
+    rows, columns = (sorted({pair[i] for pair in drawn.values}) for i in (0, 1))
+    values = np.full((len(rows), len(columns)), np.nan)
+    for (row, column), (value, _) in drawn.values.items():
+        values[rows.index(row), columns.index(column)] = value
+    drawing = figures.Figure(figsize=(WIDTH, HEIGHT))
+    backend_agg.FigureCanvasAgg(drawing)
+    drawing.set_layout_engine('constrained', w_pad=0.06, h_pad=0.06)
+    title = f'{drawn.title}\n{drawn.score}'
+    drawing.suptitle(title, x=0.02, ha='left', fontsize=10.5, fontweight='bold')
+    axes = drawing.add_subplot(ylabel=drawn.axes[0], xlabel=drawn.axes[1])
+    axes.grid(False)
+    values = -values if drawn.less else values
+    low, span = np.nanmin(values), np.ptp(values[~np.isnan(values)]) or 1.0
+    # From a blue that is told from white to one on which ink is read.
+    shades = dict(vmin=low - 0.2 * span, vmax=low + 2.2 * span)
+    axes.imshow(values, cmap='Blues', aspect='auto', **shades)
+    for name, ticks in (('y', rows), ('x', columns)):
+        axes.set(
+            **{f'{name}ticks': range(len(ticks)), f'{name}ticklabels': map('{:g}'.format, ticks)}
+        )
+    for (row, column), (value, error) in drawn.values.items():
+        text = f'{value:.3f}' + ('' if math.isnan(error) else f'\n± {error:.3f}')
+        at = (columns.index(column), rows.index(row))
+        axes.annotate(text, at, ha='center', va='center', fontsize=7.5)
     return drawing
 
 

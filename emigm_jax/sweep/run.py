@@ -1,24 +1,24 @@
 """Does what a sweep asks for and is not there yet; what was finished stays, whenever it ends."""
 
-import hashlib
-import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from emigm_jax.api.evaluate import evaluate
-from emigm_jax.api.model import load
+from emigm_jax.api.model import Model, load
 from emigm_jax.api.train import train
-from emigm_jax.config import nested, sweeps
-from emigm_jax.config.settings import Config
+from emigm_jax.checkpoints import runs
+from emigm_jax.config.durations import parse_duration
+from emigm_jax.config.load import config_of
+from emigm_jax.config.settings import IN_PIXELS, Config
 from emigm_jax.config.sweeps import Sweep
+from emigm_jax.core import flops, masking
 from emigm_jax.errors import UserError
 from emigm_jax.evaluation.evaluator import Work
 from emigm_jax.evaluation.result import Result
 from emigm_jax.io import access, files, paths
 from emigm_jax.io.progress import Bar
-
-RUNS, SCORES = 'runs', 'scores'
+from emigm_jax.sweep.tasks import RUNS, Task, tasks
 
 
 class Scored(NamedTuple):
@@ -28,29 +28,10 @@ class Scored(NamedTuple):
     seed: int
     options: dict[str, Any]
     result: Result
-
-
-class _Task(NamedTuple):
-    point: str
-    seed: int
-    config: Config
-    options: dict[str, Any]
-
-    @property
-    def run(self) -> str:
-        return f'{self.point}-{self.seed}'
-
-    def file(self, folder):
-        return folder / SCORES / self.run / f'{sweeps.text(self.options)}.json'
-
-    def identity(self, num_images):
-        """All that decides the scores."""
-        flat = lambda config: nested.flatten(nested.as_dict(config))
-        plain = flat(Config())
-        # Without defaults, so that measurements outlive settings that are added later.
-        chosen = {k: v for k, v in flat(self.config).items() if v != plain[k]}
-        digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]
-        return {'config': digest, 'options': self.options, 'num_images': num_images}
+    look: str = ''
+    share: float = 1.0  # of the training, after which it was made
+    costs: Mapping[str, float] = {}  # of figures: 'step', and 'flops' of the training until then
+    run: str = ''  # its folder
 
 
 def run(
@@ -60,6 +41,8 @@ def run(
     say: Callable[[str], object] = print,
 ) -> None:
     """Trains and measures what is missing in a folder: runs/POINT-SEED, scores/POINT-SEED.
+
+    The runs of figures are called by their settings, runs/DIGEST-SEED.
 
     Args:
       sweep: what is wanted.
@@ -73,53 +56,106 @@ def run(
     """
     access.probe(folder)
     place = paths.absolute(folder)
-    mine = [*sweep.runs()][share[0] - 1 :: share[1]]
-    todo: dict[str, list[_Task]] = {}
-    for task in _tasks(sweep):
-        if (task.point, task.seed) in mine and _read(task, place, sweep.num_images) is None:
-            todo.setdefault(task.run, []).append(task)
-    for number, (name, tasks) in enumerate(todo.items(), 1):
-        say(f'== {name}, run {number} of {len(todo)}')
-        config = tasks[0].config
-        train(config, place / RUNS / name)
-        model = load(place / RUNS / name, batch_size=config.evaluation.batch_size)
-        for task in Bar(tasks, unit=' measurements', desc='measuring'):
-            result = _measured(task, model, sweep.num_images)
-            value = {**task.identity(sweep.num_images), 'result': result.to_json()}
-            files.write_json(task.file(place), value)
+    mine = names(sweep)[share[0] - 1 :: share[1]]
+    todo = {name: each for name, each in lacking(sweep, place).items() if name in mine}
+    for config in (each[0].config for each in todo.values()):
+        _check(config)  # before hours of training
+    for number, (name, wanted) in enumerate(todo.items(), 1):
+        config = wanted[0].config
+        title = f'{wanted[0].point}-{config.seed}'
+        title += f' in {RUNS}/{name}' * (title != name)
+        say(f'== {title}, run {number} of {len(todo)}')
+        train(_kept(config) if wanted[0].shared else config, place / RUNS / name)
+        _measure(sweep, wanted, place)
+
+
+def names(sweep: Sweep) -> list[str]:
+    """Folders of its runs, in its order."""
+    return list(dict.fromkeys(task.run for task in tasks(sweep)))
+
+
+def lacking(sweep: Sweep, folder: os.PathLike | str) -> dict[str, list[Task]]:
+    """What a folder holds no measurement of, by the folder of its run."""
+    place, found = paths.absolute(folder), {}
+    for task in tasks(sweep):
+        if task.read(place, sweep.num_images) is None:
+            found.setdefault(task.run, []).append(task)
+    return found
 
 
 def scored(sweep: Sweep, folder: os.PathLike | str) -> tuple[list[Scored], int]:
     """What a folder holds of a sweep, in its order, and how many measurements it lacks."""
-    place, found, lacking = paths.absolute(folder), [], 0
-    for task in _tasks(sweep):
-        result = _read(task, place, sweep.num_images)
-        if result is None:
-            lacking += 1
+    place, found, missing = paths.absolute(folder), [], 0
+    for task in tasks(sweep):
+        read = task.read(place, sweep.num_images)
+        if read is None:
+            missing += 1
         else:
-            found.append(Scored(task.point, task.seed, task.options, result))
-    return found, lacking
+            result, beside = read
+            costs = beside.get('costs', {})
+            about = (task.look, task.share, costs, task.run)
+            found.append(Scored(task.point, task.seed, task.options, result, *about))
+    return found, missing
 
 
-def _tasks(sweep) -> Iterator[_Task]:
-    for (point, seed), config in sweep.runs().items():
-        for options in sweep.ways(point):
-            yield _Task(point, seed, config, options)
+def _check(config):
+    """Raises UserError if what is trained cannot be measured."""
+    if config.data.name not in IN_PIXELS and not config.evaluation.reference:
+        raise UserError(
+            f'data.name = {config.data.name!r} is measured against evaluation.reference: say '
+            '--config.evaluation.reference=STATISTICS --config.evaluation.inception=CHECKPOINT'
+        )
 
 
-def _read(task, folder, num_images) -> Result | None:
-    """A measurement that was made with these settings."""
-    file = task.file(folder)
-    try:
-        value = files.read_json(file)
-        if value is None or any(
-            value.get(name) != part
-            for name, part in json.loads(json.dumps(task.identity(num_images))).items()
-        ):
-            return None
-        return Result.from_json(value['result'])
-    except (UserError, KeyError, AttributeError) as error:
-        raise UserError(f'{file}: is no measurement of a sweep; remove it') from error
+def _kept(config):
+    """Settings that keep a checkpoint of each quarter, which another figure may measure."""
+    amount, unit = parse_duration('training.total', config.training.total)
+    saved, its = parse_duration('training.checkpoint_every', config.training.checkpoint_every)
+    settings = {'training.keep_every': f'{amount / 4:g} {unit}s'}
+    if its != unit or not saved or amount / 4 % saved:  # only what is saved can be kept
+        settings['training.checkpoint_every'] = settings['training.keep_every']
+    return config_of(config, settings)
+
+
+def _measure(sweep, wanted, place):
+    """Makes measurements of one run, one checkpoint after the other."""
+    folder, models = place / RUNS / wanted[0].run, {}
+    for task in Bar(wanted, unit=' measurements', desc='measuring'):
+        if task.share not in models:
+            at = folder if task.share == 1.0 else checkpoint(folder, task.share)
+            models = {task.share: load(at, batch_size=task.config.evaluation.batch_size)}
+        model = models[task.share]
+        value = task.identity(sweep.num_images)
+        value |= {'costs': _costs(model)} if task.shared else {}
+        value['result'] = _measured(task, model, sweep.num_images).to_json()
+        files.write_json(task.file(place, sweep.num_images), value)
+
+
+def checkpoint(folder: os.PathLike | str, share: float) -> os.PathLike:
+    """The checkpoint of a finished run that lies at a share of it.
+
+    Raises:
+      UserError: there is none within 2 % of the run.
+    """
+    found = {int(path.name): path for path in runs.finished(folder)}
+    last = max(found, default=0)
+    nearest = min(found, key=lambda step: abs(step - share * last), default=0)
+    if abs(nearest - share * last) > 0.02 * last or not found:
+        raise UserError(
+            f'{folder}: has no checkpoint of step {share * last:g}, as `emigm sweep` of a figure '
+            'would have kept; remove it, and the same command trains it again'
+        )
+    return found[nearest]
+
+
+def _costs(model: Model) -> dict[str, float]:
+    """What was spent on a model."""
+    config: Config = model.config
+    batch, step = config.training.batch_size, model.saved.step
+    groups = masking.group_count(config.loss.masking, batch // config.training.accumulate)
+    budgets = masking.budgets(config.loss.masking, config.model.tokens, groups)
+    forward = flops.train_image(config.model, budgets, config.loss.copies)
+    return {'step': step, 'flops': 3.0 * forward * batch * step}  # a product has two gradients
 
 
 def _measured(task, model, num_images):

@@ -65,12 +65,13 @@ def _numbers(each):
 def _means(cell):
     """Means over seeds; of seconds the least, as the first of a kind is compiled."""
     common = set.intersection(*map(set, cell))  # some may not have been computed
-    means = {name: _mean([each[name] for each in cell]) for name in common - {'seconds'}}
+    means = {name: mean([each[name] for each in cell]) for name in common - {'seconds'}}
     seconds = [each['seconds'] for each in cell if each['seconds'] is not None]
     return {**means, 'seconds': Mean(min(seconds, default=math.nan), math.nan)}
 
 
-def _mean(values):
+def mean(values: Sequence[float]) -> Mean:
+    """Of the values of several seeds."""
     numbers = np.array(values, float)
     error = numbers.std(ddof=1) / math.sqrt(len(numbers)) if len(numbers) > 1 else math.nan
     return Mean(float(numbers.mean()), float(error))
@@ -93,7 +94,10 @@ def markdown(scored: Sequence[Scored]) -> str:
             score = SCORES[name]
             title = f'{score.title}, {"less" if score.less else "more"} is better'
             digits = score.digits if score.digits > 4 else 3
-        head = [f'**{title}**', *(f'{last} {_shown(value)}' if last else '' for value in values)]
+        head = [
+            f'**{title}**',
+            *(f'{last} {sweeps.shown(value)}' if last else '' for value in values),
+        ]
         lines = [head, ['---', *['---:'] * len(values)]]
         for row in found:
             cells = [_cell(row.cells.get(value, {}).get(name), digits, name) for value in values]
@@ -104,10 +108,6 @@ def markdown(scored: Sequence[Scored]) -> str:
             lines[-1] += [''] * (len(values) - 1)
         parts.append('\n'.join(f'| {" | ".join(line)} |' for line in lines))
     return '\n\n'.join(parts) + '\n'
-
-
-def _shown(value):
-    return '-'.join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _cell(mean, digits, name):
@@ -128,7 +128,7 @@ def table(scored: Sequence[Scored]) -> str:
     writer = csv.writer(buffer, lineterminator='\n')
     writer.writerow(['point', 'seed', *options, *columns])
     for each in scored:
-        numbers, chosen = _numbers(each), [_shown(_key(each.options[name])) for name in options]
+        numbers, chosen = _numbers(each), [sweeps.shown(each.options[name]) for name in options]
         writer.writerow([each.point, each.seed, *chosen, *(numbers.get(n) for n in columns)])
     return buffer.getvalue()
 

@@ -10,11 +10,12 @@ import pytest
 
 from emigm_jax.cli import main
 from emigm_jax.config import family, shipped
+from emigm_jax.config.figures import Figure
 from emigm_jax.config.load import load_config, load_sweep, varied
 from emigm_jax.config.sweeps import Sweep
 from emigm_jax.errors import UserError
 from emigm_jax.evaluation.result import Result
-from emigm_jax.sweep import run, table, write
+from emigm_jax.sweep import run, table, tasks, write
 
 POINTS = {name: load_config(f'{name}:smoke') for name in ('emigm', 'mdm')}
 DRAWS = {'order': ('random', 'confidence'), 'steps': (2, 4)}
@@ -30,7 +31,8 @@ def test_every_way_that_goes_with_a_head():
 
 
 def test_shipped_sweeps():
-    assert 'comparison' in shipped.names('sweeps')
+    assert {'comparison', 'ablations'} <= {*shipped.names('sweeps')}
+    assert 'ablations' not in shipped.names()  # which are for --config
     sweep = load_sweep('comparison')
     assert [*sweep.points][:4] == [*family.CHOICES]
     lengths = {(c.training.total, c.training.batch_size) for c in sweep.points.values()}
@@ -67,6 +69,10 @@ def test_points_from_flags():
         (dict(draws={'step': (2,)}), r"no sampling option 'step' \(did you mean 'steps'\?\)"),
         (dict(seeds=(1, 1)), 'a seed comes twice: 1, 1'),
         (dict(num_images=2), 'num_images must be at least 4'),
+        (dict(looks={}), 'looks of a sweep must name the same sampling options, one at least'),
+        (dict(looks={'a': {'guidance': 1.0}, 'b': {}}), 'must name the same sampling options'),
+        (dict(looks={'a': {'step': 1}}), r"no sampling option 'step' \(did you mean 'steps'"),
+        (dict(figure=Figure('9', 'x', ('guidance',))), 'figure 9: nothing is drawn with several g'),
         (dict(draws={'steps': (0,)}), 'no point can be drawn from with steps=0: .* at least 1'),
         (dict(points={'emigm': POINTS['emigm']}), 'with order=confidence,steps=2: .*how probable'),
     ],
@@ -127,10 +133,11 @@ def test_nothing_is_done_twice(tmp_path, monkeypatch):
 def test_measurements_outlive_settings_that_are_added(monkeypatch):
     """A default decides no score, whenever it came; everything else does."""
     config = load_config('digits:smoke')
-    identity = lambda config: run._Task('a', 0, config, {'steps': 2}).identity(20)
+    identity = lambda config: tasks.Task('a', 0, config, {'steps': 2}).identity(20)
     before = identity(config)
-    flat = run.nested.flatten
-    monkeypatch.setattr(run.nested, 'flatten', lambda tree: {**flat(tree), 'training.new': 'x'})
+    tasks._digest.cache_clear()
+    flat = tasks.nested.flatten
+    monkeypatch.setattr(tasks.nested, 'flatten', lambda tree: {**flat(tree), 'training.new': 'x'})
     assert identity(config) == before
     assert identity(dataclasses.replace(config, seed=1)) != before
 
@@ -235,6 +242,9 @@ def test_a_foreign_file_among_the_scores(tmp_path, monkeypatch):
         ),
         (('--config', 'digits', '--draw', 'order=confidence'), 'how probable what was drawn'),
         (('comparison', '--share', '3/2'), "--share must look like '1/2' or '2/2', not '3/2'"),
+        (('ablations:figure=9',), "no variant 'figure=9'; there are figure=2a|2b|2c|2d|2e|3a|3b|"),
+        (('ablations:figure=7,data=x',), '--config x: no such file'),
+        (('comparison', '--commands', '--share', '1/2'), '--share is what --commands divides the'),
         (('comparison', '--table'), 'holds no measurement of this sweep'),
     ],
 )
