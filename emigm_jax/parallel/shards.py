@@ -61,7 +61,7 @@ def _plain(data):
 def _rows_bits(data, width, shape):
     if len(shape) != 2 or shape[0] != 2 or width != 32:
         raise NotImplementedError(f'a key of rows draws words (2, B), not {shape} of {width} bits')
-    rows, shards = shape[1], jax.lax.psum(1, sharding.BATCH)
+    rows, shards = shape[1], jax.lax.axis_size(sharding.BATCH)
     words = jax.random.bits(_plain(data), (2, rows * shards), jax.numpy.uint32)
     first = jax.lax.axis_index(sharding.BATCH) * rows
     return jax.lax.dynamic_slice_in_dim(words, first, rows, 1)

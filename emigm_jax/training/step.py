@@ -121,7 +121,7 @@ def _over_devices(gradient, params, parts, key):
         sums, terms = _accumulated(gradient, params, parts, shards.key_of_rows(key))
         sums, terms = shards.summed((sums, terms), shards.BATCH)
         # A mean over the images of a microbatch, of which each device has a share.
-        share = terms.mask_ratio / jax.lax.psum(1, sharding.BATCH)
+        share = terms.mask_ratio / jax.lax.axis_size(sharding.BATCH)
         return sums, terms._replace(mask_ratio=share)
 
     rows = jax.sharding.PartitionSpec(None, sharding.BATCH)
