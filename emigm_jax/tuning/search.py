@@ -24,20 +24,21 @@ _LOOKED_AT = 6  # proposals for each candidate that is wanted
 _RATE = 3.0
 
 Way = TypeVar('Way')  # settings; hashable
+_Asked = TypeVar('_Asked', contravariant=True)
 
 
-class Lab(Protocol[Way]):
+class Lab(Protocol[_Asked]):
     """Answers what the search asks, always the same."""
 
-    def cost(self, way: Way) -> float:
+    def cost(self, way: _Asked) -> float:
         """FLOPs per image, known without running anything."""
         ...
 
-    def seconds(self, way: Way) -> float:
+    def seconds(self, way: _Asked) -> float:
         """Per image."""
         ...
 
-    def scores(self, ways: Sequence[Way], images: int) -> list[float]:
+    def scores(self, ways: Sequence[_Asked], images: int) -> list[float]:
         """Of so many images of each, less is better; inf where there are none."""
         ...
 

@@ -75,7 +75,7 @@ def value(config: SamplingConfig, name: str) -> Any:
     option = OPTIONS[name]
     group = getattr(config, option.group) if option.group else config
     values = tuple(getattr(group, field) for field in option.fields)
-    return values if len(values) > 1 else values[0]
+    return values[0] if len(values) == 1 else values
 
 
 def differences(config: SamplingConfig, other: SamplingConfig) -> dict[str, Any]:
