@@ -9,7 +9,7 @@ from emigm_jax.errors import UserError
 from emigm_jax.tuning import search
 from emigm_jax.tuning.search import Plan, Tried
 
-PLAN = Plan(budget=0.008, images=400, candidates=16)
+PLAN = Plan(budget=0.008, images=400, candidates=24)
 START = (4, 5.0)  # steps, guidance
 
 
@@ -17,7 +17,7 @@ def propose(rng, parent, near):
     steps, guidance = parent
     if near:
         return max(1, steps + int(rng.integers(-2, 3))), guidance + float(rng.normal())
-    return int(rng.integers(1, 40)), float(rng.uniform(0, 10))
+    return int(rng.integers(1, 30)), float(rng.uniform(0, 10))
 
 
 class Toy:
@@ -55,8 +55,8 @@ def run(lab, plan=PLAN):
 def test_halving():
     lab = Toy()
     tried = run(lab)
-    assert lab.rungs == [(1, 400), *[(8, 100), (4, 200), (2, 400)] * 2]
-    assert [each.way for each in tried[:1]] == [START] and len(tried) == 5
+    assert lab.rungs == [(1, 400), *[(12, 100), (6, 200), (3, 400)] * 2]
+    assert [each.way for each in tried[:1]] == [START] and len(tried) == 7
     measured = {way for way, images in (a for a in lab.asked if isinstance(a[0], tuple))}
     assert all(steps <= 8 for steps, _ in measured)  # the budget
     best = search.best(tried, PLAN.budget)
@@ -82,6 +82,13 @@ def test_a_search_that_was_killed_goes_on(stops_after):
     assert first.asked + second.asked == whole.asked
     third = Toy(known=second.known)
     assert run(third) == expected and not third.asked
+
+
+def test_nothing_is_measured_for_the_second_time():
+    lab = Toy()
+    tried = search.search([START], lambda rng, parent, near: parent, PLAN, lab)
+    assert [each.way for each in tried] == [START]
+    assert lab.asked == [START, (START, 400)]
 
 
 def test_starts_far_beyond_the_budget_are_not_measured():
