@@ -17,7 +17,7 @@ def run(argv: list[str]) -> int:
         'time per\nimage: steps, schedule, order, guidance, solver and what else suits the model. '
         'Writes the Pareto\nfront as a table and a picture, and a copy of the checkpoint with the '
         'best settings as a preset.\nThe same command goes on after an interruption.',
-        'emigm tune runs/digits --budget 0.001 --out runs/tuning\n  '
+        'emigm tune runs/digits --budget 0.005 --out runs/tuning\n  '
         "emigm tune emigm-l-256 --tokenizer kl16 --inception fid-inception --budget '50 ms per "
         "image' \\\n      --reference VIRTUAL_imagenet256_labeled.npz --out tuning",
     )
