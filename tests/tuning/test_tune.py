@@ -1,21 +1,26 @@
 """Tuning a checkpoint: files that are found again, the preset in the copy, mistakes in one line.
 
-Drawing and measuring are stood in for; the example of `em.tune` draws (tests/api).
+Drawing and measuring are stood in for; a slow test and the example of `em.tune` draw.
 """
 
 import csv
 import dataclasses
 import json
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import emigm_jax as em
 from emigm_jax.checkpoints import runs
 from emigm_jax.cli import main
 from emigm_jax.config import recipes
+from emigm_jax.evaluation import inception
 from emigm_jax.evaluation.result import Result
 from emigm_jax.tokenizers.codec import NonFinite
 from emigm_jax.tuning import lab, show
+from support import narrow_inception
+from support.pictures import scene
 from support.runs import run, state  # noqa: F401 (fixtures)
 
 EFFORT = em.Effort(images=40, candidates=6, say=lambda line: None)
@@ -231,3 +236,30 @@ def test_a_time_is_that_of_a_program_that_is_warm(monkeypatch):
     make = Make()
     assert lab._seconds(make, 3) == pytest.approx(0.9 / 4)
     assert make.calls == 1 + lab._LEAST_TIMES
+
+
+@pytest.mark.slow
+def test_fid_is_that_of_the_preset(run, tmp_path, monkeypatch, capsys):
+    """Drawn and measured for real, against a folder of pictures."""
+    narrow_inception.install(monkeypatch.setattr)
+    monkeypatch.setattr(lab, '_LEAST_SECONDS', 0.0)
+    network, pictures = tmp_path / 'fid', tmp_path / 'pictures'
+    inception.save(network, narrow_inception.random_weights())
+    pictures.mkdir()
+    for i in range(12):
+        Image.fromarray(scene(np.random.default_rng(i), 8, 8)).save(pictures / f'{i}.png')
+    against = ['--reference', str(pictures), '--inception', str(network)]
+    command = ['tune', str(run), '--budget', '100', '--candidates', '2', '--images', '24']
+    assert main.main([*command, *against, '--out', str(tmp_path / 'out')]) == 0
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith('| tuned')]
+    model = em.load(tmp_path / 'out/tuned/checkpoint')
+    result = em.evaluate(
+        model,
+        reference=pictures,
+        inception=network,
+        metrics=('fid',),
+        num_images=24,
+        preset='tuned',
+    )
+    assert row.split(' | ')[1] == f'{result.scores["fid"]:.3f}'
+    assert not [*(tmp_path / 'out/unfinished').glob('*')]
