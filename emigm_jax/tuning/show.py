@@ -100,26 +100,28 @@ def panel(shown: Shown) -> tuple[Panel, list[str]]:
     finite = [row for row in shown.rows if math.isfinite(row.tried.score)]
     best = front([row.tried for row in finite])
     others = [row.tried for row in finite if row.tried not in best]
-    curves = [_curve(1, others, 'other')] * bool(others) + [_curve(0, best, 'joined')]
+    times = [row.tried.seconds for row in finite] + [shown.budget]
+    unit, factor = ('milliseconds', 1e3) if max(times) < 1.0 else ('seconds', 1.0)
+
+    def curve(run, tried, kind, name=''):
+        x, y = [factor * each.seconds for each in tried], [each.score for each in tried]
+        return Curve(run, np.array(x), np.array(y), kind, name=name)
+
+    curves = [curve(1, others, 'other')] * bool(others) + [curve(0, best, 'joined')]
     for row in finite:
         run = 0 if row.tried in best else None
-        curves += [_curve(run, [row.tried], 'measured', row.name)] * bool(row.name)
-    scores, times = [row.tried.score for row in finite], [row.tried.seconds for row in finite]
+        curves += [curve(run, [row.tried], 'measured', row.name)] * bool(row.name)
+    scores = [row.tried.score for row in finite]
     ends = np.array([min(scores), max(scores)])
-    curves.append(Curve(None, np.full(2, shown.budget), ends, 'usual'))
+    curves.append(Curve(None, np.full(2, factor * shown.budget), ends, 'usual'))
     title = SCORES[shown.score].title
     drawn = Panel(
         'front',
         f'{title} of {shown.images:,} images against time',
-        'seconds per image (dashed: the budget)',
+        f'{unit} per image (dashed: the budget)',
         title,
         curves,
-        log_x=max(*times, shown.budget) > 3 * min(times),
+        log_x=max(times) > 3 * min(times),
         log_y=min(scores) > 0 and max(scores) > 3 * min(scores),
     )
     return drawn, ['none is faster and better', 'others of the last rung']
-
-
-def _curve(run, tried, kind, name=''):
-    x, y = ([each.seconds for each in tried], [each.score for each in tried])
-    return Curve(run, np.array(x), np.array(y), kind, name=name)

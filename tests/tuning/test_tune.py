@@ -164,7 +164,7 @@ def test_a_picture_of_one(model):
     row = show.Row('tuned', show.Tried(model.config.sampling, 0.01, 2.0), 4, '', (2.0, 2.2))
     panel, _ = show.panel(show.Shown([row], 'fid', 40, 0.02))
     assert [curve.kind for curve in panel.curves] == ['joined', 'measured', 'usual']
-    assert panel.curves[-1].x.tolist() == [0.02, 0.02]
+    assert panel.curves[-1].x.tolist() == [20.0, 20.0] and panel.x.startswith('milliseconds')
 
 
 @pytest.mark.parametrize(
