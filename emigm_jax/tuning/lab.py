@@ -25,7 +25,7 @@ from emigm_jax.io.progress import Bar
 from emigm_jax.tokenizers.codec import NonFinite
 from emigm_jax.tuning import space
 
-MEASUREMENTS, _UNFINISHED = 'measurements', 'unfinished'
+FILES = MEASUREMENTS, _UNFINISHED = 'measurements', 'unfinished'  # in its folder
 # A batch is drawn so often, and for so long, after the first; the fastest counts: whatever else
 # the machine does makes it slower.
 _LEAST_TIMES, _LEAST_SECONDS, _MOST_SECONDS = 8, 2.0, 30.0

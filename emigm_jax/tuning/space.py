@@ -28,8 +28,8 @@ class _Idle(NamedTuple):
 
 _EDGES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5), (0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 # By the name of the option; those come first that decide whether others matter. What is left out
-# is no matter of quality (seeds, positions), never better in what was measured (raster, spiral),
-# or a part of the method (rule, times, counts).
+# is no matter of quality (seeds, positions), there to be compared with (raster, spiral), or a part
+# of the method (rule, times, counts).
 _AXES = {
     'steps': Axis((1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256), True),
     'schedule': Axis(OPTIONS['schedule'].choices),

@@ -21,7 +21,7 @@ from emigm_jax.tuning.show import OWN
 CHECKPOINT = 'checkpoint'  # in OUT/NAME: the copy with the preset
 FRESH = 3  # base seeds of images that the search did not see
 _IN_PIXELS, _WITH_INCEPTION = 2000, 10_000  # images of the last rung
-_NAME = re.compile(r'[\w.+-]+')
+_NAME = re.compile(r'\w[\w.+-]*')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +124,7 @@ def _starts(model, name) -> dict[SamplingConfig, str]:
         raise UserError('a model is tuned without a guide: no preset would name it')
     if model.generator.weights == 'params':
         raise UserError('a model is tuned with EMA weights, which go into the copy of it')
-    if not _NAME.fullmatch(name) or name in (labs.MEASUREMENTS, OWN):
+    if not _NAME.fullmatch(name) or name in (*labs.FILES, OWN):
         raise UserError(f'{name!r} is no name for a preset: letters, digits and ._+- make one')
     presets = model.saved.all_presets
     if name in presets:

@@ -173,6 +173,8 @@ def test_a_picture_of_one(model):
         (('RUN', '--budget', '1e-9'), 'nothing meets the budget of 1e-09 s per image: the fastest'),
         (('RUN', '--budget', 'soon'), "--budget must look like '0.05' or '50 ms per image'"),
         (('RUN', '--budget', '1', '--name', 'a/b'), "'a/b' is no name for a preset"),
+        (('RUN', '--budget', '1', '--name', '..'), "'..' is no name for a preset"),
+        (('RUN', '--budget', '1', '--name', 'measurements'), 'is no name for a preset'),
         (('RUN', '--budget', '1', '--reference', 'x.npz'), 'reference and inception go together'),
         (('RUN', '--budget', '1', '--out', 'RUN'), 'holds something else'),
         (('nowhere', '--budget', '1'), 'nowhere: no such checkpoint'),
