@@ -7,8 +7,8 @@
     images = model.sample(classes=[3, 7], seeds=range(8))  # uint8 (16, H, W, 3)
     em.evaluate(model).scores
 
-and `em.convert`, `em.export`, `em.fid`, `em.bits_per_dim`. `help` of each says shapes, units,
-errors and an example.
+and `em.tune`, `em.convert`, `em.export`, `em.fid`, `em.bits_per_dim`. `help` of each says shapes,
+units, errors and an example.
 """
 
 import importlib
@@ -28,14 +28,19 @@ if TYPE_CHECKING:
     from emigm_jax.evaluation.evaluate import fid as fid
     from emigm_jax.evaluation.evaluator import Work as Work
     from emigm_jax.evaluation.result import Result as Result
+    from emigm_jax.tuning.tune import Effort as Effort
+    from emigm_jax.tuning.tune import Tuned as Tuned
+    from emigm_jax.tuning.tune import tune as tune
 
 __version__ = '0.2.0'
 
 # Public names and where they live: nothing heavy is imported before it is asked for.
 _PUBLIC = {
+    'Effort': 'emigm_jax.tuning.tune',
     'Model': 'emigm_jax.api.model',
     'Step': 'emigm_jax.api.model',
     'Result': 'emigm_jax.evaluation.result',
+    'Tuned': 'emigm_jax.tuning.tune',
     'Work': 'emigm_jax.evaluation.evaluator',
     'bits_per_dim': 'emigm_jax.api.bits',
     'convert': 'emigm_jax.conversion.convert',
@@ -44,6 +49,7 @@ _PUBLIC = {
     'fid': 'emigm_jax.evaluation.evaluate',
     'load': 'emigm_jax.api.model',
     'train': 'emigm_jax.api.train',
+    'tune': 'emigm_jax.tuning.tune',
 }
 __all__ = ['UserError', *_PUBLIC]
 

@@ -27,6 +27,7 @@ ROOMS = (
     'report',
     'api',
     'sweep',
+    'tuning',
     'cli',
 )
 FORBIDDEN = ('tensorflow.', 'torch.', 'clu.metric_writers.')

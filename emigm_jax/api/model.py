@@ -91,7 +91,8 @@ class Model:
           classes: labels, names of `class_names` ('golden retriever'), None for the null class;
             'all'; or None: all of a few, some of many. One that is given twice comes twice.
           seeds: image numbers, 0 to 2^32 - 1; likewise.
-          preset: published settings, 'fast' or 'best'; None: the checkpoint's own.
+          preset: published settings, 'fast' or 'best', or those of `tune`; None: the checkpoint's
+            own.
           **options: settings to change: steps, guidance, interval=(low, high), solver_steps ...;
             `config.options.OPTIONS` lists them with their meanings.
 

@@ -12,6 +12,7 @@ from etils import epath
 
 from emigm_jax.checkpoints import copy, runs, store
 from emigm_jax.config import nested, recipes
+from emigm_jax.config.settings import SamplingConfig
 from emigm_jax.errors import Damaged, UserError
 from emigm_jax.io import access, files, paths
 from emigm_jax.models.config import OF_DATA
@@ -182,13 +183,19 @@ def compared(config: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, t
     return {n: (plain(config.get(n)), plain(other.get(n))) for n in names}
 
 
-def export(path: os.PathLike | str, target: os.PathLike | str, weights: str = '') -> str:
+def export(
+    path: os.PathLike | str,
+    target: os.PathLike | str,
+    weights: str = '',
+    presets: Mapping[str, SamplingConfig] | None = None,
+) -> str:
     """Writes one set of EMA weights of a model as a checkpoint of its own, and returns its name.
 
     Args:
       path: the checkpoint of a run or a model.
       target: folder that does not exist yet.
       weights: an EMA decay, or '' for the first.
+      presets: sampling settings to go with those that the model has; None: there are none.
 
     Raises:
       UserError: there are no such weights, or the target cannot be written.
@@ -205,7 +212,7 @@ def export(path: os.PathLike | str, target: os.PathLike | str, weights: str = ''
         target,
         dataclasses.replace(saved.config, optimizer=optimizer),
         params,
-        saved.presets,
+        {**saved.all_presets, **presets} if presets else saved.presets,
         {key: value for key, value in source.items() if value},
         saved.class_names,
     )

@@ -172,7 +172,7 @@ class Saved:
     stored: store.Checkpoint
     step: int  # 0 for a converted model
     config: settings.Config
-    presets: dict[str, SamplingConfig]  # the published settings of a converted model
+    presets: dict[str, SamplingConfig]  # of a converted or a tuned model
     source: dict[str, Any]  # what a converted model was made from
     data: str = ''  # fingerprint of the training data
     class_names: tuple[str, ...] = ()  # in label order; (): nobody saved them
@@ -182,15 +182,20 @@ class Saved:
         """Where it lies."""
         return self.stored.path
 
+    @property
+    def all_presets(self) -> dict[str, SamplingConfig]:
+        """Its own presets by name, or the published ones of a model of its sizes."""
+        return self.presets or recipes.sampling_of(self.config.model)
+
     def sampling(self, preset: str | None = None) -> SamplingConfig:
-        """Its own sampling settings, or those of a published preset.
+        """Its own sampling settings, or those of a preset.
 
         Raises:
           UserError: no such preset.
         """
         if preset is None:
             return self.config.sampling
-        presets = self.presets or recipes.sampling_of(self.config.model)
+        presets = self.all_presets
         if preset not in presets:
             others = f'has the presets {", ".join(presets)}' if presets else 'has no presets'
             raise UserError(f'no preset {preset!r}: {self.path} {others}')

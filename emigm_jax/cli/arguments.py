@@ -204,7 +204,7 @@ def add_drawing(parser: Parser, out: str) -> None:
         '--overwrite', action='store_true', help='clear pictures of other settings in OUT first'
     )
     parser.add_argument('--tokenizer', help='checkpoint of the tokenizer (KL-16, DC-AE, VQGAN)')
-    parser.add_argument('--preset', help='published sampling settings of a model: fast or best')
+    parser.add_argument('--preset', help='published settings, fast or best, or of `emigm tune`')
     parser.add_argument('--dtype', choices=('float32', 'bfloat16'), help='of matrix products')
     add_sampling(parser)
     parser.add_argument('--dry-run', action='store_true', help='print the settings and stop')

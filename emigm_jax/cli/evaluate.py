@@ -56,7 +56,7 @@ def run(argv: list[str]) -> int:
     parser.add_argument('--save-npz', metavar='FILE', help='write the images there, as ADM does')
     parser.add_argument('--compare', choices=('paper',), help="print the paper's figures beside")
     parser.add_argument('--tokenizer', help='checkpoint of the tokenizer (KL-16, DC-AE, VQGAN)')
-    parser.add_argument('--preset', help='published sampling settings of a model: fast or best')
+    parser.add_argument('--preset', help='published settings, fast or best, or of `emigm tune`')
     parser.add_argument('--dtype', choices=('float32', 'bfloat16'), help='of matrix products')
     parser.add_argument('--json', metavar='FILE', help='write the scores there, too')
     shared.add_sampling(parser)

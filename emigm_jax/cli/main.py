@@ -23,6 +23,7 @@ COMMANDS = {
     'edit': ('emigm_jax.cli.edit', 'draw a part of a picture anew'),
     'evaluate': ('emigm_jax.cli.evaluate', 'score generated images against real ones'),
     'sweep': ('emigm_jax.cli.sweep', 'train and measure all points of a comparison'),
+    'tune': ('emigm_jax.cli.tune', 'find the best sampling settings within a time per image'),
     'report': ('emigm_jax.cli.report', 'show runs and evaluations on one page'),
     'prepare': ('emigm_jax.cli.prepare', 'make latent caches and references, measure scales'),
     'convert': ('emigm_jax.cli.convert', 'convert official weights, or export ours'),

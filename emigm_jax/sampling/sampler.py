@@ -5,9 +5,10 @@ same image in any batch on any number of devices. Orders, counts and noise can a
 which replays a recorded run of the official sampler exactly.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,17 @@ from emigm_jax.sampling import steps
 from emigm_jax.sampling.steps import Given, Images, Progress, State, Steps, Weights
 
 Integers = Int[Array | np.ndarray, ' B'] | Sequence[int]  # labels or seeds of a batch
+
+
+# Of `RevealConfig`: what the steps on the device ask for.
+_COMPILED = ('steps', 'order', 'positions', 'choice_temperature')
+
+
+class Program(NamedTuple):
+    """What decides the compiled program of a sampler beside the models."""
+
+    config: SamplingConfig  # without what the plan is made of
+    segments: tuple[reveal.Segment, ...]
 
 
 @final
@@ -59,10 +71,7 @@ class Sampler:
         # Static shapes come from the settings alone, never from the seeds of a batch.
         self.segments = self._segments(self._plan((0,), masked and np.array(masked[:1])))
         self._device = Steps(model, config, guide)
-        run = lambda params, *rows: self._device.generate(
-            self.segments, params, Images.of_rows(*rows)
-        )
-        self._run = batches.OverDevices(run, mesh)
+        self._run = _compiled(model, guide, self.program, mesh)
         self._steps = {}  # segment: the program of one of its steps, compiled when asked for
 
     def _plan(self, seeds, masked):
@@ -86,6 +95,15 @@ class Sampler:
     def nfe(self) -> int:
         """Transformer evaluations per image as the paper counts them: guided steps are two."""
         return sum(len(s.steps) * (1 + s.guided) for s in self.segments)
+
+    @property
+    def program(self) -> 'Program':
+        """What is compiled: samplers of a model that agree in it take equally long."""
+        own, plain = self.config.reveal, reveal.RevealConfig()
+        # All else of it decides the plan, which the program is given.
+        kept = {name: getattr(own, name) for name in _COMPILED}
+        config = dataclasses.replace(self.config, seed=0, reveal=dataclasses.replace(plain, **kept))
+        return Program(config, self.segments)
 
     def __call__(
         self, params: Weights, labels: Integers, seeds: Integers, given: Given | None = None
@@ -183,8 +201,23 @@ def sampler(
     guide: ModelConfig | None = None,
     masked: range | None = None,
 ) -> Sampler:
-    """A `Sampler`; the last few are kept, so models of the same sizes share what is compiled."""
-    return Sampler(model, config, guide=guide, masked=masked)
+    """A `Sampler`; the last few are kept, so models of the same sizes share what is compiled.
+
+    So do settings that differ in the plan alone, as in guidance or the base seed.
+    """
+    made = Sampler(model, config, guide=guide, masked=masked)
+    made._run = _kept(model, guide, made.program)
+    return made
+
+
+def _compiled(model, guide, program, mesh=None):
+    """The jitted program, which is not compiled before it is called."""
+    device = Steps(model, program.config, guide)
+    run = lambda params, *rows: device.generate(program.segments, params, Images.of_rows(*rows))
+    return batches.OverDevices(run, mesh)
+
+
+_kept = functools.lru_cache(maxsize=32)(_compiled)
 
 
 def _images(labels, keys, plan):

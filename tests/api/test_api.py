@@ -14,6 +14,7 @@ import pytest
 import emigm_jax as em
 from emigm_jax.cli import main
 from emigm_jax.data import class_names
+from emigm_jax.tuning import lab
 from support import jax_settings
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -34,12 +35,13 @@ def model(run):
 
 MODEL = em.Model
 STEPS = MODEL.sample_steps, MODEL.edit_steps
-EXAMPLES = (em.load, em.train, em.evaluate, MODEL.sample, MODEL.edit, *STEPS)
+EXAMPLES = (em.load, em.train, em.evaluate, em.tune, MODEL.sample, MODEL.edit, *STEPS)
 
 
 @pytest.mark.parametrize('function', EXAMPLES, ids=lambda f: f.__name__)
 def test_examples_run(function, run, model, monkeypatch, capsys):
     monkeypatch.chdir(run.parents[1])
+    monkeypatch.setattr(lab, '_LEAST_SECONDS', 0.0)  # the time is not what is tested
     (configs := run.parents[1] / 'configs').exists() or configs.symlink_to(ROOT / 'configs')
     names = {'em': em, 'model': model, 'np': np}
     (example,) = doctest.DocTestFinder(recurse=False).find(function, globs=names)

@@ -13,7 +13,7 @@ from emigm_jax.core import flops
 from emigm_jax.core.reveal import RevealConfig, plan
 from emigm_jax.core.solvers import SolverConfig
 from emigm_jax.models import emigm
-from emigm_jax.sampling.sampler import Sampler
+from emigm_jax.sampling.sampler import Sampler, sampler
 
 MODEL = emigm.ModelConfig(
     grid=4,
@@ -36,6 +36,20 @@ COUNTS = ['shared', pytest.param('per_image', marks=pytest.mark.slow)]
 def params():
     params = jax.jit(emigm.network(MODEL).init)(jax.random.key(0))
     return jax.tree.map(lambda p: p + 0.05 * jnp.cos(jnp.arange(p.size)).reshape(p.shape), params)
+
+
+def test_settings_of_the_plan_share_a_program(params):
+    change = lambda **reveal: dataclasses.replace(
+        CONFIG, seed=4, reveal=dataclasses.replace(CONFIG.reveal, **reveal)
+    )
+    stronger, wider = change(guidance=2.5, guidance_schedule='linear'), change(guidance_to=1.0)
+    first = sampler(MODEL, CONFIG)
+    first(params, LABELS[:8], SEEDS[:8])
+    assert sampler(MODEL, stronger)._run is first._run
+    assert sampler(MODEL, wider)._run is not first._run
+    assert sampler(MODEL, change(order='halton'))._run is not first._run
+    shared = sampler(MODEL, stronger)(params, LABELS[:8], SEEDS[:8])
+    np.testing.assert_array_equal(shared, Sampler(MODEL, stronger)(params, LABELS[:8], SEEDS[:8]))
 
 
 @pytest.mark.parametrize('counts', COUNTS)

@@ -1,0 +1,1 @@
+"""Which sampling settings suit a checkpoint best within a given time per image."""
