@@ -7,6 +7,7 @@ which replays a recorded run of the official sampler exactly.
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
 from typing import Any, final
 
 import jax
@@ -63,7 +64,6 @@ class Sampler:
             self.segments, params, Images.of_rows(*rows)
         )
         self._run = batches.OverDevices(run, mesh)
-        self._steps = {}  # segment: the program of one of its steps, compiled when asked for
 
     def _plan(self, seeds, masked):
         if masked is None:
@@ -108,22 +108,34 @@ class Sampler:
     ) -> Iterator[Progress]:
         """As a call, but yields the `Progress` after every step; the last one is what it returns.
 
-        Each kind of step is a program of its own, so the first steps of a kind take longer.
+        Each kind of step is a program of its own, so the first steps of a kind take longer. They
+        are shared: another scale of guidance or another plan of like steps compiles nothing.
         """
         images = self.images(labels, seeds, given)
         with randomness.pinned():
             state = self._device.start(images)
         for segment in self.segments:
-            if segment not in self._steps:
-                self._steps[segment] = batches.OverDevices(
-                    lambda params, tokens, order, number, *rows, segment=segment: self._device.one(
-                        segment, params, State(tokens, order), number, Images.of_rows(*rows)
-                    )
-                )
+            run = self._program(segment)
             for k in segment.steps:
                 number = np.full(len(images.labels), k, np.int32)
-                state, progress = self._steps[segment](params, *state, number, *images.rows)
+                state, progress = run(params, *state, number, *images.rows)
                 yield progress
+
+    def compile_steps(
+        self, params: Weights, labels: Integers, seeds: Integers, given: Given | None = None
+    ) -> None:
+        """Has the programs of `steps` compiled, beside one another; arguments are of its shapes."""
+        images = self.images(labels, seeds, given)
+        with randomness.pinned():
+            state = self._device.start(images)
+        number = np.zeros(len(images.labels), np.int32)
+        programs = {self._program(segment) for segment in self.segments}
+        with futures.ThreadPoolExecutor() as pool:
+            run = lambda program: program(params, *state, number, *images.rows)
+            jax.block_until_ready(list(pool.map(run, programs)))
+
+    def _program(self, segment):
+        return _one(self._device.read_by_a_step, segment._replace(steps=()))
 
     def prepared(
         self, params: Weights, labels: Integers, seeds: Integers
@@ -185,6 +197,16 @@ def sampler(
 ) -> Sampler:
     """A `Sampler`; the last few are kept, so models of the same sizes share what is compiled."""
     return Sampler(model, config, guide=guide, masked=masked)
+
+
+@functools.lru_cache(maxsize=128)
+def _one(device, segment):
+    """The program of one step of a segment, whatever its number."""
+    return batches.OverDevices(
+        lambda params, tokens, order, number, *rows: device.one(
+            segment, params, State(tokens, order), number, Images.of_rows(*rows)
+        )
+    )
 
 
 def _images(labels, keys, plan):
