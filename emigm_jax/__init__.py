@@ -7,8 +7,8 @@
     images = model.sample(classes=[3, 7], seeds=range(8))  # uint8 (16, H, W, 3)
     em.evaluate(model).scores
 
-and `em.tune`, `em.convert`, `em.export`, `em.fid`, `em.bits_per_dim`. `help` of each says shapes,
-units, errors and an example.
+and `em.tune`, `em.convert`, `em.export`, `em.fid`, `em.bits_per_dim`, `em.demo`. `help` of each
+says shapes, units, errors and an example.
 """
 
 import importlib
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from emigm_jax.evaluation.evaluate import fid as fid
     from emigm_jax.evaluation.evaluator import Work as Work
     from emigm_jax.evaluation.result import Result as Result
+    from emigm_jax.playground.server import demo as demo
     from emigm_jax.tuning.tune import Effort as Effort
     from emigm_jax.tuning.tune import Tuned as Tuned
     from emigm_jax.tuning.tune import tune as tune
@@ -44,6 +45,7 @@ _PUBLIC = {
     'Work': 'emigm_jax.evaluation.evaluator',
     'bits_per_dim': 'emigm_jax.api.bits',
     'convert': 'emigm_jax.conversion.convert',
+    'demo': 'emigm_jax.playground.server',
     'evaluate': 'emigm_jax.api.evaluate',
     'export': 'emigm_jax.conversion.convert',
     'fid': 'emigm_jax.evaluation.evaluate',

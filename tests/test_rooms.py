@@ -26,6 +26,7 @@ ROOMS = (
     'aot',
     'report',
     'api',
+    'playground',
     'sweep',
     'tuning',
     'cli',

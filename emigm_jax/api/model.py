@@ -1,7 +1,7 @@
 """A model to make pictures with: `load` it once, `sample` as often as you like."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Unpack, final
 
 import numpy as np
@@ -16,6 +16,7 @@ from emigm_jax.sampling import edit_masks, editing, generator
 from emigm_jax.sampling.editing import Blend
 from emigm_jax.sampling.generator import Generator
 from emigm_jax.sampling.originals import Picture
+from emigm_jax.sampling.steps import Progress
 from emigm_jax.tokenizers import codec
 from emigm_jax.tokenizers.codec import Codec
 
@@ -41,10 +42,14 @@ class Model:
     Attributes:
       saved: what its checkpoint says about itself.
       generator: draws tokens with the checkpoint's own settings.
+      opened_by: flags of commands that open the same model, and what they are set to.
     """
 
-    def __init__(self, saved: runs.Saved, generator: Generator):
+    def __init__(
+        self, saved: runs.Saved, generator: Generator, opened_by: Mapping[str, str] | None = None
+    ):
         self.saved, self.generator = saved, generator
+        self.opened_by = dict(opened_by or {'checkpoint': str(saved.path)})
 
     @property
     def config(self) -> Config:
@@ -129,7 +134,7 @@ class Model:
         labels, numbers = self.pairs(classes, seeds)
         make = self.with_sampling(self.sampling(preset, **options))
         steps = sum(len(s.steps) for s in make.sampler.segments)
-        return self._steps(steps, make.steps(labels, numbers))
+        return stepped(self.config.model.grid, steps, make.steps(labels, numbers))
 
     def edit(
         self,
@@ -188,7 +193,8 @@ class Model:
           ...     print(step.number, int(step.revealed.sum()))
         """
         make, edit, *pairs = self._editing(images, mask, classes, seeds, preset, options)
-        return self._steps(editing.count_steps(make, edit), editing.steps(make, edit, *pairs))
+        steps = editing.count_steps(make, edit)
+        return stepped(self.config.model.grid, steps, editing.steps(make, edit, *pairs))
 
     def _editing(self, images, mask, classes, seeds, preset, options):
         """What `editing.images` and `editing.steps` take."""
@@ -198,14 +204,6 @@ class Model:
             make, images, mask, *self.pairs(classes, seeds), blend
         )
         return make, edit, labels, numbers
-
-    def _steps(self, steps, made):
-        """Each `Step` of the (images, `Progress`) that `made` yields."""
-        grid = self.config.model.grid
-        for number, (images, progress) in enumerate(made, 1):
-            revealed = np.asarray(progress.revealed).reshape(-1, grid, grid)
-            shown = edit_masks.to_pixels(revealed, images.shape[1])[..., None]
-            yield Step(number, steps, _colours(np.where(shown, images, np.uint8(128))), revealed)
 
     def pairs(
         self, classes: Iterable[int | str | None] | str | None, seeds: Iterable[int]
@@ -246,6 +244,14 @@ class Model:
         return label
 
 
+def stepped(grid: int, steps: int, made: Iterable[tuple[np.ndarray, Progress]]) -> Iterator[Step]:
+    """Each `Step` of what the steps of a generator or an edit yield."""
+    for number, (images, progress) in enumerate(made, 1):
+        revealed = np.asarray(progress.revealed).reshape(-1, grid, grid)
+        shown = edit_masks.to_pixels(revealed, images.shape[1])[..., None]
+        yield Step(number, steps, _colours(np.where(shown, images, np.uint8(128))), revealed)
+
+
 def load(
     path: os.PathLike | str,
     *,
@@ -276,10 +282,15 @@ def load(
     """
     batch_size = whole('batch_size', batch_size, low=1)
     saved = runs.require(path)
+    by = dict(checkpoint=path, tokenizer=tokenizer, weights=weights, dtype=dtype, guide=guide)
     if tokenizer is not None and not isinstance(tokenizer, Codec):
         tokenizer = codec.load(tokenizer, dtype)
+    elif tokenizer is not None:
+        by['tokenizer'] = 'TOKENIZER'  # which knows no path
     weaker = None if guide is None else runs.require(guide)
-    return opened(saved, tokenizer, weights, dtype, batch_size, weaker)
+    model = opened(saved, tokenizer, weights, dtype, batch_size, weaker)
+    opened_by = {name: os.fspath(value) for name, value in by.items() if value}
+    return Model(saved, model.generator, opened_by)
 
 
 def opened(

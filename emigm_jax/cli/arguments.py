@@ -6,11 +6,11 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import re
 import sys
 from typing import TYPE_CHECKING, cast
 
 from emigm_jax.cli.main import Parser
+from emigm_jax.config import ranges
 from emigm_jax.config.options import OPTIONS, SamplingOptions, changed
 from emigm_jax.errors import UserError
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from emigm_jax.config.settings import Config, SamplingConfig
 
 
-MOST_NUMBERS = 1_000_000  # in a list; the images of a command are held in memory
 GROUPS = ('data', 'model', 'loss', 'optimizer', 'training', 'sampling', 'evaluation', 'mesh')
 
 
@@ -162,21 +161,7 @@ def code_of_training(work: Callable[[], object]) -> int:
 
 def numbers(name: str, text: str) -> list[int]:
     """Of '3', '1,5,9', '0-15' or a mix of them, in the order given."""
-    values = []
-    for part in text.split(','):
-        match = re.fullmatch(r'0*([0-9]+)(?:-0*([0-9]+))?', part.strip())
-        if not match:
-            raise UserError(f"--{name} must look like '3', '1,5' or '0-15', not {text!r}")
-        ends = [match[1], match[2] or match[1]]
-        if any(len(end) > 10 or int(end) >= 2**32 for end in ends):  # what a key can be folded with
-            raise UserError(f'--{name}: numbers end at {2**32 - 1}, {part} does not')
-        low, high = map(int, ends)
-        if high < low:
-            raise UserError(f'--{name}: the range {part} is reversed')
-        if len(values) + high - low >= MOST_NUMBERS:
-            raise UserError(f'--{name}: {part} are too many; {MOST_NUMBERS} at most go at a time')
-        values += range(low, high + 1)
-    return values
+    return ranges.numbers(f'--{name}', text)
 
 
 def classes(text: str, model: Model) -> list[int | str | None] | str | None:
@@ -193,19 +178,24 @@ def classes(text: str, model: Model) -> list[int | str | None] | str | None:
     return found
 
 
-def add_drawing(parser: Parser, out: str) -> None:
-    """Flags of commands that draw images: of which model, and where to."""
+def add_model(parser: Parser) -> None:
+    """Flags that name a model and how it draws."""
     parser.add_argument(
         '--checkpoint', required=True, help='workdir, step folder, or converted model'
     )
+    parser.add_argument('--tokenizer', help='checkpoint of the tokenizer (KL-16, DC-AE, VQGAN)')
+    parser.add_argument('--preset', help='published settings, fast or best, or of `emigm tune`')
+    parser.add_argument('--dtype', choices=('float32', 'bfloat16'), help='of matrix products')
+
+
+def add_drawing(parser: Parser, out: str) -> None:
+    """Flags of commands that draw images: of which model, and where to."""
+    add_model(parser)
     parser.add_argument('--seeds', default='0-7', help="image numbers, '0-15' (default 0-7)")
     parser.add_argument('--out', default=out, help=f'folder to write to, local or gs:// ({out})')
     parser.add_argument(
         '--overwrite', action='store_true', help='clear pictures of other settings in OUT first'
     )
-    parser.add_argument('--tokenizer', help='checkpoint of the tokenizer (KL-16, DC-AE, VQGAN)')
-    parser.add_argument('--preset', help='published settings, fast or best, or of `emigm tune`')
-    parser.add_argument('--dtype', choices=('float32', 'bfloat16'), help='of matrix products')
     add_sampling(parser)
     parser.add_argument('--dry-run', action='store_true', help='print the settings and stop')
 
@@ -234,7 +224,7 @@ def once(labels: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return tuple(np.array(pairs).T)
 
 
-def add_sampling(parser: Parser) -> None:
+def add_sampling(parser: Parser, batch_size: int = 64) -> None:
     """Flags that change the checkpoint's sampling settings."""
     group = parser.add_argument_group('sampling (default: as the checkpoint says)')
     for name, option in OPTIONS.items():
@@ -255,7 +245,9 @@ def add_sampling(parser: Parser) -> None:
         help='a weaker model of the same tokens, as runs/digits/checkpoints/200, that guides in '
         'place of the null class',
     )
-    group.add_argument('--batch-size', type=count, default=64, help='images at a time (64)')
+    group.add_argument(
+        '--batch-size', type=count, default=batch_size, help=f'images at a time ({batch_size})'
+    )
 
 
 def _pair(text):
@@ -276,16 +268,20 @@ def _positions(text):
 _LISTS = {'interval': (_pair, 'FROM,TO'), 'positions': (_positions, 'P,P,...')}
 
 
+def sampling_options(arguments: argparse.Namespace) -> SamplingOptions:
+    """The flags of `add_sampling` that are given."""
+    flags = {name: getattr(arguments, name) for name in OPTIONS}
+    given = {name: value for name, value in flags.items() if value is not None}
+    return cast(SamplingOptions, given)
+
+
 def sampling_config(arguments: argparse.Namespace, saved: Saved) -> SamplingConfig:
     """The settings of a checkpoint with the given flags put in."""
     from emigm_jax.core import reveal
 
-    flags = {name: getattr(arguments, name) for name in OPTIONS}
-    options = {name: value for name, value in flags.items() if value is not None}
     preset = getattr(arguments, 'preset', None)
-    given = cast(SamplingOptions, options)
     guided = arguments.guide is not None
-    config = changed(saved.sampling(preset), given, saved.config, guided)
+    config = changed(saved.sampling(preset), sampling_options(arguments), saved.config, guided)
     if guided and not reveal.guided_steps(config.reveal).any():
         raise UserError(
             f'--guide guides nothing: guidance is {config.reveal.guidance:g}, and '

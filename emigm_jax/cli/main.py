@@ -21,6 +21,7 @@ COMMANDS = {
     'settings': ('emigm_jax.cli.settings', 'list what can be set, and what it means'),
     'sample': ('emigm_jax.cli.sample', 'generate images from a checkpoint'),
     'edit': ('emigm_jax.cli.edit', 'draw a part of a picture anew'),
+    'demo': ('emigm_jax.cli.demo', 'a page to play with a checkpoint'),
     'evaluate': ('emigm_jax.cli.evaluate', 'score generated images against real ones'),
     'sweep': ('emigm_jax.cli.sweep', 'train and measure all points of a comparison'),
     'tune': ('emigm_jax.cli.tune', 'find the best sampling settings within a time per image'),

@@ -5,9 +5,9 @@ same image in any batch on any number of devices. Orders, counts and noise can a
 which replays a recorded run of the official sampler exactly.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
 from typing import Any, NamedTuple, final
 
 import jax
@@ -28,14 +28,10 @@ from emigm_jax.sampling.steps import Given, Images, Progress, State, Steps, Weig
 Integers = Int[Array | np.ndarray, ' B'] | Sequence[int]  # labels or seeds of a batch
 
 
-# Of `RevealConfig`: what the steps on the device ask for.
-_COMPILED = ('steps', 'order', 'positions', 'choice_temperature')
-
-
 class Program(NamedTuple):
-    """What decides the compiled program of a sampler beside the models."""
+    """What decides the compiled program of a sampler."""
 
-    config: SamplingConfig  # without what the plan is made of
+    device: Steps  # without what the plan is made of
     segments: tuple[reveal.Segment, ...]
 
 
@@ -71,8 +67,7 @@ class Sampler:
         # Static shapes come from the settings alone, never from the seeds of a batch.
         self.segments = self._segments(self._plan((0,), masked and np.array(masked[:1])))
         self._device = Steps(model, config, guide)
-        self._run = _compiled(model, guide, self.program, mesh)
-        self._steps = {}  # segment: the program of one of its steps, compiled when asked for
+        self._run = _compiled(self.program, mesh)
 
     def _plan(self, seeds, masked):
         if masked is None:
@@ -97,13 +92,9 @@ class Sampler:
         return sum(len(s.steps) * (1 + s.guided) for s in self.segments)
 
     @property
-    def program(self) -> 'Program':
+    def program(self) -> Program:
         """What is compiled: samplers of a model that agree in it take equally long."""
-        own, plain = self.config.reveal, reveal.RevealConfig()
-        # All else of it decides the plan, which the program is given.
-        kept = {name: getattr(own, name) for name in _COMPILED}
-        config = dataclasses.replace(self.config, seed=0, reveal=dataclasses.replace(plain, **kept))
-        return Program(config, self.segments)
+        return Program(self._device.as_compiled, self.segments)
 
     def __call__(
         self, params: Weights, labels: Integers, seeds: Integers, given: Given | None = None
@@ -126,22 +117,34 @@ class Sampler:
     ) -> Iterator[Progress]:
         """As a call, but yields the `Progress` after every step; the last one is what it returns.
 
-        Each kind of step is a program of its own, so the first steps of a kind take longer.
+        Each kind of step is a program of its own, so the first steps of a kind take longer. They
+        are shared: another scale of guidance or another plan of like steps compiles nothing.
         """
         images = self.images(labels, seeds, given)
         with randomness.pinned():
             state = self._device.start(images)
         for segment in self.segments:
-            if segment not in self._steps:
-                self._steps[segment] = batches.OverDevices(
-                    lambda params, tokens, order, number, *rows, segment=segment: self._device.one(
-                        segment, params, State(tokens, order), number, Images.of_rows(*rows)
-                    )
-                )
+            run = self._program(segment)
             for k in segment.steps:
                 number = np.full(len(images.labels), k, np.int32)
-                state, progress = self._steps[segment](params, *state, number, *images.rows)
+                state, progress = run(params, *state, number, *images.rows)
                 yield progress
+
+    def compile_steps(
+        self, params: Weights, labels: Integers, seeds: Integers, given: Given | None = None
+    ) -> None:
+        """Has the programs of `steps` compiled, beside one another; arguments are of its shapes."""
+        images = self.images(labels, seeds, given)
+        with randomness.pinned():
+            state = self._device.start(images)
+        number = np.zeros(len(images.labels), np.int32)
+        programs = {self._program(segment) for segment in self.segments}
+        with futures.ThreadPoolExecutor() as pool:
+            run = lambda program: program(params, *state, number, *images.rows)
+            jax.block_until_ready(list(pool.map(run, programs)))
+
+    def _program(self, segment):
+        return _one(self._device.as_compiled, segment._replace(steps=()))
 
     def prepared(
         self, params: Weights, labels: Integers, seeds: Integers
@@ -206,18 +209,28 @@ def sampler(
     So do settings that differ in the plan alone, as in guidance or the base seed.
     """
     made = Sampler(model, config, guide=guide, masked=masked)
-    made._run = _kept(model, guide, made.program)
+    made._run = _kept(made.program)
     return made
 
 
-def _compiled(model, guide, program, mesh=None):
+def _compiled(program, mesh=None):
     """The jitted program, which is not compiled before it is called."""
-    device = Steps(model, program.config, guide)
-    run = lambda params, *rows: device.generate(program.segments, params, Images.of_rows(*rows))
+    device, segments = program
+    run = lambda params, *rows: device.generate(segments, params, Images.of_rows(*rows))
     return batches.OverDevices(run, mesh)
 
 
 _kept = functools.lru_cache(maxsize=32)(_compiled)
+
+
+@functools.lru_cache(maxsize=128)
+def _one(device, segment):
+    """The program of one step of a segment, whatever its number."""
+    return batches.OverDevices(
+        lambda params, tokens, order, number, *rows: device.one(
+            segment, params, State(tokens, order), number, Images.of_rows(*rows)
+        )
+    )
 
 
 def _images(labels, keys, plan):

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key, PRNGKeyArray
 
 from emigm_jax.config.settings import SamplingConfig
 from emigm_jax.core import orders, reveal
+from emigm_jax.core.reveal import RevealConfig
 from emigm_jax.models import emigm
 from emigm_jax.models.config import ModelConfig
 from emigm_jax.models.emigm import EMIGM
@@ -126,6 +127,20 @@ class Steps:
     model: ModelConfig
     config: SamplingConfig
     guide: ModelConfig | None = None  # what guides in place of the null class
+
+    @property
+    def as_compiled(self) -> 'Steps':
+        """The same with all at rest that no program reads, as it is in segments and images."""
+        ours = self.config.reveal
+        reveal = RevealConfig(
+            ours.steps,
+            order=ours.order,
+            positions=ours.positions,
+            choice_temperature=ours.choice_temperature,
+        )
+        return dataclasses.replace(
+            self, config=dataclasses.replace(self.config, seed=0, reveal=reveal)
+        )
 
     def generate(
         self,

@@ -1,0 +1,1 @@
+"""A page to play with: pictures as they are revealed, a mask that is painted, commands."""

@@ -1,0 +1,128 @@
+"""What draws for all visitors: one model, one step at a time, in programs of one shape."""
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import NamedTuple, final
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from emigm_jax.api.model import stepped
+from emigm_jax.errors import UserError
+from emigm_jax.parallel import batches
+from emigm_jax.playground.painted import Painted
+from emigm_jax.playground.settings import Offer, Settings
+from emigm_jax.sampling import editing
+from emigm_jax.sampling.editing import Blend
+
+
+class Frame(NamedTuple):
+    """Pictures while they are drawn, and what that takes."""
+
+    images: UInt8[np.ndarray, 'M H W 3']
+    step: int  # from 1
+    steps: int
+    revealed: int  # tokens of a picture
+    tokens: int
+    nfe: int  # transformer evaluations of a picture, at the end
+    seconds: float  # of drawing so far, and of waiting for others
+
+    def described(self) -> str:
+        """In a line."""
+        each = self.seconds / len(self.images)
+        return (
+            f'step {self.step} of {self.steps} · {self.revealed} of {self.tokens} tokens · '
+            f'NFE {self.nfe} · {self.seconds:.2f} s, {each:.2f} s per picture'
+        )
+
+
+@final
+class Studio:
+    """Draws what the settings of an `Offer` say; visitors take turns, step by step."""
+
+    def __init__(self, offer: Offer):
+        self.offer = offer
+        self._turn = threading.Lock()
+
+    def sample(self, settings: Settings) -> Iterator[Frame]:
+        """Pictures of every class with every seed, a `Frame` whenever tokens are revealed.
+
+        Raises:
+          UserError: at the first one, where a setting makes no sense.
+        """
+        count, full = self._rows(settings.classes, settings.seeds)
+
+        def begin():
+            make = self.offer.model.with_sampling(self.offer.sampling(settings))
+            steps = sum(len(segment.steps) for segment in make.sampler.segments)
+            return make.nfe, self._stepped(steps, make.steps(*full))
+
+        return self._frames(count, begin)
+
+    def edit(self, settings: Settings, on: Painted) -> Iterator[Frame]:
+        """As `sample`, of what is painted, for the classes that the picture is completed to."""
+        count, full = self._rows(settings.edited, settings.seeds)
+
+        def begin():
+            make = self.offer.model.with_sampling(self.offer.sampling(settings))
+            edit, *pairs = editing.prepare(make, on.picture, on.mask, *full, Blend())
+            if not edit.given.masked.any():
+                side = edit.pictures.shape[1]
+                raise UserError(
+                    f'too little is painted: half of one of the {side} x {side} pixels at least'
+                )
+            steps = editing.count_steps(make, edit)
+            return editing.nfe(make, edit), self._stepped(steps, editing.steps(make, edit, *pairs))
+
+        return self._frames(count, begin)
+
+    def warm(self) -> None:
+        """Has compiled what the first pictures need, and then an edit of half a picture."""
+        start = self.offer.start(self.offer.preset)
+        make = self.offer.model.with_sampling(self.offer.sampling(start))
+        _, full = self._rows(start.classes, start.seeds)
+        with self._turn:  # whoever comes earlier waits, and compiles nothing twice
+            make.sampler.compile_steps(make.params, *full)
+        for _ in self.sample(start):
+            pass
+        side = make.sampler.model.grid * make.codec.spec.stride
+        half = Image.new('L', (side, side))
+        half.paste(255, (0, 0, side // 2, side))
+        edit, *pairs = editing.prepare(make, half, half, *full, Blend())
+        for draw, _ in editing.parts(make, edit.given.masked):
+            # Of a grid of one token all of it is drawn.
+            draw.compile_steps(make.params, *pairs, edit.given if draw.masked else None)
+        for _ in self.edit(start, Painted(half, half)):
+            pass
+
+    def _rows(self, labels, seeds):
+        """How many pictures are asked for, and labels and seeds of as many as programs take."""
+        asked = self.offer.pairs(labels, seeds)
+        return len(asked[0]), tuple(batches.fill(rows, self.offer.most) for rows in asked)
+
+    def _stepped(self, steps, made):
+        return stepped(self.offer.model.config.model.grid, steps, made)
+
+    def _frames(self, count, begin):
+        tokens, start = self.offer.model.config.model.tokens, time.monotonic()
+        with self._turn:
+            nfe, made = begin()
+        seconds = time.monotonic() - start
+        while True:
+            start = time.monotonic()
+            with self._turn:
+                step = next(made, None)
+            if step is None:
+                return
+            seconds += time.monotonic() - start
+            yield Frame(
+                step.images[:count],
+                step.number,
+                step.steps,
+                int(step.revealed[0].sum()),
+                tokens,
+                nfe,
+                seconds,
+            )
