@@ -41,8 +41,10 @@ def summed() -> float:
         training=dataclasses.replace(config.training, accumulate=ACCUMULATE),
     )
     built = steps.train_program(config, ACCUMULATE * jax.device_count())
-    module = hlo.parse(built.lower().compile().as_text())
-    moved = [row.payload for row in collectives.collectives(module) if row.kind == 'all-reduce']
+    text = built.lower().compile().as_text()
+    assert text is not None
+    found = collectives.collectives(hlo.parse(text))
+    moved = [row.payload for row in found if row.kind == 'all-reduce']
     leaves = jax.tree.leaves(built.state['params'])
     return sum(moved) / sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
 

@@ -101,7 +101,7 @@ class Trunk(nnx.Module):
 
         Args:
           groups: of equally many images; what they share is computed at once.
-          key: dropout key, None for no dropout.
+          key: of `nn.dropout`, which alone draws from it; None for no dropout.
         """
 
 

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from emigm_jax.config import settings
+from emigm_jax.config.load import load_config
 from emigm_jax.data import orders, pipeline
 from emigm_jax.data.interface import Dataset
 from emigm_jax.errors import UserError
+from emigm_jax.training import loop, program
 
 MANY = 100_000_000
 KEYED = [89680238, 88631423, 40435695, 42191445, 83332959]
@@ -77,3 +79,18 @@ def test_the_setting_names_them_all():
     assert tuple(orders.ORDERS) == settings.EPOCH_ORDERS
     with pytest.raises(UserError, match=r'more than data\.order counts'):
         orders.indices('auto', 2**32 + 1, 0, np.arange(1))
+
+
+def test_a_run_takes_the_order_that_its_settings_say(tmp_path, monkeypatch):
+    class Taken(Exception):
+        pass
+
+    def batches(*which):
+        raise Taken(which[-1])
+        yield  # when it is asked for the first one
+
+    monkeypatch.setattr(program.Program, 'compile', lambda self: None)
+    monkeypatch.setattr(pipeline, 'batches', batches)
+    config = load_config('digits:smoke', ['--config.data.order=keyed'])
+    with pytest.raises(Taken, match=r'^keyed$'):
+        loop.train(config, tmp_path / 'run')
