@@ -97,7 +97,7 @@ class Sampler:
         return sum(len(s.steps) * (1 + s.guided) for s in self.segments)
 
     @property
-    def program(self) -> 'Program':
+    def program(self) -> Program:
         """What is compiled: samplers of a model that agree in it take equally long."""
         own, plain = self.config.reveal, reveal.RevealConfig()
         # All else of it decides the plan, which the program is given.
