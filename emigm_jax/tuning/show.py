@@ -76,6 +76,8 @@ def _fresh(row, score):
     if not row.fresh:
         return ''
     values = np.array(row.fresh)
+    if not np.isfinite(values).all():
+        return 'not finite'
     error = values.std(ddof=1) / math.sqrt(len(values))
     return f'{score.text(float(values.mean()))} ± {error:.{score.digits}f}'
 

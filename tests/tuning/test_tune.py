@@ -6,6 +6,7 @@ Drawing and measuring are stood in for; a slow test and the example of `em.tune`
 import csv
 import dataclasses
 import json
+import math
 
 import numpy as np
 import pytest
@@ -159,10 +160,14 @@ def test_own_settings_may_be_the_best(model, tmp_path, monkeypatch):
     assert tuned.options == {} and '| tuned = own | 0.000 |' in tuned.table
 
 
-def test_a_picture_of_one(model):
+def test_a_table_and_a_picture_of_one(model):
     """Nothing but one setting, and no other curve."""
     row = show.Row('tuned', show.Tried(model.config.sampling, 0.01, 2.0), 4, '', (2.0, 2.2))
-    panel, _ = show.panel(show.Shown([row], 'fid', 40, 0.02))
+    shown = show.Shown([row], 'fid', 40, 0.02)
+    assert '| tuned | 2.000 | 2.100 ± 0.100 | 0.01 | 4 |' in show.markdown(shown)
+    broken = shown._replace(rows=[row._replace(fresh=(2.0, math.inf))])
+    assert '| tuned | 2.000 | not finite | 0.01 | 4 |' in show.markdown(broken)
+    panel, _ = show.panel(shown)
     assert [curve.kind for curve in panel.curves] == ['joined', 'measured', 'usual']
     assert panel.curves[-1].x.tolist() == [20.0, 20.0] and panel.x.startswith('milliseconds')
 
