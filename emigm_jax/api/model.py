@@ -282,11 +282,11 @@ def load(
     """
     batch_size = whole('batch_size', batch_size, low=1)
     saved = runs.require(path)
-    by = dict(checkpoint=path, tokenizer=tokenizer, weights=weights, dtype=dtype, guide=guide)
+    # A codec knows no path.
+    named = 'TOKENIZER' if isinstance(tokenizer, Codec) else tokenizer
+    by = dict(checkpoint=path, tokenizer=named, weights=weights, dtype=dtype, guide=guide)
     if tokenizer is not None and not isinstance(tokenizer, Codec):
         tokenizer = codec.load(tokenizer, dtype)
-    elif tokenizer is not None:
-        by['tokenizer'] = 'TOKENIZER'  # which knows no path
     weaker = None if guide is None else runs.require(guide)
     model = opened(saved, tokenizer, weights, dtype, batch_size, weaker)
     opened_by = {name: os.fspath(value) for name, value in by.items() if value}

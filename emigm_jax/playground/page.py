@@ -2,21 +2,18 @@
 
 import functools
 import inspect
-import os
 import pathlib
 import time
 from collections.abc import Callable
 from typing import Any
+
+import gradio as gr  # pyright: ignore[reportMissingImports]
 
 from emigm_jax.errors import LONGEST, UserError, printable
 from emigm_jax.parallel import backend
 from emigm_jax.playground import answers
 from emigm_jax.playground.settings import Offer, Settings
 from emigm_jax.playground.studio import Studio
-
-# Nothing is told to anybody; parts of gradio ask the environment when they are imported.
-os.environ.update(GRADIO_ANALYTICS_ENABLED='False', HF_HUB_DISABLE_TELEMETRY='1')
-import gradio as gr
 
 VISITORS = 8  # who are served at a time; others wait in line
 KEPT = 3600  # seconds that a visitor's pictures are kept
@@ -213,16 +210,16 @@ def _editor():
 
 
 def _settings(controls, values) -> Settings:
-    fields = {name: values[control] for name, control in controls.items()}
+    fields: dict[str, Any] = {name: values[control] for name, control in controls.items()}
     interval = fields.pop('low'), fields.pop('high')
-    classes, edited = (tuple(fields.pop(name)) for name in ('classes', 'edited'))
-    return Settings(classes, edited, interval=interval, **fields)
+    fields |= {name: tuple(fields[name]) for name in ('classes', 'edited')}
+    return Settings(interval=interval, **fields)
 
 
 def _values(controls, settings: Settings) -> dict[Any, Any]:
     """{control: what shows a setting}."""
     low, high = settings.interval
-    fields = vars(settings) | {'low': low, 'high': high}
+    fields: dict[str, Any] = vars(settings) | {'low': low, 'high': high}
     fields |= {name: list(fields[name]) for name in ('classes', 'edited')}
     return {control: fields[name] for name, control in controls.items()}
 
@@ -240,29 +237,26 @@ def _address(request):
 
 
 def _told(answer: Callable[..., Any]) -> Callable[..., Any]:
-    """An answer whose mistakes show in the page; those of ours in the terminal, too."""
+    """An answer whose mistakes show in the page, and those that are ours in the terminal, too."""
 
-    def line(error):
-        user = isinstance(error, UserError | OSError)
-        text = str(error) if user else backend.explained(error) or repr(error)
-        known = user or bool(backend.explained(error))
-        return gr.Error(printable(text, LONGEST), duration=None, print_exception=not known)
+    @functools.wraps(answer)
+    def once(*arguments):
+        try:
+            return answer(*arguments)
+        except Exception as error:
+            raise _error(error) from error
 
-    if inspect.isgeneratorfunction(answer):
+    @functools.wraps(answer)
+    def steps(*arguments):
+        try:
+            yield from answer(*arguments)
+        except Exception as error:
+            raise _error(error) from error
 
-        @functools.wraps(answer)
-        def told(*arguments):
-            try:
-                yield from answer(*arguments)
-            except Exception as error:
-                raise line(error) from error
-    else:
+    return steps if inspect.isgeneratorfunction(answer) else once
 
-        @functools.wraps(answer)
-        def told(*arguments):
-            try:
-                return answer(*arguments)
-            except Exception as error:
-                raise line(error) from error
 
-    return told
+def _error(error):
+    theirs = str(error) if isinstance(error, UserError | OSError) else backend.explained(error)
+    text = printable(theirs or repr(error), LONGEST)
+    return gr.Error(text, duration=None, print_exception=not theirs)

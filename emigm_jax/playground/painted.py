@@ -38,8 +38,8 @@ def painted(value: Mapping[str, Any] | None) -> Painted:
     Raises:
       UserError: there is no picture, or nothing is painted on it.
     """
-    background = value and value['background']
-    if not background:
+    background: Image.Image | None = value['background'] if value else None
+    if value is None or background is None:
         raise UserError('there is no picture: click one of those that were drawn, or drop a file')
     picture = Image.alpha_composite(
         Image.new('RGBA', background.size, 'white'), background.convert('RGBA')

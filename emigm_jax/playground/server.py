@@ -18,6 +18,8 @@ from emigm_jax.playground.studio import Studio
 
 LOCAL = '127.0.0.1'
 HEIGHT = 900  # pixels in a notebook
+# Nothing is told to anybody; parts of gradio ask the environment when they are imported.
+QUIET = {'GRADIO_ANALYTICS_ENABLED': 'False', 'HF_HUB_DISABLE_TELEMETRY': '1'}
 # The browser asks nobody but this server, whatever is on the page.
 POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
@@ -63,9 +65,10 @@ class Server:
         studio = Studio(offer)
         # Beside what is imported and built; whoever comes earlier waits for his first picture.
         threading.Thread(target=_quietly, args=(studio.warm,), daemon=True).start()
-        import fastapi
-        import gradio as gr
-        import uvicorn
+        os.environ.update(QUIET)
+        import fastapi  # pyright: ignore[reportMissingImports]
+        import gradio as gr  # pyright: ignore[reportMissingImports]
+        import uvicorn  # pyright: ignore[reportMissingImports]
 
         from emigm_jax.playground import page
 

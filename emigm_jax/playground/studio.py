@@ -1,5 +1,6 @@
 """What draws for all visitors: one model, one step at a time, in programs of one shape."""
 
+import functools
 import threading
 import time
 from collections.abc import Iterator
@@ -52,29 +53,29 @@ class Studio:
         Raises:
           UserError: at the first one, where a setting makes no sense.
         """
-        count, full = self._rows(settings.classes, settings.seeds)
+        count, labels, seeds = self._rows(settings.classes, settings.seeds)
 
         def begin():
             make = self.offer.model.with_sampling(self.offer.sampling(settings))
             steps = sum(len(segment.steps) for segment in make.sampler.segments)
-            return make.nfe, self._stepped(steps, make.steps(*full))
+            return make.nfe, self._stepped(steps, make.steps(labels, seeds))
 
         return self._frames(count, begin)
 
     def edit(self, settings: Settings, on: Painted) -> Iterator[Frame]:
         """As `sample`, of what is painted, for the classes that the picture is completed to."""
-        count, full = self._rows(settings.edited, settings.seeds)
+        count, labels, seeds = self._rows(settings.edited, settings.seeds)
 
         def begin():
             make = self.offer.model.with_sampling(self.offer.sampling(settings))
-            edit, *pairs = editing.prepare(make, on.picture, on.mask, *full, Blend())
+            edit, of, by = editing.prepare(make, on.picture, on.mask, labels, seeds, Blend())
             if not edit.given.masked.any():
                 side = edit.pictures.shape[1]
                 raise UserError(
                     f'too little is painted: half of one of the {side} x {side} pixels at least'
                 )
             steps = editing.count_steps(make, edit)
-            return editing.nfe(make, edit), self._stepped(steps, editing.steps(make, edit, *pairs))
+            return editing.nfe(make, edit), self._stepped(steps, editing.steps(make, edit, of, by))
 
         return self._frames(count, begin)
 
@@ -82,25 +83,26 @@ class Studio:
         """Has compiled what the first pictures need, and then an edit of half a picture."""
         start = self.offer.start(self.offer.preset)
         make = self.offer.model.with_sampling(self.offer.sampling(start))
-        _, full = self._rows(start.classes, start.seeds)
+        _, labels, seeds = self._rows(start.classes, start.seeds)
         with self._turn:  # whoever comes earlier waits, and compiles nothing twice
-            make.sampler.compile_steps(make.params, *full)
+            make.sampler.compile_steps(make.params, labels, seeds)
         for _ in self.sample(start):
             pass
         side = make.sampler.model.grid * make.codec.spec.stride
         half = Image.new('L', (side, side))
         half.paste(255, (0, 0, side // 2, side))
-        edit, *pairs = editing.prepare(make, half, half, *full, Blend())
-        for draw, _ in editing.parts(make, edit.given.masked):
+        edit, labels, seeds = editing.prepare(make, half, half, labels, seeds, Blend())
+        for draw, _ in editing.parts(make, np.asarray(edit.given.masked)):
             # Of a grid of one token all of it is drawn.
-            draw.compile_steps(make.params, *pairs, edit.given if draw.masked else None)
+            draw.compile_steps(make.params, labels, seeds, edit.given if draw.masked else None)
         for _ in self.edit(start, Painted(half, half)):
             pass
 
-    def _rows(self, labels, seeds):
+    def _rows(self, labels, seeds) -> tuple[int, np.ndarray, np.ndarray]:
         """How many pictures are asked for, and labels and seeds of as many as programs take."""
-        asked = self.offer.pairs(labels, seeds)
-        return len(asked[0]), tuple(batches.fill(rows, self.offer.most) for rows in asked)
+        labels, numbers = self.offer.pairs(labels, seeds)
+        full = functools.partial(batches.fill, size=self.offer.most)
+        return len(labels), full(labels), full(numbers)
 
     def _stepped(self, steps, made):
         return stepped(self.offer.model.config.model.grid, steps, made)

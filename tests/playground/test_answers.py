@@ -1,5 +1,6 @@
 """What the page of `emigm demo` answers, without a browser and without gradio."""
 
+import dataclasses
 import shlex
 import socket
 import sys
@@ -69,11 +70,12 @@ def test_pictures_appear_token_by_token(studio):
 def test_settings_that_need_no_other_program_compile_nothing(studio, caplog):
     list(studio.sample(studio.offer.start('')))
     other = changed(studio, classes=(7,), seeds='1-3', guidance=3.5, interval=(0.11, 0.61))
+    compiled = lambda: [r for r in caplog.records if 'ompil' in r.getMessage()]
     with jax.log_compiles():
         list(studio.sample(other))
-        assert not [r for r in caplog.records if 'XLA compilation' in r.getMessage()]
+        assert not compiled()
         list(studio.sample(changed(studio, order='raster')))
-        assert [r for r in caplog.records if 'XLA compilation' in r.getMessage()]
+        assert compiled()
 
 
 def test_visitors_take_turns(studio):
@@ -116,6 +118,23 @@ def test_a_link_restores_the_settings(studio, fields):
 def test_a_link_is_the_page_with_a_query(studio):
     shown = next(answers.drawn(studio, changed(studio, classes=(3, 7), seeds='0'), HERE))
     assert shown.link == 'http://127.0.0.1:7860/?classes=3,7&seeds=0'
+
+
+def test_presets_have_links_and_commands(studio):
+    own = studio.offer.model
+    best = own.sampling(steps=3, guidance=1.5)
+    saved = dataclasses.replace(own.saved, presets={'fast': own.sampling(steps=2), 'best': best})
+    offer = Offer(em.Model(saved, own.generator), MOST, 'fast', dict(solver_steps=2))
+    assert offer.presets == ['', 'fast', 'best']
+    for preset, query in (('', 'preset='), ('fast', ''), ('best', 'preset=best')):
+        settings = dataclasses.replace(offer.start(preset), seeds='7')
+        assert links.query(offer, settings) == '&'.join(filter(None, ['seeds=7', query]))
+        fields = dict(urllib.parse.parse_qsl(links.query(offer, settings), keep_blank_values=True))
+        assert links.settings(offer, fields) == settings
+    assert settings.guidance == 1.5
+    words = shlex.split(commands.sample(offer, dataclasses.replace(settings, steps=4)))
+    end = ['--seeds', '7', '--preset', 'best', '--solver-steps', '2', '--steps', '4']
+    assert words[-8:] == end
 
 
 @pytest.mark.parametrize(

@@ -49,9 +49,9 @@ def window():
 
 def told(window):
     """What the page says went wrong; then it is closed."""
-    window.until(lambda: window.all('.toast-body'))
-    text = window.one('.toast-body').text
+    text = window.until(lambda: window.one('.toast-body').text)  # which fades in
     window.driver.execute_script("document.querySelector('.toast-close').click()")
+    window.until(lambda: not window.all('.toast-body'))
     return text
 
 
@@ -92,8 +92,8 @@ def test_a_visit(server, window):
     assert 'seeds: the range 5-3 is reversed' in told(window)
     window.type(SEEDS, '4')
     window.frames('#draw', 'drawn')
-    link = window.value('#drawn-link textarea, #drawn-link input')
-    assert link == f'{url}?edited=0,7&seeds=4'
+    link = f'{url}?edited=0,7&seeds=4'
+    window.until(lambda: window.value('#drawn-link textarea, #drawn-link input') == link)
     window.open(link)
     window.until(lambda: window.value(SEEDS) == '4')
     assert {'0', '7'} < set(window.one('#edited').text.split())
