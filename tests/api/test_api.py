@@ -35,7 +35,8 @@ def model(run):
 
 MODEL = em.Model
 STEPS = MODEL.sample_steps, MODEL.edit_steps
-EXAMPLES = (em.load, em.train, em.evaluate, em.tune, MODEL.sample, MODEL.edit, *STEPS)
+TUNE = pytest.param(em.tune, marks=pytest.mark.slow)
+EXAMPLES = (em.load, em.train, em.evaluate, TUNE, MODEL.sample, MODEL.edit, *STEPS)
 
 
 @pytest.mark.parametrize('function', EXAMPLES, ids=lambda f: f.__name__)

@@ -188,6 +188,7 @@ def test_training_on_pictures_directly(folder, kl16, tmp_path):
         assert list((tmp_path / name / 'samples').glob('*.png'))
 
 
+@pytest.mark.slow
 def test_pictures_are_encoded_in_the_step(folder, kl16):
     tokenizer = codec.load(kl16, batch=3)
     config = DataConfig('folder', str(folder.path), str(kl16), image_size=16)

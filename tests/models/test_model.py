@@ -29,7 +29,7 @@ TINY = emigm.ModelConfig(
 )
 
 slow = lambda **change: pytest.param(change, marks=pytest.mark.slow)
-LAYERS = [dict(remat='full'), slow(remat='dots'), slow(unroll=True)]
+LAYERS = [slow(remat='full'), slow(remat='dots'), slow(unroll=True)]
 
 
 @pytest.mark.parametrize('key', emigm.PRESETS)

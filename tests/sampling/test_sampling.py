@@ -38,6 +38,7 @@ def params():
     return jax.tree.map(lambda p: p + 0.05 * jnp.cos(jnp.arange(p.size)).reshape(p.shape), params)
 
 
+@pytest.mark.slow
 def test_settings_of_the_plan_share_a_program(params):
     change = lambda **reveal: dataclasses.replace(
         CONFIG, seed=4, reveal=dataclasses.replace(CONFIG.reveal, **reveal)

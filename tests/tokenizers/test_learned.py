@@ -24,7 +24,11 @@ def same(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-@pytest.mark.parametrize('name', SMALL)
+# One of them is enough for every day.
+LARGER = [pytest.param(name, marks=pytest.mark.slow) for name in SMALL if name != 'vqgan']
+
+
+@pytest.mark.parametrize('name', ['vqgan', *LARGER])
 def test_tokenizers_behind_one_face(name, tmp_path):
     tokenizer = small(name, batch=2)
     codec.save(tmp_path / name, tokenizer)

@@ -232,7 +232,8 @@ def stepper(loss_config, accumulate, optimizer=None, batch=16, model=MODEL):
     return jax.jit(run), first, data
 
 
-@pytest.mark.parametrize('normalize', ['image', pytest.param('batch', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('normalize', ['image', 'batch'])
 def test_accumulation_changes_nothing(normalize):
     config = settings.LossConfig(TWO_GROUPS, normalize=normalize)
     run, first, data = stepper(config, 1)
