@@ -7,10 +7,11 @@ package is traced and run as `pinned`.
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray, UInt32
 
 GENERATOR = 'threefry2x32'
 LAST_SEED = 2**32 - 1  # what fits into the word of a key that a seed, or a number folded in, has
@@ -20,6 +21,11 @@ def key(seed: int) -> PRNGKeyArray:
     """The key of a seed, 0 to `LAST_SEED`: that of `jax.random.key` without any settings."""
     words = np.array([0, seed], np.uint32)  # its data as such, which no setting changes
     return jax.random.wrap_key_data(jax.numpy.asarray(words), impl=GENERATOR)
+
+
+def of_data(data: UInt32[Array, '*K'], impl: Any = GENERATOR) -> PRNGKeyArray:
+    """The key, or keys, whose data these are."""
+    return jax.random.wrap_key_data(data, impl=impl)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,8 @@ from jax.extend.random import define_prng_impl
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PRNGKeyArray
 
-from emigm_jax.core import randomness
+from emigm_jax.core.randomness import key as seeded
+from emigm_jax.core.randomness import of_data
 from emigm_jax.parallel import sharding
 
 _T = TypeVar('_T')
@@ -51,28 +52,24 @@ def key_of_rows(key: PRNGKeyArray) -> PRNGKeyArray:
     Of the words (2, B) that `nn.dropout` takes it draws those of this shard, as if the batch of all
     shards were whole. So what is dropped does not depend on how the batch is sharded.
     """
-    return jax.random.wrap_key_data(jax.random.key_data(key), impl=_ROWS)
-
-
-def _plain(data):
-    return jax.random.wrap_key_data(data, impl=randomness.GENERATOR)
+    return of_data(jax.random.key_data(key), _ROWS)
 
 
 def _rows_bits(data, width, shape):
     if len(shape) != 2 or shape[0] != 2 or width != 32:
         raise NotImplementedError(f'a key of rows draws words (2, B), not {shape} of {width} bits')
     rows, shards = shape[1], jax.lax.axis_size(sharding.BATCH)
-    words = jax.random.bits(_plain(data), (2, rows * shards), jax.numpy.uint32)
+    words = jax.random.bits(of_data(data), (2, rows * shards), jax.numpy.uint32)
     first = jax.lax.axis_index(sharding.BATCH) * rows
     return jax.lax.dynamic_slice_in_dim(words, first, rows, 1)
 
 
 _ROWS = define_prng_impl(
     key_shape=(2,),
-    seed=lambda seed: jax.random.key_data(jax.random.key(seed, impl=randomness.GENERATOR)),
-    split=lambda data, shape: jax.random.key_data(jax.random.split(_plain(data), shape)),
+    seed=lambda seed: jax.random.key_data(seeded(seed)),
+    split=lambda data, shape: jax.random.key_data(jax.random.split(of_data(data), shape)),
     random_bits=_rows_bits,
-    fold_in=lambda data, number: jax.random.key_data(jax.random.fold_in(_plain(data), number)),
+    fold_in=lambda data, number: jax.random.key_data(jax.random.fold_in(of_data(data), number)),
     name='emigm_rows',
     tag='rows',
 )

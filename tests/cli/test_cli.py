@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -308,7 +309,8 @@ def test_help_of_a_group_shows_how_each_is_called(group, capsys):
     shown = capsys.readouterr().out
     for name in importlib.import_module(f'emigm_jax.cli.{group}').COMMANDS:
         assert shown.count(f'usage: emigm {group} {name} ') == 1
-        assert f'  emigm {group} {name} ' in shown.partition(f'usage: emigm {group} {name} ')[2]
+        shown_of_it = shown.partition(f'usage: emigm {group} {name} ')[2]
+        assert re.search(f'^  emigm {group} {name}\\b', shown_of_it, re.M)
         assert main.main([group, name, '--help']) == 0
         assert 'options:' in capsys.readouterr().out
 

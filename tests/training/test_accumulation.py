@@ -69,6 +69,7 @@ def test_gradients_of_microbatches_are_the_same_on_every_mesh(sizes):
     same(gradients(built(8, **sizes)), gradients(built(1, data=1)))
 
 
+@pytest.mark.slow
 def test_they_are_summed_over_devices_once_a_step():
     """And not in every microbatch, as where parameters are sharded."""
     share = microbatches.summed()
