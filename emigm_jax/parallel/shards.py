@@ -8,7 +8,6 @@ from jax.extend.random import define_prng_impl
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PRNGKeyArray
 
-from emigm_jax.core.randomness import key as seeded
 from emigm_jax.core.randomness import of_data
 from emigm_jax.parallel import sharding
 
@@ -66,7 +65,7 @@ def _rows_bits(data, width, shape):
 
 _ROWS = define_prng_impl(
     key_shape=(2,),
-    seed=lambda seed: jax.random.key_data(seeded(seed)),
+    seed=lambda seed: jax.numpy.stack([jax.numpy.zeros_like(seed), seed]),
     split=lambda data, shape: jax.random.key_data(jax.random.split(of_data(data), shape)),
     random_bits=_rows_bits,
     fold_in=lambda data, number: jax.random.key_data(jax.random.fold_in(of_data(data), number)),
