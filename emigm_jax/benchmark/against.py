@@ -6,6 +6,7 @@ A user's clone of it runs in another process (`official_code`), a step whenever 
 import contextlib
 import functools
 import json
+import os
 import pathlib
 import subprocess
 import tempfile
@@ -107,8 +108,8 @@ def _served(process, errors, folder, python):
         return line
 
     def step():
-        process.stdin.write('\n')
-        process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it has ended, and said why
+            os.write(process.stdin.fileno(), b'\n')  # nothing stays behind to be flushed
         return float(answer())
 
     print(f'beside it {folder}: {answer().strip()}', flush=True)

@@ -70,6 +70,15 @@ def test_a_step_of_each_in_turns(clone, tmp_path, capsys):
         assert {'z_proj.weight', 'mask_token', 'fake_latent'} <= set(weights.files)
 
 
+def test_it_ends_between_two_steps(clone, tmp_path, capsys):
+    python = tmp_path / 'python'
+    python.write_text('#!/bin/sh\necho torch 0\nexec 1>&-\necho Killed >&2\n')
+    python.chmod(0o755)
+    assert benchmark('sample', clone, '--against-python', python) == 2
+    error = capsys.readouterr().err
+    assert 'does not run by' in error and 'Killed' in error and error.count('\n') == 1
+
+
 @pytest.mark.full  # in an environment with torch
 @pytest.mark.parametrize('what', ['train', 'sample'])
 def test_a_stand_in_of_the_official_code(what, clone, capsys):
