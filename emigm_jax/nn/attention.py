@@ -1,9 +1,10 @@
 """Softmax attention on projected tokens: one formula, several ways to run it.
 
-TPUs have a kernel of whole rows (`kernels.attention`), NVIDIA GPUs one that never writes logits,
-for half precision without dropout. Else accelerators run all heads at once; CPUs take one head
-after the other where the logits of all would not stay in the cache: at 320 tokens that is twice as
-fast. Whichever runs, nothing of the size of the logits is kept for the backward pass.
+TPUs have a kernel of whole rows (`kernels.attention`), NVIDIA GPUs in half precision one of tiles
+where there is dropout (`kernels.tiles`) and cuDNN's where there is none. Else accelerators run all
+heads at once; CPUs take one head after the other where the logits of all would not stay in the
+cache: at 320 tokens that is twice as fast. Whichever runs, nothing of the size of the logits is
+kept for the backward pass.
 """
 
 import functools
@@ -53,9 +54,9 @@ def attend(
     heads, rate, kernels = softmax
     # Each head draws from a key of its own, so whatever the order of work the same is dropped.
     keys = None if key is None or rate == 0.0 else jax.random.split(key, heads)
-    plan = whole_rows.plan(kernels, q, k, heads, rate)
+    plan = whole_rows.plan(kernels, q, k, heads, 0.0 if keys is None else rate)
     if plan is not None:
-        return checkpoint_name(whole_rows.attend(plan, q, k, v, lengths, keys), loops.COSTLY)
+        return whole_rows.attend(plan, q, k, v, lengths, keys)
     by_head = lambda a: a.reshape(*a.shape[:-1], heads, -1)
     q, k, v = by_head(q), by_head(k), by_head(v)
     seen = None

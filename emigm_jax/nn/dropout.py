@@ -49,6 +49,16 @@ def kept(rate: float, words: UInt32[Array, '2 B'], shape: tuple[int, ...]) -> Bo
     for axis in range(len(shape) - 1, 0, -1):
         along = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
         position, stride = position + along * np.uint32(stride), stride * shape[axis]
+    return stays(rate, position, first, second)
+
+
+def stays(
+    rate: float,
+    position: UInt32[Array, '*S'],
+    first: UInt32[Array, '...'],
+    second: UInt32[Array, '...'],
+) -> Bool[Array, '*S']:
+    """Which entries stay, by their position in a row and its two words; see `kept`."""
     bits = position + first
     bits = (bits ^ (bits >> 16)) * np.uint32(0x85EBCA6B)
     bits = (bits ^ (bits >> 13) ^ second) * np.uint32(0xC2B2AE35)

@@ -1,4 +1,4 @@
-"""Kernels for TPUs against the formulas that they stand for; elsewhere they are interpreted."""
+"""Kernels against the formulas that they stand for; where there are none they are interpreted."""
 
 from emigm_jax.nn.kernels import residual_block, whole_rows
 from emigm_jax.verify.part import Finding

@@ -1,7 +1,8 @@
 """Whether a kernel runs or the definition that XLA compiles: one rule for all kernels.
 
-`auto` takes a kernel on TPUs alone, where it fits, and if on the very device it agrees with the
-definition. Stand-ins of TPUs, for which programs are compiled ahead of time, are believed.
+`auto` takes a kernel on accelerators that it is made for, where it fits, and if on the very device
+it agrees with the definition. Stand-ins of TPUs, for which programs are compiled ahead of time, are
+believed.
 """
 
 import concurrent.futures
@@ -57,7 +58,7 @@ def takes(
     Args:
       kernels: the setting, `model.kernels`.
       name: of the kernel, for the log.
-      fits: whether the chip has room for it.
+      fits: whether it is made for this kind of device, which has room for it.
       error: (dtype, size) -> its distance from the definition on the default device, relative to
         the largest value.
       dtype: of products.
@@ -65,9 +66,9 @@ def takes(
     """
     if kernels != 'auto':
         return kernels == 'pallas'
-    if sharding.platform() != 'tpu' or not fits:
+    if sharding.platform() == 'cpu' or not fits:
         return False
-    if jax.default_backend() != 'tpu':  # compiled ahead of time
+    if sharding.platform() == 'tpu' != jax.default_backend():  # compiled ahead of time
         return True
     return _agrees(name, error, jnp.dtype(dtype).name, size)
 
