@@ -30,7 +30,7 @@ class _Kernel(NamedTuple):
 _KERNELS = {
     Plan: _Kernel(
         lambda plan, *args: (forward(plan, *args), ()),
-        lambda plan, args, _, gradient: backward(plan, *(*args, gradient)),
+        lambda plan, args, _, gradient: backward(plan, *args, gradient=gradient),
         lambda *_: (),
     ),
     tiles.Plan: _Kernel(tiles.forward, tiles.backward, lambda rows, heads: (rows, heads)),
