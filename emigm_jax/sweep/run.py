@@ -13,6 +13,7 @@ from emigm_jax.config.load import config_of
 from emigm_jax.config.settings import IN_PIXELS, Config
 from emigm_jax.config.sweeps import Sweep
 from emigm_jax.core import flops, masking
+from emigm_jax.data import datasets
 from emigm_jax.errors import UserError
 from emigm_jax.evaluation.evaluator import Work
 from emigm_jax.evaluation.result import Result
@@ -65,7 +66,10 @@ def run(
         title = f'{wanted[0].point}-{config.seed}'
         title += f' in {RUNS}/{name}' * (title != name)
         say(f'== {title}, run {number} of {len(todo)}')
-        train(_kept(config) if wanted[0].shared else config, place / RUNS / name)
+        if not wanted[0].shared:
+            train(config, place / RUNS / name)
+        elif not _is_trained(config, place / RUNS / name):
+            train(_kept(config), place / RUNS / name)
         _measure(sweep, wanted, place)
 
 
@@ -105,6 +109,12 @@ def _check(config):
             f'data.name = {config.data.name!r} is measured against evaluation.reference: say '
             '--config.evaluation.reference=STATISTICS --config.evaluation.inception=CHECKPOINT'
         )
+
+
+def _is_trained(config, folder):
+    """Whether a run that is named by its settings is finished; others may be measuring it, too."""
+    last = max((int(path.name) for path in runs.finished(folder)), default=0)
+    return last > 0 and last >= config.steps('total', datasets.dataset(config).examples)
 
 
 def _kept(config):

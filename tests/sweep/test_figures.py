@@ -8,6 +8,7 @@ import types
 import numpy as np
 import pytest
 
+from emigm_jax.checkpoints import runs
 from emigm_jax.cli import main
 from emigm_jax.config import stated
 from emigm_jax.config.figures import Claim, Figure, Number
@@ -104,6 +105,10 @@ class Work:
         self.value, self.places = value, {}
         for name in ('train', 'load', 'evaluate', 'checkpoint'):
             monkeypatch.setattr(run, name, getattr(self, name))
+        monkeypatch.setattr(runs, 'finished', self.finished)
+
+    def finished(self, folder):
+        return [folder / '12'] if folder.name in self.places else []
 
     def train(self, config, folder):
         self.trained.append(folder.name)
@@ -159,8 +164,9 @@ def test_figures_share_runs_and_measurements(tmp_path, monkeypatch):
     run.run(last, tmp_path)  # of runs that are there, drawn as they were, differently spelt
     assert len(work.trained) == 4
     guided = courses(figure=Figure('2', 'Guided', ('steps',)), looks={'': {'guidance': 3.0}})
-    run.run(guided, tmp_path)
+    run.run(guided, tmp_path)  # a training would refuse where another process measures the run
     assert work.measured == 32 + 8
+    assert len(work.trained) == 4
     assert run.scored(courses(), tmp_path)[1] == 0
     again = courses(num_images=24)
     assert run.scored(again, tmp_path)[1] == 32  # of more images nothing is there, and nothing lost
