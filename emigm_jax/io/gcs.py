@@ -117,15 +117,13 @@ def place(path: os.PathLike | str) -> tuple[Any, str, str]:
 
 def upload(system: Any, bucket: str, name: str, data: bytes, **conditions: str) -> dict[str, Any]:
     """Makes an object of `data` in one request, under `conditions`; returns what is said of it."""
-    made = system.call(
+    return system.call(
         *('POST', system.base.replace('/storage/v1/', '/upload/storage/v1/') + f'b/{bucket}/o'),
         data=data,
         headers={'Content-Type': 'application/octet-stream'},
         json_out=True,
         **{'uploadType': 'media', 'name': name, **conditions},
     )
-    system.invalidate_cache(f'{bucket}/{name}')
-    return made
 
 
 def probe(path: os.PathLike | str, write: bool = True) -> None:

@@ -112,11 +112,10 @@ def covering(path: str) -> Listing | None:
     return next((listing for listing in _open if listing.covers(path)), None)
 
 
-def forget(path: str | None) -> None:
-    """What is known around `path` is asked anew; None: everything."""
+def forget() -> None:
+    """All that is known is asked anew."""
     for listing in _open:
-        if path is None or listing.covers(path):
-            listing.forget()
+        listing.forget()
 
 
 @contextlib.contextmanager

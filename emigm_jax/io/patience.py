@@ -28,6 +28,12 @@ class _Known(DirCache):
             raise KeyError(folder)
         return listing.entries(folder)
 
+    def __contains__(self, folder):
+        return False  # gcsfs would put right what it wrote: all is forgotten then
+
+    def __delitem__(self, folder):
+        """Nothing is kept here."""
+
 
 class Patient(gcsfs.GCSFileSystem):
     """Google Cloud Storage; a request that fails for a passing reason is made again for a while.
@@ -73,16 +79,15 @@ class Patient(gcsfs.GCSFileSystem):
             listing.contents.pop(name, None)
             raise
 
-    def invalidate_cache(self, path: str | None = None) -> None:
-        """See gcsfs: something was written there."""
-        listings.forget(path and self._name(path))
-
     async def _request(self, method: str, path: str, *args: Any, **options: Any) -> Any:
         # Whoever ends since nothing answers does not wait as long again for each thing to close.
         rounds = 1 if time.monotonic() - self._given_up < AFTER else ROUNDS
         for left in reversed(range(rounds)):
             try:
-                return await super()._request(method, path, *args, **options)
+                answer = await super()._request(method, path, *args, **options)
+                if method != 'GET':
+                    listings.forget()
+                return answer
             except Exception as error:
                 if not gcs.passing(error):
                     raise

@@ -89,6 +89,8 @@ def test_what_is_written_within_a_block_is_seen(bucket, faults):
             files.write_text(folder / 'a/b', text)
             assert (folder / 'a').is_dir()
             assert (folder / 'a/b').read_text() == text
+        (folder / 'a/c').write_text('by etils')
+        assert sorted(path.name for path in (folder / 'a').iterdir()) == ['b', 'c']
         (folder / 'a/b').unlink()
         assert not (folder / 'a/b').exists()
     faults.asked.clear()
