@@ -86,7 +86,8 @@ class Cache:
     def stretches(self, ends: Sequence[tuple[int, int]]) -> list[np.ndarray]:
         """Rows from one index to before another, both views (R, 2, h, w, ...), of each pair.
 
-        Of a cache that is `far`. A stretch is one read, or one of each shard in which it lies; all at the same time.
+        Of a cache that is `far`. A stretch is one read, or one of each shard in which it lies; all
+        at the same time.
         """
         parts = [
             (number, max(begin, int(self._starts[number])), min(end, int(self._ends[number])))

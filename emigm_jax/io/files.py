@@ -80,7 +80,7 @@ def write(path: os.PathLike | str, chunks: Iterable[bytes | memoryview]) -> None
     """Writes chunks to `path`, whole or not at all; raises as `replacing`."""
     if remote(path) and isinstance(chunks, list):
         data = b''.join(chunks)
-        if len(data) <= _AT_ONCE:
+        if 0 < len(data) <= _AT_ONCE:
             return _upload(path, data)
     with replacing(path) as f:
         for chunk in chunks:
