@@ -46,8 +46,9 @@ class Blocks:
         taken = [rows[w][i] for w, i in zip(where, indices % self._size, strict=True)]
         with self._lock:
             for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
-                self._given[number] = self._given.get(number, 0) + count
-                if self._given[number] >= len(wanted[number].result()):
+                if number in self._held:
+                    self._given[number] = self._given.get(number, 0) + count
+                if self._given.get(number, 0) >= len(wanted[number].result()):
                     self._drop(number)
             while len(self._held) > self._most:
                 self._drop(next(iter(self._held)))

@@ -104,7 +104,8 @@ class Cache:
         with files.reported(self.path):
             content = b''.join(self._files.ranges(ranges))
         rows = np.frombuffer(content, self.dtype).reshape(-1, VIEWS, *self.shape)
-        return np.split(rows, np.cumsum([end - begin for begin, end in ends])[:-1])
+        edges = np.cumsum([end - begin for begin, end in ends])[:-1]
+        return [stretch.copy() for stretch in np.split(rows, edges)]  # one goes before the others
 
     def shard(self, number: int) -> np.ndarray:
         """A whole shard (R, 2, h, w, ...), checked against its checksum."""

@@ -78,10 +78,9 @@ def _upload(path, data):
 
 def write(path: os.PathLike | str, chunks: Iterable[bytes | memoryview]) -> None:
     """Writes chunks to `path`, whole or not at all; raises as `replacing`."""
-    if remote(path) and isinstance(chunks, list):
-        data = b''.join(chunks)
-        if 0 < len(data) <= _AT_ONCE:
-            return _upload(path, data)
+    size = lambda: sum(memoryview(chunk).nbytes for chunk in chunks)
+    if str(path).startswith('gs://') and isinstance(chunks, list) and 0 < size() <= _AT_ONCE:
+        return _upload(path, b''.join(chunks))
     with replacing(path) as f:
         for chunk in chunks:
             f.write(chunk)
@@ -118,7 +117,7 @@ def content(path: os.PathLike | str) -> bytes | None:
 
             system, name = fsspec.core.url_to_fs(str(path))
             return system.cat_file(name)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
 
