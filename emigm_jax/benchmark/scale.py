@@ -12,13 +12,13 @@ from typing import NamedTuple
 import numpy as np
 
 from emigm_jax.benchmark import pods, traffic
-from emigm_jax.data import latents, orders
+from emigm_jax.data import blocks, latents, orders
 from emigm_jax.data.manifest import Contents, Maker, Manifest, Origin, Shard
 from emigm_jax.io import files, npz
 
 PROCESSES, IMAGES, SHARDS, OPEN = 1024, 100_000_000, 25_000, 256
 _DEAD, _AT = 700, 100.0  # a process that dies, and when
-_BATCH = 1024
+_BATCH, _SHARES, _STEPS = 1024, 16, 200  # of a batch over processes; batches
 # Numbers that an evaluation adds up: pooled and spatial features, splits of the Inception Score.
 _TOTALS = 2048 * 2049 + 2023 * 2024 + 10 * 1010 + 1
 _SHAPE = (4, 4, 6)  # of a row of the cache that is made
@@ -43,6 +43,7 @@ def figures() -> Iterator[Figure]:
     yield from _signs_of_life()
     yield from _sums()
     yield from _order()
+    yield from _requests()
     yield from _shards()
 
 
@@ -77,6 +78,21 @@ def _order():
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     yield Figure(f'{what}: memory', peak / 1e6, 50, 'MB')
+
+
+def _requests():
+    """A share of many batches, read in blocks; one by one it is a request for each row."""
+    asked, mine = [], np.arange(_BATCH // _SHARES)
+
+    def fetch(ends):
+        asked.extend(ends)
+        return [np.arange(*stretch) for stretch in ends]
+
+    held = blocks.Blocks(fetch, orders.BLOCK, IMAGES, blocks.MOST)
+    for step in range(_STEPS):
+        held.take(orders.indices(orders.BLOCKS, IMAGES, 0, step * _BATCH + mine, _BATCH))
+    what = f'{IMAGES:,} images on gs:// in {orders.BLOCKS}: requests per 1,000'
+    yield Figure(what, 1e3 * len(asked) / (_STEPS * len(mine)), 100)
 
 
 def _shards():

@@ -10,26 +10,23 @@ import functools
 import json
 import math
 import os
-import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import jax
 from etils import epath
 from orbax.checkpoint.experimental.v1 import training as ocp_training
 
-from emigm_jax.checkpoints import store
+from emigm_jax.checkpoints import kept, store
 from emigm_jax.config import averages, liftings, nested, recipes, settings
 from emigm_jax.config.settings import SamplingConfig
 from emigm_jax.errors import UserError
-from emigm_jax.io import files, paths
+from emigm_jax.io import files, listings, paths
 from emigm_jax.models import emigm
 from emigm_jax.nn import functional
 
 FOLDER = 'checkpoints'
 CLASS_NAMES = 'class_names'  # of a description, in label order
-_SCORES = 'metrics/metrics'  # of a checkpoint, as Orbax reads them where a run goes on
-BEST = ('fid', 'frechet_distance')  # the scores of which the lowest value is kept, if there is one
 
 
 class Writer:
@@ -55,27 +52,18 @@ class Writer:
             'data': data,
             'versions': store.versions(),
         }
-        policies = ocp_training.preservation_policies
-        kept: list[Any] = [policies.LatestN(config.training.keep)]
-        if keep_every:
-            kept.append(policies.EveryNSteps(keep_every))
-        best = policies.BestN(
-            get_metric_fn=lambda scores: next(scores[n] for n in BEST if n in scores),
-            reverse=True,
-            n=1,
-            keep_checkpoints_without_metrics=False,
-        )
         self._scores: dict[int, dict[str, float]] = {}
-        kept.append(_Scored(best, self._scores))
         self._folder = paths.absolute(workdir) / FOLDER
-        with store.writable(self._folder, lambda: ()):
+        with store.writable(self._folder, lambda: ()), contextlib.ExitStack() as listed:
+            listed.enter_context(listings.once(self._folder))
             self._checkpointer = ocp_training.Checkpointer(
                 self._folder,
-                # Orbax annotates its own policies otherwise than the protocol that it asks for.
-                preservation_policy=policies.AnyPreservationPolicy(kept),  # pyright: ignore[reportArgumentType]
+                preservation_policy=kept.policy(config.training.keep, keep_every, self._scores),
+                step_name_format=kept.Steps(),
                 cleanup_tmp_directories=True,  # what a killed process left behind
                 context=store.writing(),
             )
+            self._listed = listed.pop_all()  # Orbax looks for remains in a thread
         self._saved, self._pending, self._failed = None, None, False
         self._silence = store.Silence()  # a writing may fail while nobody waits for it yet
 
@@ -89,6 +77,7 @@ class Writer:
         if step == self._saved:
             return
         self.wait()
+        self._listed.close()
         with self._writing():
             self._pending = self._checkpointer.save_async(
                 step,
@@ -102,12 +91,12 @@ class Writer:
     def score(self, step: int, scores: Mapping[str, float]) -> None:
         """Adds scores by name to the checkpoint of a step, when it is written."""
         # One that is not finite would stay the best for ever.
-        if not any(name in BEST and math.isfinite(value) for name, value in scores.items()):
+        if not any(name in kept.BEST and math.isfinite(value) for name, value in scores.items()):
             return
         self.wait()
         self._scores[step] = {**scores}
         if jax.process_index() == 0:
-            files.write_text(self._folder / str(step) / _SCORES, json.dumps(self._scores[step]))
+            files.write_text(self._folder / str(step) / kept.SCORES, json.dumps(self._scores[step]))
 
     def wait(self) -> None:
         """Returns when nothing is being written any more; raises what went wrong there."""
@@ -129,6 +118,10 @@ class Writer:
 
     def close(self) -> None:
         """Waits for what is being written; after a failure it only ends what is still at work."""
+        with self._listed:
+            self._close()
+
+    def _close(self):
         if not self._failed:
             self.wait()
             with self._writing():
@@ -144,25 +137,6 @@ class Writer:
 
     def __exit__(self, *_):
         self.close()
-
-
-class _Scored:
-    """A policy of Orbax that hears of scores that came after their checkpoint."""
-
-    def __init__(self, policy, scores):
-        self._policy, self._scores = policy, scores
-
-    def should_preserve(self, checkpoints, *, context):
-        """Whether each of the checkpoints stays."""
-        scored = [
-            types.SimpleNamespace(
-                step=known.step,
-                time=known.time,
-                metrics=self._scores.get(known.step, known.metrics),
-            )
-            for known in checkpoints
-        ]
-        return self._policy.should_preserve(scored, context=context)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,34 +261,39 @@ def described(stored: store.Checkpoint) -> str:
 
 def finished(path: os.PathLike | str) -> list[epath.Path]:
     """Folders of the finished checkpoints of a workdir, newest first; [] if it has none."""
+    with listings.once(paths.absolute(path)):
+        return list(newest_first(path))
+
+
+def newest_first(path: os.PathLike | str) -> Iterator[epath.Path]:
+    """As `finished`, but a step is asked about when it is its turn."""
     path = paths.absolute(path)
-    folder = path / FOLDER if (path / FOLDER).is_dir() else path
-    if not folder.is_dir():
-        return []
+    with listings.once(path):
+        folder = path / FOLDER if (path / FOLDER).is_dir() else path
+        names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
     # A step that is still being written has a temporary name, or on gs:// no mark of its end.
-    steps = sorted((int(p.name) for p in folder.iterdir() if p.name.isdecimal()), reverse=True)
-    return [folder / str(s) for s in steps if store.is_checkpoint(folder / str(s))]
+    for step in sorted(map(int, filter(str.isdecimal, names)), reverse=True):
+        if store.is_checkpoint(folder / str(step)):
+            yield folder / str(step)
 
 
 def find(path: os.PathLike | str) -> Saved | None:
     """The `Saved` at a checkpoint folder, or the newest in a workdir; None if it has none."""
-    path = paths.absolute(path)
-    if store.is_checkpoint(path):
-        return saved(store.checkpoint(path))
-    newest = next(iter(finished(path)), None)
-    return None if newest is None else saved(store.checkpoint(newest))
+    with listings.once(path := paths.absolute(path)):
+        newest = path if store.is_checkpoint(path) else next(newest_first(path), None)
+        return None if newest is None else saved(store.checkpoint(newest))
 
 
 def require(path: os.PathLike | str) -> Saved:
     """As `find`, but a missing checkpoint is the user's error."""
-    if not paths.absolute(path).exists():
-        raise UserError(f'{path}: no such checkpoint or workdir')
-    saved = find(path)
-    if saved is None and paths.absolute(path).is_dir():
-        raise UserError(f'{path}: holds no checkpoint (looked for {FOLDER}/STEP)')
-    if saved is None:
-        raise UserError(f'{path}: is a file, no checkpoint; `emigm convert` makes one of weights')
-    return saved
+    with listings.once(place := paths.absolute(path)):
+        if not place.exists():
+            raise UserError(f'{path}: no such checkpoint or workdir')
+        if saved := find(path):
+            return saved
+        if place.is_dir():
+            raise UserError(f'{path}: holds no checkpoint (looked for {FOLDER}/STEP)')
+    raise UserError(f'{path}: is a file, no checkpoint; `emigm convert` makes one of weights')
 
 
 def saved(stored: store.Checkpoint) -> Saved:

@@ -25,7 +25,7 @@ from etils import epath
 import emigm_jax
 from emigm_jax.checkpoints import descriptions
 from emigm_jax.errors import Damaged, UserError
-from emigm_jax.io import access, bounded, gcs, hub, progress
+from emigm_jax.io import access, bounded, gcs, hub, listings, progress
 from emigm_jax.io.paths import absolute
 from emigm_jax.parallel import backend, processes
 
@@ -39,7 +39,7 @@ def is_checkpoint(path: os.PathLike | str) -> bool:
     if hub.on_hub(path):  # without the whole of a folder that may be something else
         return hub.is_folder(path) and hub.file(f'{path}/{MARK}') is not None
     path = absolute(path)
-    with access.reachable(path):
+    with access.reachable(path), listings.once(path):
         return (path / mark(path)).exists()
 
 
@@ -145,7 +145,7 @@ class Checkpoint:
 
     def load(self, abstract: dict[str, Any]) -> dict[str, Any]:
         """All arrays; `abstract` has shapes and placement, or `ocp.PLACEHOLDER` for none."""
-        with readable(self.path):
+        with readable(self.path), listings.once(self.path):
             self._check_room(abstract)
             return ocp.load(self.path, abstract)
 
@@ -187,7 +187,8 @@ def checkpoint(path: os.PathLike | str) -> Checkpoint:
     with readable(path):
         for left in reversed(range(_READS if gcs.remote(path) else 1)):
             try:
-                described, metadata_ = _described(path), ocp.metadata(path)
+                with listings.once(path):
+                    described, metadata_ = _described(path), ocp.metadata(path)
                 if not isinstance(metadata_.metadata, dict):  # None: Orbax has logged why
                     for file in path.glob('*/_METADATA'):
                         file.read_bytes()  # if it does not come, that is the reason

@@ -20,7 +20,7 @@ from emigm_jax.parallel.sharding import MeshConfig
 
 DATASETS = ('digits', 'synthetic', 'latents', 'folder', 'tfds')
 IN_PIXELS = ('digits', 'folder', 'tfds')  # data with pictures that pixels can be compared with
-EPOCH_ORDERS = ('auto', 'permuted', 'keyed')  # each is a row of `data.orders.ORDERS`
+EPOCH_ORDERS = ('auto', 'permuted', 'keyed', 'blocks')  # each is a row of `data.orders.ORDERS`
 NORMALIZATIONS = ('image', 'batch', 'tokens')
 LR_SCHEDULES = ('constant', 'cosine')  # after warmup
 MOST_STEPS = 2**31 - 1  # the state counts them in an int32
@@ -54,7 +54,8 @@ class DataConfig:
     order: str = setting(
         'auto',
         'of the examples in an epoch. permuted: a drawn permutation, held in memory; keyed: '
-        'computed one by one, for any number; auto: permuted up to 2,097,152 examples, else keyed',
+        'computed one by one, for any number; auto: permuted up to 2,097,152 examples, else keyed; '
+        'blocks: 32 neighbours at a time, of which 512 are mixed, for latents on gs://',
         choices=EPOCH_ORDERS,
     )
     flip: bool = setting(True, 'latents, folder, tfds: every other picture is mirrored, by chance')

@@ -10,7 +10,7 @@ import numpy as np
 
 from emigm_jax.config import nested
 from emigm_jax.config.settings import Config, DataConfig
-from emigm_jax.data import latents, parts, pixels, sizes, sources, survey
+from emigm_jax.data import blocks, latents, parts, pixels, sizes, sources, survey
 from emigm_jax.data.interface import Batch, Dataset
 from emigm_jax.errors import UserError, printable
 from emigm_jax.io import files
@@ -126,6 +126,7 @@ class Latents(Dataset):
                 f'{config.path}: was made with another tokenizer ({maker.name} '
                 f'{maker.fingerprint}) than data.tokenizer = {config.tokenizer}'
             )
+        self.read_near, self.remarks = blocks.far(self.cache, config.order)
         # What it does to raw takes no weights.
         self._tokenizer = learned.published(maker.name, config.latent_scale)
         self.grid, self.channels, self.codes = self.cache.shape[0], maker.channels, maker.codes

@@ -2,7 +2,7 @@
 
 import abc
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -41,6 +41,8 @@ class Dataset(abc.ABC):
     # Settings of the data that do not fit them, and values that would: {dotted name: value}.
     misfits: Mapping[str, int] = types.MappingProxyType({})
     enlarges: bool = False  # whether most pictures are smaller than what is made of them
+    # As `read`, for the order `blocks`, which asks for neighbours; None: `read` is as good.
+    read_near: Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]] | None = None
     one_by_one: bool = False  # whether a row takes so long that each is read by a task of its own
 
     @abc.abstractmethod

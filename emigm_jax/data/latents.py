@@ -17,7 +17,7 @@ import itertools
 import os
 import resource
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from etils import epath
@@ -58,7 +58,8 @@ class Cache:
         # What stands before a shard's rows is the header of its .npy.
         sizes = np.array([shard.bytes for shard in self.shards], np.int64)
         self._offsets = sizes - rows * VIEWS * self._row_bytes
-        kind = _Bucket if files.remote(self.path) else _Disk
+        self.far = files.remote(self.path)  # a request takes longer than a row
+        kind = _Bucket if self.far else _Disk
         self._files = kind(self.path, self.shards)
 
     def __len__(self) -> int:
@@ -78,6 +79,33 @@ class Cache:
         with files.reported(self.path):
             self._files.read(shards, self._offsets[shards] + rows * self._row_bytes, out)
         return out
+
+    def _shard(self, row):
+        return int(np.searchsorted(self._ends, row, side='right'))
+
+    def stretches(self, ends: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+        """Rows from one index to before another, both views (R, 2, h, w, ...), of each pair.
+
+        Of a cache that is `far`. A stretch is one read, or one of each shard in which it lies; all
+        at the same time.
+        """
+        parts = [
+            (number, max(begin, int(self._starts[number])), min(end, int(self._ends[number])))
+            for begin, end in ends
+            for number in range(self._shard(begin), self._shard(end - 1) + 1)
+            if self.shards[number].rows
+        ]
+        size = VIEWS * self._row_bytes
+        ranges = [
+            (n, int(self._offsets[n]) + (a - int(self._starts[n])) * size, (b - a) * size)
+            for n, a, b in parts
+        ]
+        assert isinstance(self._files, _Bucket)  # what is near is read row by row
+        with files.reported(self.path):
+            content = b''.join(self._files.ranges(ranges))
+        rows = np.frombuffer(content, self.dtype).reshape(-1, VIEWS, *self.shape)
+        edges = np.cumsum([end - begin for begin, end in ends])[:-1]
+        return [stretch.copy() for stretch in np.split(rows, edges)]  # one goes before the others
 
     def shard(self, number: int) -> np.ndarray:
         """A whole shard (R, 2, h, w, ...), checked against its checksum."""
@@ -174,17 +202,20 @@ class _Bucket:
 
     def read(self, shards, offsets, out):
         rows = out.reshape(len(out), -1).view(np.uint8)
-        starts, size = offsets.tolist(), rows.shape[1]
-        parts = self._system.cat_ranges(
-            [self._paths[n] for n in shards.tolist()],
-            starts,
-            [s + size for s in starts],
-            on_error='raise',
-        )
-        for row, part in zip(rows, parts, strict=True):
-            if len(part) != size:
-                raise UserError('a shard was cut short')
+        size = rows.shape[1]
+        wanted = [(n, at, size) for n, at in zip(shards.tolist(), offsets.tolist(), strict=True)]
+        for row, part in zip(rows, self.ranges(wanted), strict=True):
             row[:] = np.frombuffer(part, np.uint8)
+
+    def ranges(self, wanted):
+        """The bytes of each (number of a shard, offset, size)."""
+        numbers, starts, sizes = zip(*wanted, strict=True)
+        ends = [start + size for start, size in zip(starts, sizes, strict=True)]
+        names = [self._paths[n] for n in numbers]
+        parts = self._system.cat_ranges(names, list(starts), ends, on_error='raise')
+        if tuple(map(len, parts)) != sizes:
+            raise UserError('a shard was cut short')
+        return parts
 
 
 def read_manifest(path: os.PathLike | str) -> manifests.Manifest:

@@ -34,6 +34,8 @@ class Part(Dataset):
             setattr(self, name, getattr(whole, name))
         self.whole, self.examples, self._place = whole, examples, place
         self.fingerprint = f'{whole.fingerprint} {which}'
+        if near := whole.read_near:
+            self.read_near = lambda indices, mirrored: near(place(indices), mirrored)
 
     def read(self, indices: np.ndarray, mirrored: np.ndarray) -> dict[str, np.ndarray]:
         """See `Dataset`."""

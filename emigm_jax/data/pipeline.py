@@ -108,8 +108,10 @@ def host_rows(
         rows = grain.MapDataset.range(start * share, stop * share).map(row)
         return iter(rows.to_iter_dataset(options).batch(share))
 
+    read = (order == orders.BLOCKS and data.read_near) or data.read
+
     def stretch(step):
-        return data.read(*drawn(step, mine))
+        return read(*drawn(step, mine))
 
     options = grain.ReadOptions(num_threads=READERS, prefetch_buffer_size=AHEAD)
     return iter(grain.MapDataset.range(start, stop).map(stretch).to_iter_dataset(options))
@@ -141,7 +143,7 @@ def indices(
       order: of `orders.ORDERS`.
     """
     rows = np.arange(batch) if rows is None else rows
-    return orders.indices(order, examples, seed, step * batch + rows)
+    return orders.indices(order, examples, seed, step * batch + rows, batch)
 
 
 class Timed(Generic[_T]):

@@ -13,6 +13,7 @@ from emigm_jax.io.gcs import remote
 from emigm_jax.io.paths import absolute
 
 _PARTIAL = '.partial'
+_AT_ONCE = 2**20  # bytes that go to a bucket in one request, where a file takes two or more
 _SETTINGS = 'settings.json'  # of a claimed folder
 
 
@@ -68,8 +69,18 @@ def replacing(path: os.PathLike | str) -> Iterator[IO[bytes]]:
                 os.unlink(partial)
 
 
+def _upload(path, data):
+    hub.check_not_target(path)
+    path = absolute(path)
+    with reported(path):
+        gcs.upload(*gcs.place(path), data)
+
+
 def write(path: os.PathLike | str, chunks: Iterable[bytes | memoryview]) -> None:
     """Writes chunks to `path`, whole or not at all; raises as `replacing`."""
+    size = lambda: sum(memoryview(chunk).nbytes for chunk in chunks)
+    if str(path).startswith('gs://') and isinstance(chunks, list) and 0 < size() <= _AT_ONCE:
+        return _upload(path, b''.join(chunks))
     with replacing(path) as f:
         for chunk in chunks:
             f.write(chunk)
@@ -91,6 +102,25 @@ def write_json(path: os.PathLike | str, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, sort_keys=True) + '\n')
 
 
+def content(path: os.PathLike | str) -> bytes | None:
+    """The bytes of a file, local or gs://; None if there is none. It is not asked about first.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    path = absolute(path)
+    with reported(path):
+        try:
+            if not remote(path):
+                return path.read_bytes()
+            import fsspec
+
+            system, name = fsspec.core.url_to_fs(str(path))
+            return system.cat_file(name)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+
 def read_json(path: os.PathLike | str) -> dict[str, Any] | None:
     """The JSON object in `path`; None if there is no such file.
 
@@ -98,13 +128,13 @@ def read_json(path: os.PathLike | str) -> dict[str, Any] | None:
       UserError: it cannot be read or is no JSON object.
     """
     path = absolute(path)
-    with reported(path):
-        if not path.exists():
-            return None
-        try:
-            value = bounded.parsed(path.read_bytes())
-        except ValueError as error:
-            raise UserError(f'{path}: is no JSON ({error})') from error
+    read = content(path)
+    if read is None:
+        return None
+    try:
+        value = bounded.parsed(read)
+    except ValueError as error:
+        raise UserError(f'{path}: is no JSON ({error})') from error
     if not isinstance(value, dict):
         raise UserError(f'{path}: is no JSON object')
     return value

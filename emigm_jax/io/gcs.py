@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import uuid
+from typing import Any
 
 from emigm_jax.errors import Unavailable, UserError
 
@@ -103,6 +104,26 @@ _DROPPED = ('ClientPayloadError', 'ChunkedEncodingError', 'ProxyError', 'ClientO
 def line(text: str, error: BaseException) -> UserError:
     """The exception that tells a user `text`: `Unavailable`, if what was behind it may pass."""
     return (Unavailable if passing(error) else UserError)(text)
+
+
+def place(path: os.PathLike | str) -> tuple[Any, str, str]:
+    """(file system of gcsfs, bucket, name in it) of a path on gs://."""
+    import fsspec
+
+    system, found = fsspec.core.url_to_fs(str(path))
+    bucket, _, name = found.partition('/')
+    return system, bucket, name
+
+
+def upload(system: Any, bucket: str, name: str, data: bytes, **conditions: str) -> dict[str, Any]:
+    """Makes an object of `data` in one request, under `conditions`; returns what is said of it."""
+    return system.call(
+        *('POST', system.base.replace('/storage/v1/', '/upload/storage/v1/') + f'b/{bucket}/o'),
+        data=data,
+        headers={'Content-Type': 'application/octet-stream'},
+        json_out=True,
+        **{'uploadType': 'media', 'name': name, **conditions},
+    )
 
 
 def probe(path: os.PathLike | str, write: bool = True) -> None:

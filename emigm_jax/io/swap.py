@@ -85,7 +85,7 @@ def _locked(folder) -> Iterator[None]:
 
 
 def _read_object(path):
-    system, (bucket, name) = _place(path)
+    system, bucket, name = gcs.place(path)
     try:
         headers, content = system.call('GET', 'b/{}/o/{}', bucket, name, alt='media')
     except FileNotFoundError:
@@ -94,20 +94,13 @@ def _read_object(path):
 
 
 def _replace_object(path, text, seen):
-    system, (bucket, name) = _place(path)
+    system, bucket, name = gcs.place(path)
     condition = {'ifGenerationMatch': seen.version}
     try:
         if not text:
             system.call('DELETE', 'b/{}/o/{}', bucket, name, **condition)
             return Seen('', '0')
-        url = system.base.replace('/storage/v1/', '/upload/storage/v1/') + f'b/{bucket}/o'
-        made = system.call(
-            *('POST', url),
-            data=text.encode(),
-            headers={'Content-Type': 'application/octet-stream'},
-            json_out=True,
-            **{'uploadType': 'media', 'name': name, **condition},
-        )
+        made = gcs.upload(system, bucket, name, text.encode(), **condition)
         return Seen(text, made['generation'])
     except (FileExistsError, FileNotFoundError) as error:
         # So it is, too, if what was done was not answered and done again.
@@ -115,11 +108,3 @@ def _replace_object(path, text, seen):
         if now.text != text:
             raise Changed from error
         return now
-
-
-def _place(path):
-    import fsspec
-
-    system, place = fsspec.core.url_to_fs(str(path))
-    bucket, _, name = place.partition('/')
-    return system, (bucket, name)

@@ -47,9 +47,7 @@ def parse(text: str) -> Records:
 
 def text(workdir: os.PathLike | str) -> str:
     """The file of a workdir, local or gs://; '' if there is none."""
-    file = paths.absolute(workdir) / FILE
-    with files.reported(file):
-        return file.read_bytes().decode('utf-8', 'replace') if file.exists() else ''
+    return (files.content(paths.absolute(workdir) / FILE) or b'').decode('utf-8', 'replace')
 
 
 def read(workdir: os.PathLike | str) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from emigm_jax.config import resuming
 from emigm_jax.config.settings import Config
 from emigm_jax.data.interface import Dataset
 from emigm_jax.errors import Damaged, UserError
-from emigm_jax.io import lease
+from emigm_jax.io import lease, listings
 from emigm_jax.parallel import agreement, processes
 from emigm_jax.training import program, schedules
 from emigm_jax.training.state import State
@@ -51,6 +51,11 @@ def check_workdir(workdir: epath.Path) -> None:
       UserError: it is a checkpoint itself, whose weights would be found in place of the run's, or
         checkpoints lie in it beside each other.
     """
+    with listings.once(workdir):
+        _check_workdir(workdir)
+
+
+def _check_workdir(workdir):
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f'{workdir}: is a file, and --workdir names a folder')
     if store.is_checkpoint(workdir):
@@ -74,15 +79,16 @@ def check_workdir(workdir: epath.Path) -> None:
 
 def as_begun(config: Config, workdir: epath.Path, allowed: Collection[str], say: Say) -> Config:
     """A config with the values that a run keeps from where it began (`resuming.as_begun`)."""
-    for folder in runs.finished(workdir):
-        try:
-            saved = runs.saved(store.checkpoint(folder)).config
-        except UserError:  # said by `resumed`
-            continue
-        kept = resuming.as_begun(saved, config, allowed)
-        for name, (value, _) in resuming.differences(kept, config).items():
-            say(f'{name} stays {value}, as the run began; --allow-changes {name} changes it')
-        return kept
+    with listings.once(workdir):
+        for folder in runs.newest_first(workdir):
+            try:
+                saved = runs.saved(store.checkpoint(folder)).config
+            except UserError:  # said by `resumed`
+                continue
+            kept = resuming.as_begun(saved, config, allowed)
+            for name, (value, _) in resuming.differences(kept, config).items():
+                say(f'{name} stays {value}, as the run began; --allow-changes {name} changes it')
+            return kept
     return config
 
 
@@ -95,29 +101,32 @@ def resumed(
     say: Say,
 ) -> State | None:
     """The state of the newest checkpoint that can be read; None if there is none."""
-    folders = runs.finished(workdir)
-    for number, folder in enumerate(folders):
-        saved = state = damage = None
-        try:
-            stored = store.checkpoint(folder)
-            check_state(stored, workdir)
-            saved = runs.saved(stored)
-            check_resumable(saved, config, data, workdir, allowed)
-            state = saved.restore(built.state)
-        except Damaged as error:
-            damage = error
-        # All processes go on from the same step, or none does.
-        if not _anywhere(damage):
-            assert saved is not None and state is not None
-            if int(state['step']) != saved.step:
-                raise UserError(_stray(folder, f'step {int(state["step"])} of a run', workdir))
-            say(f'resumed from step {saved.step} in {folder}')
-            for line in schedules.compared(saved.config, config, saved.step, data.examples):
-                say(line)
-            return state
-        if number + 1 == len(folders):
-            raise damage or Damaged(f'{folder}: another process cannot read it')
-        say(f'{damage or folder}\ngoing on from the checkpoint before it')
+    with listings.once(workdir):  # nobody else writes checkpoints there
+        folders = runs.newest_first(workdir)
+        folder = next(folders, None)
+        while folder is not None:
+            saved = state = damage = None
+            try:
+                stored = store.checkpoint(folder)
+                check_state(stored, workdir)
+                saved = runs.saved(stored)
+                check_resumable(saved, config, data, workdir, allowed)
+                state = saved.restore(built.state)
+            except Damaged as error:
+                damage = error
+            # All processes go on from the same step, or none does.
+            if not _anywhere(damage):
+                assert saved is not None and state is not None
+                if int(state['step']) != saved.step:
+                    raise UserError(_stray(folder, f'step {int(state["step"])} of a run', workdir))
+                say(f'resumed from step {saved.step} in {folder}')
+                for line in schedules.compared(saved.config, config, saved.step, data.examples):
+                    say(line)
+                return state
+            if (before := next(folders, None)) is None:
+                raise damage or Damaged(f'{folder}: another process cannot read it')
+            say(f'{damage or folder}\ngoing on from the checkpoint before it')
+            folder = before
     return None
 
 

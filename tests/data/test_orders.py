@@ -36,7 +36,9 @@ class Numbered(Dataset):
 def test_each_example_once_an_epoch(order, examples):
     stream = orders.indices(order, examples, 7, np.arange(3 * examples)).reshape(3, examples)
     np.testing.assert_array_equal(np.sort(stream, axis=1), np.tile(np.arange(examples), (3, 1)))
-    if examples > 10:  # another order in each epoch and for each seed, and neighbours part
+    if (
+        examples > 10 and order != orders.BLOCKS
+    ):  # another order in each epoch and for each seed, and neighbours part
         other = orders.indices(order, examples, 8, np.arange(examples))
         assert len({row.tobytes() for row in (*stream, other)}) == 4
         assert abs(np.corrcoef(stream[0], np.arange(examples))[0, 1]) < 0.1

@@ -37,19 +37,21 @@ class Rule:
 
 
 class Faults:
-    """The server's address, its rules, and what they have met: {rule's index: times}."""
+    """The server's address, its rules, what they met ({rule's index: times}), and all requests."""
 
     def __init__(self, upstream):
         self.upstream, self._rules, self._lock = upstream, [], threading.Lock()
-        self.met = collections.Counter()
+        self.met, self.asked = collections.Counter(), []
 
     def use(self, *rules):
         with self._lock:
             self._rules, self.met = [dataclasses.replace(rule) for rule in rules], type(self.met)()
+            self.asked.clear()
 
     def of(self, request):
         """The fault of a request, or ''."""
         with self._lock:
+            self.asked.append(request)
             for number, rule in enumerate(self._rules):
                 if not rule.times or not re.search(rule.what, request):
                     continue
