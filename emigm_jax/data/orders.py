@@ -14,7 +14,7 @@ its blocks.
 How random it is: which blocks are near each other is drawn in each epoch, which rows are in one
 block is not. At any time rows of about LANES * WINDOW / BLOCK blocks are mixed (512; fewer in
 batches of less than `LANES`). A batch of 2,048 takes 8 rows of each lane: of data that lie class by
-class it sees some 510 of 1,000 classes, where a uniform one sees 870; one of 256 as many as that.
+class it sees some 510 of 1,000 classes, where a uniform one sees 880; one of 256 as many as that.
 Beside (seed, epoch, place) it depends on the size of the batch: a run that goes on with another one
 takes some examples of that epoch twice, and others not at all.
 """
