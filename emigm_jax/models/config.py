@@ -83,7 +83,8 @@ class ModelConfig:
     )
     kernels: str = setting(
         'auto',
-        'attention and the blocks of the diffusion head on TPUs: xla compiles their definitions; '
+        'attention, MLPs and the blocks of the diffusion head on TPUs: xla compiles their '
+        'definitions; '
         'pallas takes kernels that write nothing in between to memory (elsewhere they are '
         'interpreted, slowly); auto takes a kernel where it fits a TPU and agrees there with the '
         'definition',
