@@ -166,13 +166,12 @@ class Block(nnx.Module):
     def _attention_weights(self):
         """As the kernel takes them."""
         width, qkv = self.config.width, self.attention.qkv
-        assert qkv.bias is not None
-        kernels = jnp.split(qkv.kernel[...].astype(self.config.dtype), 3, axis=1)
-        biases = jnp.split(qkv.bias[...].reshape(1, 3 * width), 3, axis=1)
-        pairs = (a for pair in zip(kernels, biases, strict=True) for a in pair)
-        return self_attention.Weights(
-            *self._of_norm(self.norm1), *pairs, *self._of_linear(self.attention.out)
-        )
+        parts = [*self._of_norm(self.norm1)]
+        matrix, bias = self._of_linear(qkv)
+        for first in range(0, 3 * width, width):
+            parts += [matrix[:, first : first + width], bias[:, first : first + width]]
+        parts += self._of_linear(self.attention.out)
+        return self_attention.Weights(*parts)
 
     def _mlp_weights(self):
         """As the kernel takes them."""

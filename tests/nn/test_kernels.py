@@ -85,8 +85,13 @@ def test_blocks_of_the_diffusion_head(dtype, remat):
     close(run('pallas'), run('xla'), dtype)
 
 
-@pytest.mark.parametrize('dtype', TOLERANCE)
-@pytest.mark.parametrize('dropout', [False, True])
+slow = lambda *values: pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    ('dtype', 'dropout'),
+    [('float32', True), slow('float32', False), slow('bfloat16', True), slow('bfloat16', False)],
+)
 def test_halves_of_a_block(dtype, dropout):
     """Two layers, some keys hidden, rows of a number that fills no tile."""
     keys = iter(jax.random.split(jax.random.key(0), 60))
@@ -114,6 +119,7 @@ def test_halves_of_a_block(dtype, dropout):
     close(found, wanted, dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('half', [mlp, self_attention])
 def test_cores_share_the_images(half, monkeypatch):
     one = half.error('float32', 16)

@@ -20,7 +20,7 @@ from emigm_jax.nn.dropout import stays
 from emigm_jax.nn.kernels import choice
 from emigm_jax.parallel import sharding, shards
 
-_Weights = TypeVar('_Weights', bound=tuple)
+_Weights = TypeVar('_Weights', bound=tuple[Array, ...])
 
 
 class Plan(NamedTuple):
@@ -119,16 +119,16 @@ def call(
         (1, *w.shape), lambda core, *_: (core, 0, 0), pipeline_mode=pl.Buffered(1)
     )
     like = [jax.ShapeDtypeStruct(given[0].shape, jnp.float32)]
-    summed = weights if backwards else ()
+    summed = [*weights] if backwards else []
     like += [jax.ShapeDtypeStruct((cores, *w.shape), jnp.float32) for w in summed]
     there = [a for a in of_images if a is not None]
 
     def run(*refs):
-        refs = iter(refs)
-        take = lambda count: [next(refs) for _ in range(count)]
+        left = iter(refs)
+        take = lambda count: [next(left) for _ in range(count)]
         rows, held = take(len(given)), type(weights)(*take(len(weights)))
-        more = [None if a is None else next(refs)[0] for a in of_images]
-        out, sums = next(refs), take(len(summed))
+        more = [None if a is None else next(left)[0] for a in of_images]
+        out, sums = next(left), take(len(summed))
         if sums:
 
             @pl.when((pl.program_id(1) == 0) & (pl.program_id(2) == 0))
@@ -136,11 +136,12 @@ def call(
                 for total in sums:
                     total[...] = jnp.zeros_like(total)
 
-        sums = type(weights)(*(total.at[0] for total in sums)) if sums else None
+        sums = type(weights)(*(total.at[0] for total in sums)) if backwards else None
         tile = pl.program_id(2) * plan.rows
         whole_rows = [_within(ref[0], tile, length) for ref in rows]
-        kernel(tile, whole_rows, held, more, out.at[0], sums, list(refs))
+        kernel(tile, whole_rows, held, more, out.at[0], sums, list(left))
 
+    order = 'arbitrary' if backwards else 'parallel'
     out, *sums = pl.pallas_call(
         run,
         like,
@@ -149,8 +150,7 @@ def call(
         out_specs=[rows, *map(of_core, summed)],
         scratch_shapes=scratch,
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=('parallel', *['arbitrary' if backwards else 'parallel'] * 2),
-            vmem_limit_bytes=plan.room,
+            dimension_semantics=('parallel', order, order), vmem_limit_bytes=plan.room
         ),
         cost_estimate=pl.CostEstimate(
             flops=work.flops,
@@ -188,7 +188,7 @@ def add(
     branch: Branch,
     plan: Plan,
     x: Float32[Array, 'B L D'],
-    weights: _Weights,
+    weights: tuple[Array, ...],
     of_images: tuple[Array | None, ...],
 ) -> Float32[Array, 'B L D']:
     """x + branch(norm(x)), whatever mesh is in force; see `Branch`."""

@@ -19,7 +19,7 @@ from emigm_jax.nn.kernels import branches, choice
 from emigm_jax.nn.kernels.branches import Branch, Plan, Work, dropped, normed
 from emigm_jax.nn.kernels.products import product
 from emigm_jax.nn.layers import LAYER_NORM_EPSILON
-from emigm_jax.parallel import sharding
+from emigm_jax.parallel import shards
 
 
 class Weights(NamedTuple):
@@ -51,14 +51,14 @@ def plan(
     kernels: str, x: Float32[Array, 'B L D'], hidden: int, dtype: DTypeLike, epsilon: float
 ) -> Plan | None:
     """How the kernel runs for what is traced now; None: it does not, see `choice.takes`."""
-    if sharding.cuts_layers():
+    if shards.of_layers():
         return None
     room = choice.vmem()
-    tiles = sizes(*x.shape[1:], hidden, dtype, room)
-    fits = tiles is not None
-    if not choice.takes(kernels, 'MLPs', fits, error, dtype, x.shape[-1]):
+    _, length, width = x.shape
+    tiles = sizes(length, width, hidden, dtype, room)
+    if not choice.takes(kernels, 'MLPs', tiles is not None, error, dtype, width):
         return None
-    rows, units = tiles or (x.shape[1], hidden)
+    rows, units = tiles or (length, hidden)
     return _plan(rows, units, epsilon)
 
 
@@ -87,12 +87,11 @@ def add(
     return branches.add(_BRANCH, plan._replace(rate=rate), x, weights, words)
 
 
-def _part(rate, words, row, first, of, normed, expand, bias, contract):
-    """What some of `of` hidden units contribute, those from `first` on, before the last bias."""
-    hidden = product(normed, expand) + bias
-    active = 0.5 * hidden * (1.0 + jax.lax.erf(hidden * np.float32(0.5**0.5)))
-    active = dropped(rate, words, active, row, first, of)
-    return product(active.astype(normed.dtype), contract)
+def _part(drop, y, expand, bias, contract):
+    """What some hidden units contribute, before the last bias."""
+    hidden = product(y, expand) + bias
+    active = drop(0.5 * hidden * (1.0 + jax.lax.erf(hidden * np.float32(0.5**0.5))))
+    return product(active.astype(y.dtype), contract)
 
 
 def _parts(plan, hidden):
@@ -114,7 +113,8 @@ def _forward(
         total = w.contract_bias[...]
         for units in _parts(plan, hidden):
             held = w.expand[:, units], w.expand_bias[:, units], w.contract[units]
-            total = total + _part(plan.rate, inner, row, units.start, hidden, y, *held)
+            drop = lambda a, first=units.start: dropped(plan.rate, inner, a, row, first, hidden)
+            total = total + _part(drop, y, *held)
         out[...] = x + dropped(plan.rate, outer, total, row)
 
     work = Work('mlp', 4 * x.size * hidden, x.size // x.shape[2] * hidden)
@@ -139,9 +139,8 @@ def _backward(
         of.contract_bias[...] += jnp.sum(of_total, axis=0, keepdims=True)
         of_y = jnp.zeros(x.shape, jnp.float32)
         for units in _parts(plan, hidden):
-            part = lambda *args, first=units.start: _part(
-                plan.rate, inner, row, first, hidden, *args
-            )
+            drop = lambda a, first=units.start: dropped(plan.rate, inner, a, row, first, hidden)
+            part = lambda *args, drop=drop: _part(drop, *args)
             held = w.expand[:, units], w.expand_bias[:, units], w.contract[units]
             more, of_expand, of_bias, of_contract = jax.vjp(part, y, *held)[1](of_total)
             of_y += more.astype(jnp.float32)
@@ -179,8 +178,9 @@ def error(dtype: DTypeLike, width: int) -> float:
         normal(1, width),
     )
     dropping = next(keys), next(keys)
-    _, units = sizes(length, width, hidden, dtype, choice.vmem()) or (length, hidden // 2)
-    run = _plan(40, units, LAYER_NORM_EPSILON)  # rows: the last of two tiles is not full
+    # Rows and hidden units in two parts each; the last rows fill none.
+    _, units = sizes(length, width, hidden, dtype, choice.vmem()) or (length, hidden)
+    run = _plan(40, min(units, hidden // 2), LAYER_NORM_EPSILON)
 
     def definition(x, w):
         linear = lambda x, kernel, bias: x.astype(kernel.dtype) @ kernel + bias.astype(kernel.dtype)

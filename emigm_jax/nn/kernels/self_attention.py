@@ -19,7 +19,7 @@ from emigm_jax.nn.kernels.attention import head
 from emigm_jax.nn.kernels.branches import Branch, Plan, Work, dropped, normed
 from emigm_jax.nn.kernels.products import product
 from emigm_jax.nn.layers import LAYER_NORM_EPSILON
-from emigm_jax.parallel import sharding
+from emigm_jax.parallel import shards
 
 
 class Weights(NamedTuple):
@@ -48,7 +48,7 @@ def plan(
     kernels: str, x: Float32[Array, 'B L D'], heads: int, dtype: DTypeLike, epsilon: float
 ) -> Plan | None:
     """How the kernel runs for what is traced now; None: it does not, see `choice.takes`."""
-    if sharding.cuts_layers():
+    if shards.of_layers():
         return None
     _, length, width = x.shape
     # Weights, their gradients' sums and one on its way; some arrays of rows; logits of a head.
@@ -88,10 +88,8 @@ def add(
     of_heads, outer = None, branches.words(keys[1], rates.out, images)
     if keys[0] is not None and rates.weights > 0.0:
         # Each head draws from a key of its own, as in `nn.attention`.
-        of_head = lambda key: branches.words(key, rates.weights, images)
-        of_heads = jnp.stack(
-            [of_head(key) for key in jax.random.split(keys[0], width // plan.part)], 1
-        )
+        draw = lambda key: branches.words(key, rates.weights, images)
+        of_heads = jax.vmap(draw, out_axes=1)(jax.random.split(keys[0], width // plan.part))
     of_images = lengths.astype(jnp.int32)[:, None, None], of_heads, outer
     plan = plan._replace(rate=rates.out, inner_rate=rates.weights)
     return branches.add(_BRANCH, plan, x, weights, of_images)
@@ -99,6 +97,10 @@ def add(
 
 def _projected(x, matrix, bias):
     return (product(x, matrix) + bias).astype(x.dtype)
+
+
+def _read(ref):
+    return None if ref is None else ref[...]
 
 
 def _heads(plan, w):
@@ -118,14 +120,14 @@ def _forward(
 
     def kernel(_, given, w, of_image, out, __, scratch):
         (x,), (mixed,) = given, scratch
-        lengths, of_heads, outer = (None if ref is None else ref[...] for ref in of_image)
+        seen, (of_heads, outer) = of_image[0][...], map(_read, of_image[1:])
         y = normed(plan, x, w.norm_scale[...], w.norm_bias[...]).astype(dtype)
         q = _projected(y, w.query[...], w.query_bias[...])
         k = _projected(y, w.key[...], w.key_bias[...])
         v = _projected(y, w.value[...], w.value_bias[...])
         for h, one in _heads(plan, w):
             words = None if of_heads is None else of_heads[h]
-            mixed[:, one] = head(plan.inner_rate, lengths, words, q[:, one], k[:, one], v[:, one])
+            mixed[:, one] = head(plan.inner_rate, seen, words, q[:, one], k[:, one], v[:, one])
         total = product(mixed[...], w.out[...]) + w.out_bias[...]
         out[...] = x + dropped(plan.rate, outer, total)
 
@@ -147,7 +149,7 @@ def _backward(
 
     def kernel(_, given, w, of_image, out, of, scratch):
         (x, gradient), (mixed, *of_qkv) = given, scratch
-        lengths, of_heads, outer = (None if ref is None else ref[...] for ref in of_image)
+        seen, (of_heads, outer) = of_image[0][...], map(_read, of_image[1:])
         norm = lambda *args: normed(plan, *args).astype(dtype)
         y, of_norm = jax.vjp(norm, x, w.norm_scale[...], w.norm_bias[...])
         of_total = dropped(plan.rate, outer, gradient)
@@ -157,7 +159,7 @@ def _backward(
         q, k, v = (_projected(y, matrix[...], bias[...]) for matrix, bias in held)
         for h, one in _heads(plan, w):
             words = None if of_heads is None else of_heads[h]
-            of_head = lambda *qkv, words=words: head(plan.inner_rate, lengths, words, *qkv)
+            of_head = lambda *qkv, words=words: head(plan.inner_rate, seen, words, *qkv)
             mixed[:, one], back = jax.vjp(of_head, q[:, one], k[:, one], v[:, one])
             for ref, found in zip(of_qkv, back(of_mixed[:, one]), strict=True):
                 ref[:, one] = found
