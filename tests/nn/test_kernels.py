@@ -120,6 +120,31 @@ def test_halves_of_a_block(dtype, dropout):
 
 
 @pytest.mark.slow
+def test_halves_of_a_block_on_a_mesh():
+    """Each device takes its images, and gradients of gathered weights are summed over all."""
+
+    def stack(kernels):
+        config = transformer.BlockConfig(32, 2, 4.0, 0.3, 0.2, jnp.float32, kernels=kernels)
+        build = lambda rngs: transformer.Stack(2, config, loops.PLAIN, rngs)
+        return functional.functional(build)
+
+    params = stack('xla').init(jax.random.key(1))
+    params['blocks']['attention']['qkv']['bias'] += 0.1
+    x, lengths = jax.random.normal(jax.random.key(2), (8, 16, 32)), jnp.arange(8) + 1
+    run = lambda kernels, params, x: stack(kernels).bind(params)([x], [lengths], jax.random.key(3))[
+        0
+    ]
+    with jax.set_mesh(sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=4))):
+        found, gradients = with_gradients(functools.partial(run, 'pallas'), params, x)
+    wanted, expected = with_gradients(functools.partial(run, 'xla'), params, x)
+    close(found, wanted, 'float32')
+    for of in (gradients[0], expected[0]):
+        bias = of['blocks']['attention']['qkv'].pop('bias')
+        assert jnp.abs(bias[:, 32:64]).max() < 1e-4  # a bias of keys changes nothing
+    close(gradients, expected, 'float32')
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('half', [mlp, self_attention])
 def test_cores_share_the_images(half, monkeypatch):
     one = half.error('float32', 16)

@@ -128,15 +128,15 @@ def call(
         take = lambda count: [next(left) for _ in range(count)]
         rows, held = take(len(given)), type(weights)(*take(len(weights)))
         more = [None if a is None else next(left)[0] for a in of_images]
-        out, sums = next(left), take(len(summed))
-        if sums:
+        out, totals, sums = next(left), take(len(summed)), None
+        if backwards:
+            sums = type(weights)(*(total.at[0] for total in totals))
 
             @pl.when((pl.program_id(1) == 0) & (pl.program_id(2) == 0))
             def _():
-                for total in sums:
+                for total in totals:
                     total[...] = jnp.zeros_like(total)
 
-        sums = type(weights)(*(total.at[0] for total in sums)) if backwards else None
         tile = pl.program_id(2) * plan.rows
         whole_rows = [_within(ref[0], tile, length) for ref in rows]
         kernel(tile, whole_rows, held, more, out.at[0], sums, list(left))
