@@ -83,10 +83,10 @@ class ModelConfig:
     )
     kernels: str = setting(
         'auto',
-        'attention, and the blocks of the diffusion head on TPUs: xla compiles their definitions; '
-        'pallas takes kernels that write nothing in between to memory (where there are none they '
-        'are interpreted, slowly); auto takes a kernel where it fits the device and agrees there '
-        'with the definition',
+        'attention, and on TPUs MLPs and the blocks of the diffusion head: xla compiles their '
+        'definitions; pallas takes kernels that write nothing in between to memory (where there '
+        'are none they are interpreted, slowly); auto takes a kernel where it fits the device and '
+        'agrees there with the definition',
         choices=('auto', 'xla', 'pallas'),
     )
     dtype: str = setting(

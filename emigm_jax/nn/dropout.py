@@ -38,27 +38,26 @@ def dropout(
 
 
 def kept(rate: float, words: UInt32[Array, '2 B'], shape: tuple[int, ...]) -> Bool[Array, '*B D']:
-    """Which entries of a (B, ...) array stay, given two random words for each of its B rows.
-
-    A word moves the positions within a row, a finaliser of MurmurHash3 (32 bits) spreads them,
-    the other word enters between its two multiplications, so that two rows drop alike only if they
-    share both.
-    """
+    """Which entries of a (B, ...) array stay, given two random words for each of its B rows."""
     first, second = (word.reshape(-1, *(1,) * (len(shape) - 1)) for word in words)
     stride, position = 1, jnp.zeros(shape, jnp.uint32)
     for axis in range(len(shape) - 1, 0, -1):
         along = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
         position, stride = position + along * np.uint32(stride), stride * shape[axis]
-    return stays(rate, position, first, second)
+    return stays(rate, first, second, position)
 
 
 def stays(
     rate: float,
-    position: UInt32[Array, '*S'],
-    first: UInt32[Array, '...'],
-    second: UInt32[Array, '...'],
-) -> Bool[Array, '*S']:
-    """Which entries stay, by their position in a row and its two words; see `kept`."""
+    first: UInt32[Array, '*#B'],
+    second: UInt32[Array, '*#B'],
+    position: UInt32[Array, '*B'],
+) -> Bool[Array, '*B']:
+    """Which entries stay, given the two words of their rows and their positions within a row.
+
+    A word moves the positions, a finaliser of MurmurHash3 (32 bits) spreads them, the other word
+    enters between its two multiplications, so that two rows drop alike only if they share both.
+    """
     bits = position + first
     bits = (bits ^ (bits >> 16)) * np.uint32(0x85EBCA6B)
     bits = (bits ^ (bits >> 13) ^ second) * np.uint32(0xC2B2AE35)

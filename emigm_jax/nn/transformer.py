@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Float32, Int, PRNGKeyArray
 
 from emigm_jax.nn import attention, functional, loops
 from emigm_jax.nn.dropout import dropout
+from emigm_jax.nn.kernels import mlp, self_attention
 from emigm_jax.nn.layers import LAYER_NORM_EPSILON, layer_norm, linear, xavier_uniform
 from emigm_jax.parallel import sharding
 
@@ -118,6 +119,7 @@ class Block(nnx.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(self, config: BlockConfig, rngs: nnx.Rngs):
+        self.config = config
         self.norm1 = layer_norm(config.width, rngs, epsilon=config.epsilon)
         self.attention = Attention(config, rngs)
         self.norm2 = layer_norm(config.width, rngs, epsilon=config.epsilon)
@@ -131,12 +133,57 @@ class Block(nnx.Module):
         key: PRNGKeyArray | None = None,
     ) -> Float32[Array, 'B Q D']:
         """Transforms x, or only its rows `read`; see `Attention`."""
-        normed = self.norm1(x)
-        queries = None if read is None else self.norm1(read)
-        x = x if read is None else read
-        attended = self.attention(normed, queries, lengths, _fold(key, 0))
-        x = _residual(x, attended)
+        config = self.config
+        plan = None
+        if read is None:
+            plan = self_attention.plan(
+                config.kernels, x, config.heads, config.dtype, config.epsilon
+            )
+        if plan is not None:
+            rates = self_attention.Rates(config.attention_dropout, config.projection_dropout)
+            weights = self._attention_weights()
+            keys = _folds(_fold(key, 0))
+            x = self_attention.add(plan, x, weights, rates, lengths, keys)
+            x = checkpoint_name(x, loops.COSTLY)
+        else:
+            normed = self.norm1(x)
+            queries = None if read is None else self.norm1(read)
+            attended = self.attention(normed, queries, lengths, _fold(key, 0))
+            x = _residual(x if read is None else read, attended)
+        plan = self._mlp_plan(x)
+        if plan is not None:
+            rate, keys = config.projection_dropout, _folds(_fold(key, 1))
+            return mlp.add(plan, x, self._mlp_weights(), rate, keys)
         return _residual(x, self.mlp(self.norm2(x), _fold(key, 1)))
+
+    def _mlp_plan(self, x):
+        """How the kernel of the MLP runs, if it does; its GELU is exact."""
+        config, hidden = self.config, self.mlp.expand.out_features
+        if config.tanh_gelu or not config.hidden_dropout:
+            return None
+        return mlp.plan(config.kernels, x, hidden, config.dtype, config.epsilon)
+
+    def _attention_weights(self):
+        """As the kernel takes them."""
+        width, qkv = self.config.width, self.attention.qkv
+        parts = [*self._of_norm(self.norm1)]
+        matrix, bias = self._of_linear(qkv)
+        for first in range(0, 3 * width, width):
+            parts += [matrix[:, first : first + width], bias[:, first : first + width]]
+        parts += self._of_linear(self.attention.out)
+        return self_attention.Weights(*parts)
+
+    def _mlp_weights(self):
+        """As the kernel takes them."""
+        expand, contract = self._of_linear(self.mlp.expand), self._of_linear(self.mlp.contract)
+        return mlp.Weights(*self._of_norm(self.norm2), *expand, *contract)
+
+    def _of_linear(self, layer):
+        return layer.kernel[...].astype(self.config.dtype), layer.bias[...][None]
+
+    @staticmethod
+    def _of_norm(norm):
+        return norm.scale[...][None], norm.bias[...][None]
 
 
 class PostNormBlock(nnx.Module):
@@ -211,3 +258,7 @@ def _residual(x, more):
 
 def _fold(key, i):
     return None if key is None else jax.random.fold_in(key, i)
+
+
+def _folds(key):
+    return _fold(key, 0), _fold(key, 1)

@@ -38,6 +38,12 @@ def of_batches_alone() -> bool:
     return mesh is not None and mesh.size > 1 and not sharding.is_sharded()
 
 
+def of_layers() -> bool:
+    """Whether a mesh is in force that cuts heads and hidden units."""
+    mesh = sharding.mesh_in_force()
+    return mesh is not None and mesh.shape['tensor'] > 1
+
+
 def summed(tree: _T, spec: P) -> _T:
     """In a `mapped` function: sums over all shards of what is sharded like `spec`."""
     axes = (axis if isinstance(axis, tuple) else (axis,) for axis in spec)

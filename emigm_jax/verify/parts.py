@@ -53,6 +53,8 @@ PARTS = (
         'attention drops other weights: report it with this table',
     ),
     Part('kernel: attention', kernels.attention, _usual(1e-5, 0.03), _KERNEL),
+    Part('kernel: self-attention', kernels.half_attention, _usual(1e-5, 0.03), _KERNEL),
+    Part('kernel: MLP', kernels.half_mlp, _usual(1e-5, 0.03), _KERNEL),
     Part("kernel: the head's block", kernels.residual, _usual(1e-5, 0.03), _KERNEL),
     Part('images: one device, all', meshes.images, _usual(1e-4, 0.05), _SHARES),
 )

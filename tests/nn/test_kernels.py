@@ -10,8 +10,16 @@ import pytest
 
 from emigm_jax.models import diffusion_head
 from emigm_jax.models.config import ModelConfig
-from emigm_jax.nn import attention, functional
-from emigm_jax.nn.kernels import choice, residual, residual_block, whole_rows
+from emigm_jax.nn import attention, functional, loops, transformer
+from emigm_jax.nn.kernels import (
+    branches,
+    choice,
+    mlp,
+    residual,
+    residual_block,
+    self_attention,
+    whole_rows,
+)
 from emigm_jax.parallel import sharding
 
 TOLERANCE = {'float32': 1e-5, 'bfloat16': 0.04}
@@ -75,6 +83,73 @@ def test_blocks_of_the_diffusion_head(dtype, remat):
         lambda params, *args: of(kernels).bind(params)(*args), params, x, time, condition
     )
     close(run('pallas'), run('xla'), dtype)
+
+
+slow = lambda *values: pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    ('dtype', 'dropout'),
+    [('float32', True), slow('float32', False), slow('bfloat16', True), slow('bfloat16', False)],
+)
+def test_halves_of_a_block(dtype, dropout):
+    """Two layers, some keys hidden, rows of a number that fills no tile."""
+    keys = iter(jax.random.split(jax.random.key(0), 60))
+
+    def stack(kernels):
+        config = transformer.BlockConfig(32, 2, 4.0, 0.3, 0.2, jnp.dtype(dtype), kernels=kernels)
+        build = lambda rngs: transformer.Stack(2, config, loops.PLAIN, rngs)
+        return functional.functional(build)
+
+    noisy = lambda a: a + 0.1 * jax.random.normal(next(keys), a.shape)
+    params = jax.tree.map(noisy, stack('xla').init(jax.random.key(1)))
+    # A bias of keys changes nothing, so that its gradient is rounding alone.
+    fixed = params['blocks']['attention']['qkv'].pop('bias')
+    x, lengths = jax.random.normal(next(keys), (2, 27, 32)), jnp.array([27, 9])
+
+    def run(kernels, params, x):
+        qkv = {**params['blocks']['attention']['qkv'], 'bias': fixed}
+        blocks = {**params['blocks'], 'attention': {**params['blocks']['attention'], 'qkv': qkv}}
+        key = jax.random.key(3) if dropout else None
+        return stack(kernels).bind({'blocks': blocks})([x], [lengths], key)[0]
+
+    found, wanted = (
+        with_gradients(functools.partial(run, kernels), params, x) for kernels in ('pallas', 'xla')
+    )
+    close(found, wanted, dtype)
+
+
+@pytest.mark.slow
+def test_halves_of_a_block_on_a_mesh():
+    """Each device takes its images, and gradients of gathered weights are summed over all."""
+
+    def stack(kernels):
+        config = transformer.BlockConfig(32, 2, 4.0, 0.3, 0.2, jnp.float32, kernels=kernels)
+        build = lambda rngs: transformer.Stack(2, config, loops.PLAIN, rngs)
+        return functional.functional(build)
+
+    params = stack('xla').init(jax.random.key(1))
+    params['blocks']['attention']['qkv']['bias'] += 0.1
+    x, lengths = jax.random.normal(jax.random.key(2), (8, 16, 32)), jnp.arange(8) + 1
+    run = lambda kernels, params, x: stack(kernels).bind(params)([x], [lengths], jax.random.key(3))[
+        0
+    ]
+    with jax.set_mesh(sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=4))):
+        found, gradients = with_gradients(functools.partial(run, 'pallas'), params, x)
+    wanted, expected = with_gradients(functools.partial(run, 'xla'), params, x)
+    close(found, wanted, 'float32')
+    for of in (gradients[0], expected[0]):
+        bias = of['blocks']['attention']['qkv'].pop('bias')
+        assert jnp.abs(bias[:, 32:64]).max() < 1e-4  # a bias of keys changes nothing
+    close(gradients, expected, 'float32')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('half', [mlp, self_attention])
+def test_cores_share_the_images(half, monkeypatch):
+    one = half.error('float32', 16)
+    monkeypatch.setattr(choice, 'cores', lambda: 2)
+    assert max(one, half.error('float32', 16)) < TOLERANCE['float32']
 
 
 @pytest.mark.parametrize('cores', [1, 2])
@@ -148,7 +223,7 @@ def test_a_kernel_is_taken_that_agrees(off, fits, taken, says, monkeypatch, capl
     assert len(caplog.records) == bool(says)  # it is said once
 
 
-@pytest.mark.parametrize('kernel', [whole_rows, residual_block])
+@pytest.mark.parametrize('kernel', [whole_rows, residual_block, mlp, self_attention])
 @pytest.mark.parametrize('dtype', TOLERANCE)
 def test_the_check_at_the_start(kernel, dtype):
     """What it finds is small; and with the kernel broken it is not."""
@@ -165,6 +240,11 @@ def test_the_check_sees_a_broken_kernel(monkeypatch):
         whole_rows, 'backward', lambda *args: tuple(1.1 * a for a in backward(*args))
     )
     assert whole_rows.error('float32', 64) > 0.02
+    for half in (mlp, self_attention):
+        forward, back = half._BRANCH
+        wrong = lambda *args, back=back: jax.tree.map(lambda a: 1.1 * a, back(*args))
+        monkeypatch.setattr(half, '_BRANCH', branches.Branch(forward, wrong))
+        assert half.error('float32', 64) > 0.02
 
 
 def test_what_fits():
@@ -178,3 +258,10 @@ def test_what_fits():
     ]
     assert [rows(width, room=int(0.92 * 64 * mib)) for width in (1024, 1280)] == [128, 0]
     assert np.array_equal([rows(1024, room=16 * mib)], [0])
+
+
+def test_which_halves_of_a_block_fit():
+    """H's MLP fits v6e's VMEM by half an image at a time, and v5p's not at all."""
+    of = lambda width, mib: mlp.sizes(320, width, 4 * width, jnp.bfloat16, int(0.92 * mib * 2**20))
+    assert of(448, 64) == (320, 896) and of(1024, 128) == (320, 1024)
+    assert of(1280, 128) == (160, 1024) and of(1280, 64) is None and of(448, 16) is None

@@ -227,7 +227,7 @@ class _Work(NamedTuple):
         if rate == 0.0:
             return weights
         position = (rows * self.keys + columns).astype(jnp.uint32)
-        keep = stays(rate, position, words[0], words[1])
+        keep = stays(rate, words[0], words[1], position)
         return jnp.where(keep, weights * (1.0 / (1.0 - rate)), 0.0)
 
     def run(
