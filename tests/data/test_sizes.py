@@ -111,7 +111,7 @@ def test_what_a_run_saves_has_all_sizes(run, capsys):
 
 
 def test_a_run_goes_on_whether_sizes_are_set_or_left_out(run, capsys):
-    settings = {'training.total': '4 steps', 'model.grid': 2, 'model.classes': 10}
+    settings = {'model.grid': 2, 'model.classes': 10}
     em.train('digits:smoke', run, **{**TINY, **settings})
     assert 'resumed from step 3' in capsys.readouterr().out
 

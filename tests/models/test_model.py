@@ -50,20 +50,25 @@ def test_decay_mask_of_xs():
 def params():
     params = jax.jit(emigm.network(TINY).init)(jax.random.key(0))
     # Zero-initialised layers would hide mistakes.
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    noisy = [p + 0.1 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(tree, noisy)
+    rng = np.random.default_rng(1)
+    return jax.tree.map(lambda p: p + 0.1 * rng.standard_normal(p.shape, np.float32), params)
 
 
 def conditions(config, params, tokens, visible, prefix, key=None, read=None):
     """z of the positions that are read (all), in generation order (the identity)."""
+    slots = read.index if isinstance(read, Slots) else None
+    count = read.size if isinstance(read, Suffix) else config.tokens
+    return _conditions(config, prefix, count, params, tokens, visible, key, slots)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _conditions(config, prefix, count, params, tokens, visible, key, slots):
     trunk = emigm.network(config).bind(params).trunk
     batch = tokens.shape[0]
     order = jnp.tile(jnp.arange(config.tokens), (batch, 1))
     condition = trunk.condition(jnp.zeros(batch, jnp.int32))
     visible = jnp.full(batch, visible, jnp.int32)
-    read = read or Suffix(config.tokens)
+    read = Suffix(count) if slots is None else Slots(slots)
     (z,) = trunk([Group(tokens, trunk.positions(order), condition, visible, prefix, read)], key)
     return z
 

@@ -1,5 +1,7 @@
 """The published tokenizers with few and narrow layers: they compile in seconds."""
 
+import functools
+
 import jax
 
 from emigm_jax.tokenizers import dc_ae, kl_vae, vqgan
@@ -23,4 +25,9 @@ SMALL = {
 
 def small(name, batch=16):
     tokenizer = Learned(name, SMALL[name])
-    return Codec(tokenizer, jax.jit(tokenizer.network.init)(jax.random.key(0)), batch)
+    return Codec(tokenizer, _params(tokenizer), batch)
+
+
+@functools.cache
+def _params(tokenizer):
+    return jax.jit(tokenizer.network.init)(jax.random.key(0))

@@ -34,8 +34,8 @@ DRAWS = 4000
 @pytest.fixture(scope='module')
 def params():
     params = jax.jit(emigm.network(TOY).init)(jax.random.key(0))
-    wave = lambda p: p + 0.3 * jnp.cos(1.7 * jnp.arange(p.size, dtype=jnp.float32)).reshape(p.shape)
-    return jax.tree.map(wave, params)
+    wave = lambda p: p + 0.3 * np.cos(1.7 * np.arange(p.size, dtype=p.dtype)).reshape(p.shape)
+    return jax.tree.map(wave, jax.device_get(params))
 
 
 @pytest.fixture(scope='module')
