@@ -139,8 +139,8 @@ def test_evaluate(run, tmp_path, capsys):
 )
 def test_benchmark(what, config, tmp_path):
     file = tmp_path / 'figures.json'
-    flags = ['--batch-size', '16', '--repeats', '1', '--config.sampling.reveal.steps=2']
-    flags += ['--json', str(file)]
+    few = ['--config.sampling.reveal.steps=1', '--config.sampling.solver.steps=2']
+    flags = ['--batch-size', '16', '--repeats', '1', '--json', str(file), *few]
     assert main.main(['benchmark', what, config, *flags]) == 0
     (row,) = json.loads(file.read_text())['rows']
     assert row['batch_size'] == 16 and 'model.width' in row['settings']

@@ -16,7 +16,6 @@ from emigm_jax.tokenizers.codec import Codec
 from emigm_jax.tokenizers.learned import Learned
 from support import golden
 
-
 FEW = '--config.sampling.reveal.steps=2'
 
 

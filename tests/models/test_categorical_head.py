@@ -53,7 +53,7 @@ def trained():
     """A model of two pictures, one per class; (config, params, losses on the way)."""
     config = Config(
         model=MODEL,
-        loss=dataclasses.replace(LOSS, label_smoothing=0.0),
+        loss=dataclasses.replace(LOSS, masking=MaskingConfig(groups=1), label_smoothing=0.0),
         optimizer=OptimizerConfig(base_learning_rate=0.1, ema_decays=(0.5,)),
     )
     training = dataclasses.replace(config.training, batch_size=BATCH)
@@ -74,7 +74,7 @@ def test_pictures_are_learned_by_class(trained):
     assert abs(losses[0] - np.log(5)) < 0.3
     assert losses[-1] < 0.4 * losses[0]  # images without their class keep the rest
     for order in ('random', 'confidence'):
-        reveal = RevealConfig(steps=3, order=order, guidance=1.0)
+        reveal = RevealConfig(steps=2, order=order, guidance=1.0)
         settings = SamplingConfig(reveal=reveal, codes=CodesConfig(temperature=0.0))
         drawn = Sampler(MODEL, settings)(params, [0, 1, 0, 1], range(4))
         np.testing.assert_array_equal(drawn, pictures[[0, 1, 0, 1]])

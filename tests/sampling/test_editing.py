@@ -3,8 +3,6 @@
 import dataclasses
 import functools
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -22,6 +20,7 @@ from emigm_jax.tokenizers.codec import Codec
 from emigm_jax.tokenizers.pixel_codes import PixelCodes
 from emigm_jax.tokenizers.pixels import Pixels
 from support.small_tokenizers import small
+from support.weights import drawn
 
 SIZES = dict(
     grid=4,
@@ -64,9 +63,7 @@ def generator(method, codec=None):
     model, reveal, solver = METHODS[method]
     if codec and not codec.spec.codes:
         model = dataclasses.replace(model, channels=codec.spec.channels)
-    params = jax.jit(emigm.network(model).init)(jax.random.key(0))
-    wave = lambda p: p + 0.05 * np.cos(np.arange(p.size, dtype=p.dtype)).reshape(p.shape)
-    params = jax.tree.map(lambda p: jnp.asarray(wave(p)), jax.device_get(params))
+    params = drawn(emigm.network(model))
     codec = codec or Codec(PixelCodes(8, 2, 1, 2) if model.codes else Pixels(8, 2, 1))
     return Generator(
         params, sampler(model, SamplingConfig(reveal=reveal, solver=solver)), codec, ROWS, 'params'

@@ -14,6 +14,7 @@ from emigm_jax.core.reveal import RevealConfig, plan
 from emigm_jax.core.solvers import SolverConfig
 from emigm_jax.models import emigm
 from emigm_jax.sampling.sampler import Sampler, sampler
+from support.weights import drawn
 
 MODEL = emigm.ModelConfig(
     grid=4,
@@ -35,9 +36,7 @@ COUNTS = ['shared', pytest.param('per_image', marks=pytest.mark.slow)]
 
 @pytest.fixture(scope='module')
 def params():
-    params = jax.jit(emigm.network(MODEL).init)(jax.random.key(0))
-    wave = lambda p: p + 0.05 * np.cos(np.arange(p.size, dtype=p.dtype)).reshape(p.shape)
-    return jax.tree.map(wave, jax.device_get(params))
+    return drawn(emigm.network(MODEL))
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from emigm_jax.errors import UserError
 from emigm_jax.models import emigm
 from emigm_jax.models.interface import Group, Suffix
 from emigm_jax.training import likelihood
+from support.weights import drawn
 
 TOY = emigm.ModelConfig(
     grid=2,
@@ -33,9 +34,7 @@ DRAWS = 4000
 
 @pytest.fixture(scope='module')
 def params():
-    params = jax.jit(emigm.network(TOY).init)(jax.random.key(0))
-    wave = lambda p: p + 0.3 * np.cos(1.7 * np.arange(p.size, dtype=p.dtype)).reshape(p.shape)
-    return jax.tree.map(wave, jax.device_get(params))
+    return drawn(emigm.network(TOY))
 
 
 @pytest.fixture(scope='module')
