@@ -134,7 +134,7 @@ def test_two_processes(folder, kl16, tmp_path):
 
 @pytest.mark.slow
 def test_five_kills(folder, kl16, tmp_path):
-    """kill -9 at five random moments of the command, each before its end; the bytes are the same."""
+    """kill -9 at random moments of the command, each before its end; the bytes are the same."""
     flags = (*ALL_FLAGS, '--shard-rows', '2', '--folder', folder.path, '--tokenizer', kl16)
     whole, killed = tmp_path / 'whole', tmp_path / 'killed'
     assert started(whole, *flags).wait() == 0

@@ -14,7 +14,7 @@ from emigm_jax.models import emigm
 from emigm_jax.models.interface import Group, Slots, Suffix
 from emigm_jax.nn import attention, functional
 from emigm_jax.training import state
-from support.weights import drawn
+from support.weights import random_weights
 
 TINY = emigm.ModelConfig(
     grid=4,
@@ -49,7 +49,7 @@ def test_decay_mask_of_xs():
 
 @pytest.fixture(scope='module')
 def params():
-    return drawn(emigm.network(TINY))
+    return random_weights(emigm.network(TINY))
 
 
 def conditions(config, params, tokens, visible, prefix, key=None, read=None):
@@ -75,7 +75,7 @@ def _conditions(config, prefix, count, params, tokens, visible, key, slots):
 @pytest.mark.parametrize('shared_null', [True, False])
 def test_masked_tokens_are_not_seen(mae, shared_null):
     config = dataclasses.replace(TINY, mae=mae, shared_null=shared_null)
-    params = drawn(emigm.network(config))
+    params = random_weights(emigm.network(config))
     tokens = jax.random.normal(jax.random.key(2), (2, 16, 3))
     other = tokens.at[:, 6:].add(5.0)
     z = conditions(config, params, tokens, 6, 16)

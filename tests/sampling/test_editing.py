@@ -20,7 +20,7 @@ from emigm_jax.tokenizers.codec import Codec
 from emigm_jax.tokenizers.pixel_codes import PixelCodes
 from emigm_jax.tokenizers.pixels import Pixels
 from support.small_tokenizers import small
-from support.weights import drawn
+from support.weights import random_weights
 
 SIZES = dict(
     grid=4,
@@ -63,7 +63,7 @@ def generator(method, codec=None):
     model, reveal, solver = METHODS[method]
     if codec and not codec.spec.codes:
         model = dataclasses.replace(model, channels=codec.spec.channels)
-    params = drawn(emigm.network(model))
+    params = random_weights(emigm.network(model))
     codec = codec or Codec(PixelCodes(8, 2, 1, 2) if model.codes else Pixels(8, 2, 1))
     return Generator(
         params, sampler(model, SamplingConfig(reveal=reveal, solver=solver)), codec, ROWS, 'params'

@@ -17,7 +17,7 @@ from emigm_jax.errors import UserError
 from emigm_jax.models import emigm
 from emigm_jax.sampling import generator
 from emigm_jax.sampling.sampler import Sampler
-from support.weights import drawn
+from support.weights import random_weights
 
 SIZES = dict(
     grid=4, classes=5, width=16, heads=2, encoder_depth=1, decoder_depth=2, buffer=2, unroll=True
@@ -35,7 +35,7 @@ LABELS, SEEDS = np.arange(16) % 5, np.arange(16)
 
 def weights(model, seed=0):
     """Random ones, of which none is zero, so that all of them matter."""
-    return drawn(emigm.network(model), seed)
+    return random_weights(emigm.network(model), seed)
 
 
 def of_no_class(params):

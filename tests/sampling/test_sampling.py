@@ -14,7 +14,7 @@ from emigm_jax.core.reveal import RevealConfig, plan
 from emigm_jax.core.solvers import SolverConfig
 from emigm_jax.models import emigm
 from emigm_jax.sampling.sampler import Sampler, sampler
-from support.weights import drawn
+from support.weights import random_weights
 
 MODEL = emigm.ModelConfig(
     grid=4,
@@ -36,7 +36,7 @@ COUNTS = ['shared', pytest.param('per_image', marks=pytest.mark.slow)]
 
 @pytest.fixture(scope='module')
 def params():
-    return drawn(emigm.network(MODEL))
+    return random_weights(emigm.network(MODEL))
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import functools
 from emigm_jax.tokenizers import dc_ae, kl_vae, vqgan
 from emigm_jax.tokenizers.codec import Codec
 from emigm_jax.tokenizers.learned import Learned
-from support.weights import drawn
+from support.weights import random_weights
 
 SMALL = {
     'kl16': kl_vae.KLVAEConfig(
@@ -29,4 +29,4 @@ def small(name, batch=16):
 
 @functools.cache
 def _params(tokenizer):
-    return drawn(tokenizer.network)
+    return random_weights(tokenizer.network)

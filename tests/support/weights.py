@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def drawn(network, seed=0):
+def random_weights(network, seed=0):
     """As wide as initial ones, but none of them is zero, which would hide mistakes."""
     rng = np.random.default_rng(seed)
 

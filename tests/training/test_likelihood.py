@@ -15,7 +15,7 @@ from emigm_jax.errors import UserError
 from emigm_jax.models import emigm
 from emigm_jax.models.interface import Group, Suffix
 from emigm_jax.training import likelihood
-from support.weights import drawn
+from support.weights import random_weights
 
 TOY = emigm.ModelConfig(
     grid=2,
@@ -34,7 +34,7 @@ DRAWS = 4000
 
 @pytest.fixture(scope='module')
 def params():
-    return drawn(emigm.network(TOY))
+    return random_weights(emigm.network(TOY))
 
 
 @pytest.fixture(scope='module')
