@@ -26,7 +26,7 @@ MODELS = {
     'diffusion': emigm.ModelConfig(**SIZES, channels=3, head_width=16, head_depth=1),
     'categorical': emigm.ModelConfig(**SIZES, head='categorical', codes=7),
 }
-REVEAL = RevealConfig(steps=2, guidance=4.0, guidance_from=0.2, guidance_to=0.8)
+REVEAL = RevealConfig(steps=2, guidance=1.7, guidance_from=0.2, guidance_to=0.8)
 CONFIG = SamplingConfig(
     reveal=REVEAL, solver=SolverConfig(steps=3), codes=CodesConfig(temperature=0.8)
 )
