@@ -38,7 +38,6 @@ LEARNS = (
     '--config.training.total=1500 steps',
     '--config.training.warmup=150 steps',
     '--config.training.sample_every=0 steps',
-    '--config.model.unroll=False',  # compiles sooner
 )
 
 
