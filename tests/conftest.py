@@ -15,16 +15,22 @@ QUICK_COMPILATION = (
     '--xla_backend_optimization_level=0',
     '--xla_llvm_disable_expensive_passes=true',
 )
-# Of jax 0.10 alone: a flag that is unknown ends the process. Half of the compiler's time is here.
-OLD_EMITTERS = '--xla_cpu_use_fusion_emitters=false'
+# Of jax 0.10 alone: a flag that is unknown ends the process. Half of the compiler's time is in the
+# first, a tenth in the second.
+OLD_COMPILATION = (
+    '--xla_cpu_use_fusion_emitters=false',
+    '--xla_cpu_parallel_codegen_split_count=1',
+)
 
 
 # Files that take the longest are begun first, so that no worker waits for another at the end.
 LONGEST = (
-    *('test_distributed', 'test_sharding', 'test_training', 'test_fine_tuning', 'test_cli'),
-    *('test_api', 'test_data_end_to_end', 'test_three_commands', 'test_gcs_end_to_end'),
-    *('test_learned', 'test_model', 'test_golden_emigm', 'test_sampling', 'test_sizes'),
-    *('test_liftings', 'test_tokenizers', 'test_evaluate', 'test_files_that_attack'),
+    *('test_distributed', 'test_sharding', 'test_bits', 'test_verify', 'test_evaluate'),
+    *('test_fine_tuning', 'test_codes', 'test_data_end_to_end', 'test_api', 'test_cli'),
+    *('test_training', 'test_kernels', 'test_gcs_end_to_end', 'test_accumulation', 'test_tune'),
+    *('test_start', 'test_golden_emigm', 'test_tokenizers', 'test_answers', 'test_learned'),
+    *('test_editing', 'test_sampling', 'test_model', 'test_categorical_head', 'test_notebooks'),
+    *('test_three_commands', 'test_faults_end_to_end', 'test_checkpoint_command'),
 )
 MOST_WORKERS = 4  # each may take 5 GB
 
@@ -43,7 +49,7 @@ def pytest_configure(config):
         return  # the environment is that of the process that started this one
     quick = list(QUICK_COMPILATION) if config.option.markexpr != 'full' else []
     if quick and metadata.version('jaxlib').startswith('0.10.'):
-        quick.append(OLD_EMITTERS)
+        quick += OLD_COMPILATION
     # Many tests compile the same programs: one cache for all, commands that tests start included.
     # It lives as long as the run, or as what began several and said where it is.
     cache = os.environ.get('JAX_COMPILATION_CACHE_DIR')

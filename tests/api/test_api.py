@@ -24,7 +24,7 @@ SMOKE = f'{ROOT}/configs/digits.py:smoke'
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp('api') / 'runs/digits'
-    em.train(SMOKE, workdir, **{'training.total': '6 steps'})
+    em.train(SMOKE, workdir, **{'training.total': '6 steps', 'sampling.reveal.steps': 2})
     return workdir
 
 

@@ -27,10 +27,19 @@ ROOT = pathlib.Path(__file__).parents[2]
 SMOKE = f'--config={ROOT}/configs/digits.py:smoke'
 
 
+# A rate that stays gives the program that other tests have compiled, and two steps half as much.
+RUN = (
+    'train',
+    SMOKE,
+    '--config.optimizer.lr_schedule=constant',
+    '--config.sampling.reveal.steps=2',
+)
+
+
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp('run')
-    assert main.main(['train', SMOKE, '--workdir', str(workdir)]) == 0
+    assert main.main([*RUN, '--workdir', str(workdir)]) == 0
     return workdir
 
 
@@ -67,7 +76,7 @@ def test_sample(run, tmp_path, capsys):
     height, width = pixels(out / 'grid.png').shape
     assert height == 2 * 66 + 2
     assert width > 4 * 66 + 2  # a column of titles, then the images
-    assert 'NFE 6' in capsys.readouterr().out
+    assert 'NFE 3' in capsys.readouterr().out
 
 
 def test_what_is_given_twice_is_drawn_once(run, tmp_path):
@@ -130,7 +139,8 @@ def test_evaluate(run, tmp_path, capsys):
 )
 def test_benchmark(what, config, tmp_path):
     file = tmp_path / 'figures.json'
-    flags = ['--batch-size', '16', '--repeats', '1', '--json', str(file)]
+    few = ['--config.sampling.reveal.steps=1', '--config.sampling.solver.steps=2']
+    flags = ['--batch-size', '16', '--repeats', '1', '--json', str(file), *few]
     assert main.main(['benchmark', what, config, *flags]) == 0
     (row,) = json.loads(file.read_text())['rows']
     assert row['batch_size'] == 16 and 'model.width' in row['settings']
@@ -338,7 +348,7 @@ def test_settings_are_listed_without_flax():
 
 
 def test_a_finished_run_says_so(run, capsys):
-    assert main.main(['train', SMOKE, '--workdir', str(run)]) == 0
+    assert main.main([*RUN, '--workdir', str(run)]) == 0
     shown = capsys.readouterr().out
     assert 'finished before, at step 12: a larger --config.training.total goes on\n' in shown
     assert 'compiling' not in shown

@@ -16,6 +16,8 @@ from emigm_jax.tokenizers.codec import Codec
 from emigm_jax.tokenizers.learned import Learned
 from support import golden
 
+FEW = '--config.sampling.reveal.steps=2'
+
 
 def emigm(*words):
     return main.main([str(word) for word in words])
@@ -25,7 +27,7 @@ def emigm(*words):
 @pytest.mark.parametrize('method', family.CHOICES)
 def test_a_method_trains_samples_and_is_scored(method, tmp_path, capsys):
     run, out = tmp_path / 'run', tmp_path / 'out'
-    config = f'--config={method}:smoke', '--config.data.held_back=10'
+    config = f'--config={method}:smoke', '--config.data.held_back=10', FEW
     assert emigm('train', *config, '--workdir', run) == 0
     assert 'data: digits, 1618 examples of 64 tokens' in capsys.readouterr().out
     flags = '--classes', '3,7', '--seeds', '0', '--out', out

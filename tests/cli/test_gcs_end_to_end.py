@@ -87,7 +87,7 @@ def test_a_model_is_exported_sampled_and_scored(
 ):
     model = f'{bucket}/model'
     emigm('checkpoint', 'export', run, model)
-    flags = ('--classes', '3,7', '--seeds', '0-2,9', '--batch-size', '3')
+    flags = ('--classes', '3,7', '--seeds', '0-2,9', '--batch-size', '3', '--steps', '1')
     emigm('sample', '--checkpoint', model, '--out', f'{bucket}/samples', *flags)
     assert len(names(f'{bucket}/samples')) == 8 + 3
     there = npz.members(f'{bucket}/samples/samples.npz')['images'].read()
@@ -97,7 +97,8 @@ def test_a_model_is_exported_sampled_and_scored(
     ) as image:
         np.testing.assert_array_equal(np.asarray(image), there[-1, ..., 0])
 
-    emigm('evaluate', '--checkpoint', model, '--num-images', '20', '--json', f'{bucket}/s.json')
+    flags = ('--num-images', '20', '--steps', '1', '--json', f'{bucket}/s.json')
+    emigm('evaluate', '--checkpoint', model, *flags)
     assert json.loads(read(f'{bucket}/s.json'))['images'] == 20
     command = ['sample', '--checkpoint', model, '--out', 'gs://nobody-has-this/x']
     assert main.main(command) == 2
@@ -112,6 +113,9 @@ TRAIN = (
     '--config.training.checkpoint_every=4 steps',
     '--config.training.sample_every=12 steps',
     '--config.training.keep=2',
+    # As in other tests, which have compiled it, and with grids that are drawn at once.
+    '--config.optimizer.lr_schedule=constant',
+    '--config.sampling.reveal.steps=1',
 )
 
 

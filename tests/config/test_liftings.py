@@ -49,6 +49,7 @@ def test_an_old_checkpoint_draws_the_same_images(run):
     assert np.mean(difference != 0) < 0.01
 
 
+@pytest.mark.slow
 def test_an_old_run_goes_on(run, capsys):
     em.train(SMOKE, run, **CHANGES, **{'training.total': '16 steps'})
     said = capsys.readouterr().out

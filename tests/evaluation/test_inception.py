@@ -91,6 +91,7 @@ def test_recorded_outputs(extractor, side):
     assert {x.dtype for x in made} == {np.dtype('float32')}
 
 
+@pytest.mark.slow
 def test_usual_preprocessing_would_fail(extractor):
     """The test above can tell: a half-pixel resize, or another range, is far off."""
     expected = golden.arrays('inception_fid_outputs.npz')['pool_256']

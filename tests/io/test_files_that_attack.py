@@ -16,7 +16,8 @@ from emigm_jax.errors import LONGEST, Damaged, UserError, printable
 from emigm_jax.io import bounded, npz
 
 TESTS = pathlib.Path(__file__).parents[1]
-COUNT = 120  # changed files of each kind; those that take long have fewer
+# Changed files of each kind; those that take long have fewer.
+COUNTS = [40, pytest.param(120, marks=pytest.mark.slow)]
 SECONDS = 'EMIGM_FUZZ_SECONDS'  # in the environment: other files, for as long as that
 OTHERS = 10**6  # the first of these
 
@@ -33,14 +34,15 @@ def run(module, *arguments, seconds):
     return done.stdout
 
 
-def test_changed_files_of_every_kind():
+@pytest.mark.parametrize('count', COUNTS)
+def test_changed_files_of_every_kind(count):
     if asked := int(os.environ.get(SECONDS, 0)):
         from support import fuzzed
 
         share = asked // len(fuzzed.KINDS) + 1
         print(run('fuzz', 'all', OTHERS, 10**9, share, seconds=2 * asked + 600))
     else:
-        run('fuzz', 'all', 0, COUNT, seconds=600)
+        run('fuzz', 'all', 0, count, seconds=600)
 
 
 def test_small_files_that_are_meant_to_cost_much():

@@ -38,12 +38,14 @@ LOSS = LossConfig(MaskingConfig(groups=2), copies=1, label_smoothing=0.1)
 BATCH = 16
 
 
-def group_of(net, order, label, tokens=(0, 0, 0, 0), visible=0):
-    """One image, in generation order, of which all rows are read."""
-    condition = net.trunk.condition(jnp.asarray([max(label, 0)]), jnp.asarray([label < 0]))
-    order, tokens = jnp.asarray(order)[None], jnp.asarray(tokens, jnp.int32)[None]
-    positions, visible = net.trunk.positions(order), jnp.asarray([visible], jnp.int32)
-    return Group(tokens, positions, condition, visible, 4, Suffix(4))
+@jax.jit
+def logits_of(params, order, label, tokens, visible):
+    """Of one image, in generation order, of which all rows are read; label -1: of no class."""
+    net = emigm.network(MODEL).bind(params)
+    condition = net.trunk.condition(jnp.maximum(label, 0)[None], (label < 0)[None])
+    positions = net.trunk.positions(order[None])
+    (z,) = net.trunk([Group(tokens[None], positions, condition, visible[None], 4, Suffix(4))])
+    return net.head.logits(z)[0]
 
 
 @pytest.fixture(scope='module')
@@ -51,12 +53,12 @@ def trained():
     """A model of two pictures, one per class; (config, params, losses on the way)."""
     config = Config(
         model=MODEL,
-        loss=dataclasses.replace(LOSS, label_smoothing=0.0),
+        loss=dataclasses.replace(LOSS, masking=MaskingConfig(groups=1), label_smoothing=0.0),
         optimizer=OptimizerConfig(base_learning_rate=0.1, ema_decays=(0.5,)),
     )
     training = dataclasses.replace(config.training, batch_size=BATCH)
     config = dataclasses.replace(config, training=training)
-    built = program.build(config, sharding.make_mesh(config.mesh), 0, 80)
+    built = program.build(config, sharding.make_mesh(config.mesh, jax.devices()[:1]), 0, 80)
     labels = np.arange(BATCH, dtype=np.int32) % 2
     pictures = np.array([[0, 1, 2, 3], [4, 4, 0, 1]], np.int32)
     state, losses = built.create(), []
@@ -72,7 +74,7 @@ def test_pictures_are_learned_by_class(trained):
     assert abs(losses[0] - np.log(5)) < 0.3
     assert losses[-1] < 0.4 * losses[0]  # images without their class keep the rest
     for order in ('random', 'confidence'):
-        reveal = RevealConfig(steps=3, order=order, guidance=1.0)
+        reveal = RevealConfig(steps=2, order=order, guidance=1.0)
         settings = SamplingConfig(reveal=reveal, codes=CodesConfig(temperature=0.0))
         drawn = Sampler(MODEL, settings)(params, [0, 1, 0, 1], range(4))
         np.testing.assert_array_equal(drawn, pictures[[0, 1, 0, 1]])
@@ -86,11 +88,10 @@ def test_guidance_acts_on_logits(trained):
     count = 4000
     drawn = np.asarray(sampler(params, [0] * count, range(count)))
 
-    net = emigm.network(MODEL).bind(params)
-    logits = []
-    for label in (0, -1):
-        (z,) = net.trunk([group_of(net, range(4), label)])
-        logits.append(np.asarray(net.head.logits(z))[0])
+    of = lambda label: logits_of(
+        params, np.arange(4), np.int32(label), np.zeros(4, int), np.int32()
+    )
+    logits = [np.asarray(of(label)) for label in (0, -1)]
     p = np.asarray(jax.nn.softmax(logits[1] + 3.0 * (logits[0] - logits[1]), axis=-1))
     found = np.stack([np.bincount(drawn[:, i], minlength=5) / count for i in range(4)])
     np.testing.assert_allclose(found, p, atol=4 * np.sqrt(0.25 / count))
@@ -110,12 +111,12 @@ def test_the_loss_is_a_mean_of_cross_entropies(normalize):
     value, terms = jax.jit(lambda p, d: loss.loss(net.bind(p), config, budgets, tokens, labels, d))(
         params, draws
     )
-    bound, total = net.bind(params), 0.0
+    total = 0.0
     for i in range(4):
-        order, visible, label = draws.order[i], int(draws.visible[i]), -int(draws.null[i])
-        group = group_of(bound, order, label, tokens[i][order], visible)
-        (z,) = bound.trunk([group])
-        each = categorical.cross_entropy(bound.head.logits(z), group.tokens, 0.1)[0, visible:]
+        order, visible = draws.order[i], draws.visible[i]
+        mine = tokens[i][order]
+        logits = logits_of(params, order, -draws.null[i].astype(int), mine, visible)
+        each = np.asarray(categorical.cross_entropy(logits, mine, 0.1))[int(visible) :]
         total += np.sum(each) / (len(each) if normalize == 'image' else 4) / 4
     np.testing.assert_allclose(value, total, rtol=1e-5)
     assert terms.parts['cross_entropy'] != value

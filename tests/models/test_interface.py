@@ -51,7 +51,7 @@ def config(monkeypatch):
 
 
 def test_a_trunk_a_head_and_an_order_of_ones_own(config):
-    built = program.build(config, sharding.make_mesh(config.mesh), 0, 60)
+    built = program.build(config, sharding.make_mesh(config.mesh, jax.devices()[:1]), 0, 60)
     tokens = np.tile(np.linspace(-1.0, 1.0, 16, dtype=np.float32), (16, 4, 1))
     labels = np.arange(16, dtype=np.int32) % 2
     batch = Batch(labels, tokens * (2 * labels - 1)[:, None, None].astype(np.float32))

@@ -14,6 +14,7 @@ from emigm_jax.models import emigm
 from emigm_jax.models.interface import Group, Slots, Suffix
 from emigm_jax.nn import attention, functional
 from emigm_jax.training import state
+from support.weights import random_weights
 
 TINY = emigm.ModelConfig(
     grid=4,
@@ -48,22 +49,24 @@ def test_decay_mask_of_xs():
 
 @pytest.fixture(scope='module')
 def params():
-    params = jax.jit(emigm.network(TINY).init)(jax.random.key(0))
-    # Zero-initialised layers would hide mistakes.
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    noisy = [p + 0.1 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(tree, noisy)
+    return random_weights(emigm.network(TINY))
 
 
 def conditions(config, params, tokens, visible, prefix, key=None, read=None):
     """z of the positions that are read (all), in generation order (the identity)."""
+    slots = read.index if isinstance(read, Slots) else None
+    count = read.size if isinstance(read, Suffix) else config.tokens
+    return _conditions(config, prefix, count, params, tokens, visible, key, slots)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _conditions(config, prefix, count, params, tokens, visible, key, slots):
     trunk = emigm.network(config).bind(params).trunk
     batch = tokens.shape[0]
     order = jnp.tile(jnp.arange(config.tokens), (batch, 1))
     condition = trunk.condition(jnp.zeros(batch, jnp.int32))
     visible = jnp.full(batch, visible, jnp.int32)
-    read = read or Suffix(config.tokens)
+    read = Suffix(count) if slots is None else Slots(slots)
     (z,) = trunk([Group(tokens, trunk.positions(order), condition, visible, prefix, read)], key)
     return z
 
@@ -72,7 +75,7 @@ def conditions(config, params, tokens, visible, prefix, key=None, read=None):
 @pytest.mark.parametrize('shared_null', [True, False])
 def test_masked_tokens_are_not_seen(mae, shared_null):
     config = dataclasses.replace(TINY, mae=mae, shared_null=shared_null)
-    params = jax.jit(emigm.network(config).init)(jax.random.key(0))
+    params = random_weights(emigm.network(config))
     tokens = jax.random.normal(jax.random.key(2), (2, 16, 3))
     other = tokens.at[:, 6:].add(5.0)
     z = conditions(config, params, tokens, 6, 16)

@@ -1,6 +1,7 @@
 """Sharding: the table of rules, what a device holds, and equal numbers on every mesh."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -20,7 +21,7 @@ from emigm_jax.models.emigm import ModelConfig, preset
 from emigm_jax.parallel import sharding
 from emigm_jax.training import program, state
 
-BATCH, STEPS = 16, 6
+BATCH, STEPS = 16, 4
 TINY = ModelConfig(
     grid=4,
     channels=8,
@@ -129,44 +130,54 @@ def test_nothing_is_constrained_without_a_mesh():
     assert sharding.gathered_for_use({'kernel': x})['kernel'] is x
 
 
-def run(model, devices, steps=STEPS, accumulate=1, **mesh):
-    """(program, losses and gradient norms (steps, 2), final state on the host)."""
+def built(model, devices, accumulate=1, groups=2, **mesh):
     defaults = configs.Config()
     config = dataclasses.replace(
         defaults,
         model=model,
-        loss=dataclasses.replace(defaults.loss, masking=MaskingConfig(groups=2)),
+        loss=dataclasses.replace(defaults.loss, masking=MaskingConfig(groups=groups)),
         training=dataclasses.replace(defaults.training, batch_size=BATCH, accumulate=accumulate),
     )
     mesh = sharding.make_mesh(sharding.MeshConfig(**mesh), jax.devices()[:devices])
-    built = program.build(config, mesh, 2, steps)
+    return program.build(config, mesh, 2, STEPS)
+
+
+def run(model, devices, **settings):
+    """Losses and gradient norms (STEPS, 2), final state on the host."""
+    of = built(model, devices, **settings)
     rng = np.random.default_rng(0)
     host = Batch(
         labels=rng.integers(model.classes, size=BATCH).astype(np.int32),
         tokens=rng.standard_normal((BATCH, model.tokens, model.channels), np.float32),
     )
-    batch = sharding.place_rows(sharding.batch_sharding(mesh), np.arange(BATCH), BATCH, host)
-    current, values = built.create(), []
-    for number in range(steps):
-        current, found = built.step(current, batch, np.int32(number))
+    batch = sharding.place_rows(sharding.batch_sharding(of.mesh), np.arange(BATCH), BATCH, host)
+    current, values = of.create(), []
+    for number in range(STEPS):
+        current, found = of.step(current, batch, np.int32(number))
         values.append([float(found['loss']), float(found['gradient_norm'])])
-    assert built.step.__wrapped__._cache_size() == 1
-    return built, np.array(values), jax.tree.map(np.asarray, current)
+    assert of.step.__wrapped__._cache_size() == 1
+    return np.array(values), jax.tree.map(np.asarray, current)
+
+
+@functools.cache
+def alone(model, groups=2):
+    """The same on one device."""
+    return run(model, 1, groups=groups, data=1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ('model', 'meshes'),
+    ('model', 'groups', 'meshes'),
     [
-        (TINY, (dict(), dict(data=2, fsdp=2, tensor=2))),
-        (DEEP, (dict(data=2, fsdp=4), dict(slices=2, data=1, fsdp=4))),
+        (TINY, 2, (dict(), dict(data=2, fsdp=2, tensor=2))),
+        (DEEP, 1, (dict(data=2, fsdp=4), dict(slices=2, data=1, fsdp=4))),
     ],
     ids=['tiny', 'deep'],
 )
-def test_every_mesh_trains_alike(model, meshes):
-    _, expected, whole = run(model, 1, data=1)
+def test_every_mesh_trains_alike(model, groups, meshes):
+    expected, whole = alone(model, groups)
     for sizes in meshes:
-        _, found, cut = run(model, 8, **sizes)
+        found, cut = run(model, 8, groups=groups, **sizes)
         np.testing.assert_allclose(found, expected, rtol=1e-5, err_msg=str(sizes))
         for name in ('params', 'ema'):
             jax.tree.map(
@@ -180,17 +191,17 @@ def test_every_mesh_trains_alike(model, meshes):
 @pytest.mark.parametrize('remat', ['none', 'full'])
 def test_kernels_train_alike(remat):
     """Interpreted, on every axis; what the backward pass is given is kept or made again."""
-    model = dataclasses.replace(TINY, head_width=32, width=32, remat=remat)
-    _, expected, _ = run(model, 1, 4, data=1)
-    model = dataclasses.replace(model, kernels='pallas')
-    _, found, _ = run(model, 8, 4, data=2, fsdp=2, tensor=2)
+    model = dataclasses.replace(TINY, head_width=32, width=32)
+    expected, _ = alone(model, 1)
+    model = dataclasses.replace(model, kernels='pallas', remat=remat)
+    found, _ = run(model, 8, groups=1, data=2, fsdp=2, tensor=2)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 @pytest.mark.slow
 def test_accumulation_on_a_mesh():
-    _, expected, _ = run(TINY, 1, 4, data=1)
-    _, found, _ = run(TINY, 8, 4, accumulate=2, data=1, fsdp=4, tensor=2)
+    expected, _ = alone(TINY)
+    found, _ = run(TINY, 8, accumulate=2, data=1, fsdp=4, tensor=2)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
@@ -200,12 +211,12 @@ def test_no_step_holds_or_moves_the_whole_state(remat):
     """Layers travel one at a time, and none is kept whole: neither for the backward pass nor as a
     gradient."""
     model = dataclasses.replace(DEEP, width=128, heads=4, head_width=128, remat=remat)
-    built, _, _ = run(model, 8, 1, data=1, fsdp=8)
-    compiled = built.lower().compile()
+    of = built(model, 8, groups=1, data=1, fsdp=8)
+    compiled = of.lower().compile()
     module = hlo.parse(compiled.as_text())
     size = lambda leaf: math.prod(leaf.shape) * 4
     stacks = {}  # whole kernels of a stack: shape, bytes of one layer
-    for path, leaf in jax.tree_util.tree_leaves_with_path(built.state['params']):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(of.state['params']):
         if leaf.ndim == 3:
             stacks[leaf.shape] = size(leaf) // leaf.shape[0], jax.tree_util.keystr(path)
     made = {shape.dims: step for step in hlo.executed(module) for shape in step.instruction.shapes}
@@ -220,4 +231,4 @@ def test_no_step_holds_or_moves_the_whole_state(remat):
     times = gaussian.TIMESTEPS * model.head_width * 4  # gradient of the embeddings of all times
     assert layer <= max(moved) <= max(layer, times)
     memory = compiled.memory_analysis()
-    assert memory.argument_size_in_bytes < 1.1 * sum(map(size, jax.tree.leaves(built.state))) / 8
+    assert memory.argument_size_in_bytes < 1.1 * sum(map(size, jax.tree.leaves(of.state))) / 8

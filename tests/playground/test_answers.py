@@ -166,7 +166,14 @@ def made_by(command, folder, monkeypatch):
 
 @pytest.mark.parametrize(
     ('begun', 'fields'),
-    [({}, {}), (dict(guidance=3.0, solver='ddim'), dict(OTHERS, classes=(3, 5), seeds='0,2'))],
+    [
+        ({}, {}),
+        pytest.param(
+            dict(guidance=3.0, solver='ddim'),
+            dict(OTHERS, classes=(3, 5), seeds='0,2'),
+            marks=pytest.mark.slow,
+        ),
+    ],
 )
 def test_the_command_makes_the_same_pictures(studio, begun, fields, tmp_path, monkeypatch):
     of = Studio(Offer(studio.offer.model, MOST, '', begun))
@@ -174,7 +181,10 @@ def test_the_command_makes_the_same_pictures(studio, begun, fields, tmp_path, mo
     np.testing.assert_array_equal(made_by(shown.command, tmp_path, monkeypatch), small(shown))
 
 
-@pytest.mark.parametrize('box', [(0, 0, 128, 256), (140, 140, 170, 190), (0, 0, 256, 256)])
+ALL = pytest.param((0, 0, 256, 256), marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize('box', [(0, 0, 128, 256), (140, 140, 170, 190), ALL])
 def test_the_command_makes_the_same_edit(studio, digit, box, tmp_path, monkeypatch):
     settings = changed(studio, edited=(2, 8), seeds='0-1', guidance=1.5)
     *_, shown = answers.edited(studio, settings, HERE, editor(digit, box), tmp_path)

@@ -76,7 +76,7 @@ def test_official_runs_are_replayed_code_for_code(params, name):
     np.testing.assert_array_equal(drawn, final)
 
 
-@pytest.mark.parametrize('name', ['decode8', 'edit'])
+@pytest.mark.parametrize('name', [pytest.param('decode8', marks=pytest.mark.slow), 'edit'])
 def test_each_step_of_an_official_run(params, name):
     """What a step reveals is what the official one drew, and stays: the others are drawn anew."""
     config, plan, labels, known, order, noise, choice, recorded, _ = recording(name)
@@ -115,7 +115,7 @@ def test_each_step_of_an_official_run(params, name):
 
 
 def test_a_batch_changes_no_image(params):
-    config = RevealConfig(steps=3, rule='fixed', order='confidence', guidance=1.0)
+    config = RevealConfig(steps=2, rule='fixed', order='confidence', guidance=1.0)
     sampler = Sampler(MODEL, SamplingConfig(reveal=config))
     labels, seeds = np.arange(16) % 10, np.arange(16)
     whole = np.asarray(sampler(params, labels, seeds))

@@ -1,10 +1,11 @@
 """The published tokenizers with few and narrow layers: they compile in seconds."""
 
-import jax
+import functools
 
 from emigm_jax.tokenizers import dc_ae, kl_vae, vqgan
 from emigm_jax.tokenizers.codec import Codec
 from emigm_jax.tokenizers.learned import Learned
+from support.weights import random_weights
 
 SMALL = {
     'kl16': kl_vae.KLVAEConfig(
@@ -23,4 +24,9 @@ SMALL = {
 
 def small(name, batch=16):
     tokenizer = Learned(name, SMALL[name])
-    return Codec(tokenizer, jax.jit(tokenizer.network.init)(jax.random.key(0)), batch)
+    return Codec(tokenizer, _params(tokenizer), batch)
+
+
+@functools.cache
+def _params(tokenizer):
+    return random_weights(tokenizer.network)

@@ -15,6 +15,7 @@ from emigm_jax.errors import UserError
 from emigm_jax.models import emigm
 from emigm_jax.models.interface import Group, Suffix
 from emigm_jax.training import likelihood
+from support.weights import random_weights
 
 TOY = emigm.ModelConfig(
     grid=2,
@@ -33,9 +34,7 @@ DRAWS = 4000
 
 @pytest.fixture(scope='module')
 def params():
-    params = jax.jit(emigm.network(TOY).init)(jax.random.key(0))
-    wave = lambda p: p + 0.3 * jnp.cos(1.7 * jnp.arange(p.size, dtype=jnp.float32)).reshape(p.shape)
-    return jax.tree.map(wave, params)
+    return random_weights(emigm.network(TOY))
 
 
 @pytest.fixture(scope='module')

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import pytest
 from etils import epath
 
@@ -12,6 +13,19 @@ from emigm_jax.training import loop, profile
 from emigm_jax.training.profile import Profile
 
 
+def test_a_step_is_traced(tmp_path):
+    """By jax's own profiler."""
+    step = jax.jit(lambda x: x + 1)
+    made = Profile('steps 2 to 2', epath.Path(tmp_path), print)
+    for number in (1, 2, 3):
+        made.before(number)
+        made.after(number, step(number))
+    made.close()
+    (trace,) = (tmp_path / 'plugins/profile').rglob('*.xplane.pb')
+    assert b'PjitFunction' in trace.read_bytes()
+
+
+@pytest.mark.slow
 def test_a_run_writes_the_trace_of_its_steps(tmp_path, capsys):
     config = load.load_config('digits:smoke', ['--config.training.profile=steps 3 to 4'])
     config = load.config_of(

@@ -4,11 +4,11 @@ import dataclasses
 import functools
 import gc
 import pathlib
+import shutil
 import sys
 import types
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -32,7 +32,9 @@ SMOKE = f'{ROOT}/configs/digits.py:smoke'
 
 def smoke(**training):
     # A constant rate: a cosine one depends on the total, which the tests change on resuming.
-    config = load_config(SMOKE, ['--config.optimizer.lr_schedule=constant'])
+    # Grids of samples are drawn at once.
+    flags = ['--config.optimizer.lr_schedule=constant', '--config.sampling.reveal.steps=1']
+    config = load_config(SMOKE, flags)
     training = {
         'total': '8 steps',
         'checkpoint_every': '4 steps',
@@ -47,14 +49,39 @@ def assert_same(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def test_resume_is_bitwise_and_metrics_continue(tmp_path, capsys):
-    whole = loop.train(smoke(), tmp_path / 'whole')
-    loop.train(smoke(total='4 steps'), tmp_path / 'parts')
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    """(its folder, its last state) of a run of 8 steps, which nobody writes to."""
+    folder = tmp_path_factory.mktemp('whole')
+    return folder, loop.train(smoke(sample_every='8 steps'), folder)
+
+
+def broken_off(at):
+    """What loop.train takes to measure with: it ends the run at a step."""
+
+    def evaluate(params, step):
+        assert step == at
+        raise UserError('the reference has gone')
+
+    return lambda config, data: evaluate
+
+
+def measured_every(steps, **training):
+    config = smoke(**training)
+    evaluation = dataclasses.replace(config.evaluation, every=f'{steps} steps')
+    return dataclasses.replace(config, evaluation=evaluation)
+
+
+def test_resume_is_bitwise_and_metrics_continue(whole, tmp_path, capsys):
+    # An evaluation that fails loses no step.
+    with pytest.raises(UserError, match='has gone'):
+        loop.train(measured_every(4), tmp_path, broken_off(4))
+    assert runs.require(tmp_path).step == 4
     capsys.readouterr()
-    parts = loop.train(smoke(), tmp_path / 'parts')
+    parts = loop.train(smoke(), tmp_path)
     assert 'resumed from step 4' in capsys.readouterr().out
-    assert_same(whole, parts)
-    lines = metrics.read(tmp_path / 'parts')
+    assert_same(whole[1], parts)
+    lines = metrics.read(tmp_path)
     assert [line['step'] for line in lines] == [2, 4, 6, 8]
     assert {
         'loss',
@@ -67,49 +94,47 @@ def test_resume_is_bitwise_and_metrics_continue(tmp_path, capsys):
         'seconds_left',
         'mask_ratio',
     } <= set(lines[0])
-    again = loop.train(smoke(), tmp_path / 'parts')  # nothing left to do
-    assert_same(whole, again)
-    assert list((tmp_path / 'parts' / 'tensorboard').iterdir())
+    again = loop.train(smoke(), tmp_path)  # nothing left to do
+    assert_same(whole[1], again)
+    assert list((tmp_path / 'tensorboard').iterdir())
 
 
-def test_a_checkpoint_is_self_describing(tmp_path):
-    config = smoke(total='4 steps', sample_every='4 steps')
-    final = loop.train(config, tmp_path)
-    saved = runs.require(tmp_path)
-    assert (saved.step, saved.config) == (4, sizes.known(config))
+def test_a_checkpoint_is_self_describing(whole):
+    folder, final = whole
+    saved = runs.require(folder)
+    assert (saved.step, saved.config) == (8, sizes.known(smoke(sample_every='8 steps')))
     ema, name = saved.load_params()
     assert name == '0.5'
     assert_same(ema, final['ema']['0.5'])
-    raw, _ = runs.require(tmp_path / 'checkpoints' / '4').load_params('params')
+    raw, _ = runs.require(folder / 'checkpoints' / '8').load_params('params')
     assert_same(raw, final['params'])
     with pytest.raises(UserError, match=r"no weights '0\.7'"):
         saved.load_params('0.7')
-    assert (tmp_path / 'samples' / '00000004.png').stat().st_size > 500
-    (events,) = (tmp_path / 'tensorboard').iterdir()
+    assert (folder / 'samples' / '00000008.png').stat().st_size > 500
+    (events,) = (folder / 'tensorboard').iterdir()
     assert b'\x89PNG' in (written := events.read_bytes()) and b'"ema_decays"' in written
-    about = files.read_json(tmp_path / 'about.json')
+    about = files.read_json(folder / 'about.json')
     assert about and about['data'] == 'digits, 1797 examples of 4 tokens'
     assert about['parameters'] == f'{parameter_count(final["params"]):,}'
 
 
-def test_another_config_is_refused(tmp_path):
-    loop.train(smoke(total='4 steps'), tmp_path)
+def test_another_config_is_refused(whole):
     config = smoke()
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, width=48))
     with pytest.raises(UserError, match=r'model.width 32 -> 48'):
-        loop.train(config, tmp_path)
+        loop.train(config, whole[0])
     with pytest.raises(UserError, match='beyond'):
-        loop.train(smoke(total='2 steps'), tmp_path)
+        loop.train(smoke(total='2 steps'), whole[0])
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path):
-    loop.train(smoke(total='4 steps'), tmp_path)
-    folder = tmp_path / 'checkpoints' / '4'
+def test_a_damaged_checkpoint_is_named(whole, tmp_path):
+    folder = tmp_path / 'run/checkpoints/8'
+    shutil.copytree(whole[0] / 'checkpoints/8', folder)
     for file in folder.rglob('*'):
         if file.is_file() and file.parent.name == 'd':
             file.write_bytes(file.read_bytes()[:20])
     with pytest.raises(UserError, match='damaged') as error:
-        runs.require(tmp_path).load_params()
+        runs.require(tmp_path / 'run').load_params()
     assert str(folder) in str(error.value)
     assert '\n' not in str(error.value)
 
@@ -161,15 +186,6 @@ def test_non_finite_loss_stops_with_the_last_good_state(tmp_path, monkeypatch):
     assert saved.step == 4
     params, _ = saved.load_params('params')
     assert all(np.isfinite(p).all() for p in jax.tree.leaves(params))
-
-
-def test_an_evaluation_that_fails_loses_no_step(tmp_path):
-    def evaluate(params, step):
-        raise UserError('the reference has gone')
-
-    with pytest.raises(UserError, match='has gone'):
-        loop.train(smoke(total='4 steps'), tmp_path, lambda config, data: evaluate)
-    assert runs.require(tmp_path).step == 4
 
 
 def test_a_grid_that_is_not_finite_is_not_written(tmp_path, monkeypatch, capsys):
@@ -224,22 +240,25 @@ def stepper(loss_config, accumulate, optimizer=None, batch=16, model=MODEL):
     tx = state.optimizer(optimizer, state.learning_rate(optimizer, batch, 0, 10))
     first = jax.jit(functools.partial(state.create, net, optimizer, tx))(jax.random.key(0))
     run = step.TrainStep(net, model, loss_config, optimizer, tx, 0, accumulate)
-    keys = jax.random.split(jax.random.key(1))
-    data = Batch(
-        labels=jax.random.randint(keys[1], (batch,), 0, 5),
-        tokens=jax.random.normal(keys[0], (batch, model.tokens, model.channels)),
+    return jax.jit(run), first, data(batch)
+
+
+def data(batch=16):
+    rng = np.random.default_rng(1)
+    return Batch(
+        labels=rng.integers(5, size=batch, dtype=np.int32),
+        tokens=rng.standard_normal((batch, MODEL.tokens, MODEL.channels), np.float32),
     )
-    return jax.jit(run), first, data
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('normalize', ['image', 'batch'])
 def test_accumulation_changes_nothing(normalize):
     config = settings.LossConfig(TWO_GROUPS, normalize=normalize)
-    run, first, data = stepper(config, 1)
-    whole, whole_terms = run(first, data)
+    run, first, batch = stepper(config, 1)
+    whole, whole_terms = run(first, batch)
     run, _, _ = stepper(config, 4)
-    parts, parts_terms = run(first, data)
+    parts, parts_terms = run(first, batch)
     for name in ('loss', 'mse', 'vlb', 'mask_ratio', 'gradient_norm'):
         np.testing.assert_allclose(parts_terms[name], whole_terms[name], rtol=2e-5)
     moments = lambda s: s['opt'][1][0].mu
@@ -254,11 +273,10 @@ def test_loss_is_a_mean_over_each_images_masked_tokens():
     batch, groups = 16, 2
     draw = jax.jit(loss.draw, static_argnums=(0, 1, 3, 4))
     draws = draw(MODEL, config, jax.random.key(5), batch, groups)
-    _, _, data = stepper(config, 1)
     net = emigm.network(MODEL)
     params = jax.jit(net.init)(jax.random.key(0))
     budgets = masking.budgets(config.masking, MODEL.tokens, groups)
-    labels, tokens = data
+    labels, tokens = jax.tree.map(jax.device_put, data(batch))
     value = lambda p, d: loss.loss(net.bind(p), config, budgets, tokens, labels, d)
     _, terms = jax.jit(value)(params, draws)
     noise = net.bind(params).head.draws(draws.key, config.copies, MODEL.tokens).noise
@@ -278,39 +296,38 @@ def test_label_drop_and_single_encoder_train():
         dataclasses.replace(MODEL, mae=False),
         dataclasses.replace(MODEL, shared_null=False),
     ):
-        run, first, data = stepper(config, 1, model=model)
+        run, first, batch = stepper(config, 1, model=model)
         current = first
         values = []
         for _ in range(3):
-            current, terms = run(current, data)
+            current, terms = run(current, batch)
             values.append(float(terms['loss']))
         assert np.isfinite(values).all()
         assert run._cache_size() == 1  # compiled once over steps
 
 
 def test_ema_covers_every_parameter():
-    run, first, data = stepper(
-        settings.LossConfig(TWO_GROUPS),
+    run, first, batch = stepper(
+        settings.LossConfig(masking.MaskingConfig(groups=1)),
         1,
         settings.OptimizerConfig(base_learning_rate=0.1, ema_decays=(0.9, 0.5)),
     )
-    current = first
-    for _ in range(2):
-        current, _ = run(current, data)
+    one, _ = run(first, batch)
+    two, _ = run(one, batch)
+    first, one, two = jax.device_get((first, one, two))
     token = lambda tree: tree['mae']['mask_token']
-    assert float(jnp.abs(token(current['params']) - token(first['params'])).max()) > 0
-    one, _ = run(first, data)
+    assert np.abs(token(two['params']) - token(first['params'])).max() > 0
     for decay in (0.9, 0.5):
         d, e = (min(decay, (1 + n) / (10 + n)) for n in (0, 1))  # the warm-up
         expected = jax.tree.map(
             lambda a, b, c, d=d, e=e: e * (d * a + (1 - d) * b) + (1 - e) * c,
             first['params'],
             one['params'],
-            current['params'],
+            two['params'],
         )
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
-            current['ema'][str(decay)],
+            two['ema'][str(decay)],
             expected,
         )
 
