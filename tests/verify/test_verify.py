@@ -127,7 +127,7 @@ def test_another_dropout_is_named(monkeypatch, capsys):
     monkeypatch.setattr(attention, 'dropout', other)
     assert verify('--only', 'attention') == 1
     shown = capsys.readouterr().out
-    assert shown.endswith('1 of 3 parts are off: attention with dropout (float32)\n')
+    assert shown.endswith('1 of 4 parts are off: attention with dropout (float32)\n')
     assert 'attention with dropout (float32): attention drops other weights' in shown
 
 
