@@ -516,7 +516,7 @@ def test_compiling_for_a_tpu():
     assert values['state_times_devices'] <= 1.05
     # Loops multiplied out: what the formula says, not the compiler's one body.
     ratio = values['products'] * 4 / values['model_flops_of_all_devices']
-    assert 0.95 < ratio < 1.2
+    assert 0.95 < ratio < 1.3  # kernels work hidden units out again backwards
     assert '\n'.join(report.lines(values))
 
 
