@@ -2,10 +2,11 @@
 
 import functools
 
+import jax
+
 from emigm_jax.tokenizers import dc_ae, kl_vae, vqgan
 from emigm_jax.tokenizers.codec import Codec
 from emigm_jax.tokenizers.learned import Learned
-from support.weights import random_weights
 
 SMALL = {
     'kl16': kl_vae.KLVAEConfig(
@@ -29,4 +30,4 @@ def small(name, batch=16):
 
 @functools.cache
 def _params(tokenizer):
-    return random_weights(tokenizer.network)
+    return jax.jit(tokenizer.network.init)(jax.random.key(0))
