@@ -16,9 +16,11 @@ import emigm_jax as em
 from emigm_jax.cli import main
 from emigm_jax.errors import UserError
 from emigm_jax.playground import answers, commands, links
-from emigm_jax.playground.painted import enlarged, painted
+from emigm_jax.playground.painted import Painted, enlarged, painted
 from emigm_jax.playground.settings import NULL, Offer
 from emigm_jax.playground.studio import Studio
+from emigm_jax.tokenizers import codec
+from support import golden, small_tokenizers
 from support.runs import run, state  # noqa: F401
 
 HERE = 'http://127.0.0.1:7860/?seeds=9#top'
@@ -92,6 +94,27 @@ def test_visitors_take_turns(studio):
     visitor.join(60)
     np.testing.assert_array_equal(served[-1].images, alone[1])
     np.testing.assert_array_equal(list(first)[-1].images, alone[0])
+
+
+@pytest.mark.slow
+def test_official_weights_and_their_tokenizer(tmp_path):
+    """Pictures of latent tokens, one of them painted on and completed."""
+    given = golden.path('emigm_tiny_release.pth')
+    assert main.main(['convert', str(given), str(tmp_path / 'tiny'), '--heads', '4']) == 0
+    codec.save(tmp_path / 'kl16', small_tokenizers.small('kl16'))
+    model = em.load(tmp_path / 'tiny', tokenizer=tmp_path / 'kl16', batch_size=1)
+    studio = Studio(Offer(model, 1, given={'steps': 2, 'solver_steps': 1}))
+    settings = dataclasses.replace(studio.offer.start(''), classes=(3,), seeds='0')
+    (*_, drawn) = studio.sample(settings)
+    (image,) = drawn.images
+    assert image.std() > 0.0
+    side = len(image)
+    half = Image.new('L', (side, side))
+    half.paste(255, (0, 0, side // 2, side))
+    (*_, edited) = studio.edit(settings, Painted(Image.fromarray(image), half))
+    assert 0 < edited.revealed <= edited.tokens
+    changes = (edited.images[0] != image).any(-1).mean(0)
+    assert changes[: side // 2].mean() > changes[side // 2 :].mean()
 
 
 # --- Links and commands --------------------------------------------------------------------------
