@@ -79,13 +79,13 @@ def run(argv: list[str]) -> int:
             parser.error('--share is what --commands divides the work by')
         print('\n'.join(_commands(argv, sweep, arguments.out)))
         return 0
+    code = 0
     if not arguments.table:
         say = functools.partial(print, flush=True)
-        work = lambda: runner.run(sweep, arguments.out, share, say)
-        if code := shared.code_of_training(work):
-            return code
-    print(write.write(sweep, arguments.out))
-    return 0
+        code = shared.code_of_training(lambda: runner.run(sweep, arguments.out, share, say))
+    if code <= 1:  # a run that diverged leaves the others; asked to end, all is left
+        print(write.write(sweep, arguments.out))
+    return code
 
 
 def _sweep(parser, arguments, overrides):

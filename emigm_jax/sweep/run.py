@@ -20,6 +20,7 @@ from emigm_jax.evaluation.result import Result
 from emigm_jax.io import access, files, paths
 from emigm_jax.io.progress import Bar
 from emigm_jax.sweep.tasks import RUNS, Task, tasks
+from emigm_jax.training.loop import NonFinite
 
 
 class Scored(NamedTuple):
@@ -53,7 +54,8 @@ def run(
 
     Raises:
       UserError: a run cannot be trained or measured.
-      loop.NonFinite, loop.Preempted: as `train`; the next call goes on.
+      loop.NonFinite: a run of them, which is told and left out until all others are done.
+      loop.Preempted: as `train`; the next call goes on.
     """
     access.probe(folder)
     place = paths.absolute(folder)
@@ -61,16 +63,24 @@ def run(
     todo = {name: each for name, each in lacking(sweep, place).items() if name in mine}
     for config in (each[0].config for each in todo.values()):
         _check(config)  # before hours of training
+    diverged: list[NonFinite] = []
     for number, (name, wanted) in enumerate(todo.items(), 1):
         config = wanted[0].config
         title = f'{wanted[0].point}-{config.seed}'
         title += f' in {RUNS}/{name}' * (title != name)
         say(f'== {title}, run {number} of {len(todo)}')
-        if not wanted[0].shared:
-            train(config, place / RUNS / name)
-        elif not _is_trained(config, place / RUNS / name):
-            train(_kept(config), place / RUNS / name)
+        try:
+            if not wanted[0].shared:
+                train(config, place / RUNS / name)
+            elif not _is_trained(config, place / RUNS / name):
+                train(_kept(config), place / RUNS / name)
+        except NonFinite as error:
+            diverged.append(NonFinite(f'{title}: {error}'))
+            say(f'{diverged[-1]}')
+            continue
         _measure(sweep, wanted, place)
+    if diverged:
+        raise diverged[0]
 
 
 def names(sweep: Sweep) -> list[str]:

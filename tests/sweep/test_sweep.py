@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from emigm_jax.cli import main
+from emigm_jax.cli import sweep as main_sweep
 from emigm_jax.config import family, shipped
 from emigm_jax.config.figures import Figure
 from emigm_jax.config.load import load_config, load_sweep, varied
@@ -16,6 +17,7 @@ from emigm_jax.config.sweeps import Sweep
 from emigm_jax.errors import UserError
 from emigm_jax.evaluation.result import Result
 from emigm_jax.sweep import run, table, tasks, write
+from emigm_jax.training.loop import NonFinite
 
 POINTS = {name: load_config(f'{name}:smoke') for name in ('emigm', 'mdm')}
 DRAWS = {'order': ('random', 'confidence'), 'steps': (2, 4)}
@@ -128,6 +130,23 @@ def test_nothing_is_done_twice(tmp_path, monkeypatch):
     run.run(dataclasses.replace(SWEEP, points={**POINTS, 'mdm': longer}), tmp_path)
     assert third.trained == ['mdm-0', 'mdm-5']
     assert len(third.measured) == 8
+
+
+def test_a_run_that_diverges_leaves_the_others(tmp_path, monkeypatch, capsys):
+    work = Work(monkeypatch)
+
+    def train(config, folder):
+        if folder.name == 'emigm-5':
+            raise NonFinite('the loss of step 3 is not finite')
+        work.trained.append(folder.name)
+
+    monkeypatch.setattr(run, 'train', train)
+    monkeypatch.setattr(main_sweep, '_sweep', lambda *args: SWEEP)
+    assert main.main(['sweep', '--config', 'digits:smoke', '--out', str(tmp_path)]) == 1
+    assert work.trained == ['emigm-0', 'mdm-0', 'mdm-5']
+    out, error = capsys.readouterr()
+    assert out.count('emigm-5: the loss of step 3 is not finite') == error.count('emigm-5') == 1
+    assert '2 measurements' in out  # are missing
 
 
 def test_measurements_outlive_settings_that_are_added(monkeypatch):
