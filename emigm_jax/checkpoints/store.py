@@ -7,7 +7,6 @@ process leaves nothing that looks like a checkpoint.
 import abc
 import contextlib
 import dataclasses
-import functools
 import logging
 import math
 import os
@@ -23,7 +22,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 from etils import epath
 
 import emigm_jax
-from emigm_jax.checkpoints import descriptions
+from emigm_jax.checkpoints import descriptions, requests
 from emigm_jax.errors import Damaged, UserError
 from emigm_jax.io import access, bounded, gcs, hub, listings, progress
 from emigm_jax.io.paths import absolute
@@ -120,8 +119,6 @@ def versions() -> dict[str, str]:
 # there are weights. Files of a few bytes could stand for more than any memory holds.
 _DENSEST, _SPARE = 100, 2**28  # times the bytes of the files, bytes
 
-# Of requests for arrays: two minutes, as `patience` has for all others.
-RETRIES = {'max_retries': 8, 'initial_delay': '1s', 'max_delay': '32s'}
 _READS = 3  # of what a bucket says about a checkpoint, until it is damaged
 
 # Array metadata, nested -> jax.ShapeDtypeStruct of the same, with shardings.
@@ -223,16 +220,6 @@ def _described(path):
     return descriptions.checked(described)
 
 
-@functools.cache
-def _bound_retries():
-    """TensorStore would ask a bucket that does not answer for a quarter of an hour."""
-    with contextlib.suppress(ImportError, AttributeError):  # there is no public way
-        from orbax.checkpoint._src.serialization import tensorstore_utils as arrays
-
-        for context in (arrays._BASE_TS_CONTEXT, arrays._DEFAULT_OCDBT_TS_CONTEXT):
-            context['gcs_request_retries'] = RETRIES
-
-
 class Silence:
     """Until `end` nothing is printed of reads and writes that nobody waits for any more."""
 
@@ -265,7 +252,7 @@ class _quiet(abc.ABC):
         self._path = path
 
     def __enter__(self):
-        _bound_retries()
+        requests.bound()
         self._note = progress.waiting(f'{self._path}: {self._doing}', processes.is_first)
         self._note.__enter__()
         logging.getLogger('absl').addFilter(_not_of_orbax)  # for good: its threads outlive the call
