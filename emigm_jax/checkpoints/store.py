@@ -22,7 +22,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 from etils import epath
 
 import emigm_jax
-from emigm_jax.checkpoints import descriptions, requests
+from emigm_jax.checkpoints import begun, descriptions, requests
 from emigm_jax.errors import Damaged, UserError
 from emigm_jax.io import access, bounded, gcs, hub, listings, progress
 from emigm_jax.io.paths import absolute
@@ -48,7 +48,10 @@ def mark(path: os.PathLike | str) -> str:
 
 
 def check_free(path: os.PathLike | str) -> None:
-    """Raises UserError unless a new checkpoint can be written to `path`; leaves nothing there."""
+    """Raises UserError unless a new checkpoint can be written to `path`; leaves nothing there.
+
+    What an export that was cut off left in a bucket is no hindrance: `save` clears it.
+    """
     hub.check_not_target(path)
     # Orbax's threads would wait for minutes for a place that cannot be written.
     path = absolute(path)
@@ -56,8 +59,12 @@ def check_free(path: os.PathLike | str) -> None:
         if not gcs.remote(path) and path.exists():
             raise UserError(taken(path))
         access.probe(path)
-        if path.exists():
-            raise UserError(taken(path))
+        _check_free(path)
+
+
+def _check_free(path):
+    if path.exists() and not begun.cut_off(path, mark(path)):
+        raise UserError(taken(path))
 
 
 def taken(path: os.PathLike | str) -> str:
@@ -97,13 +104,15 @@ def save(path: os.PathLike | str, tree: dict[str, Any], description: Mapping[str
     context.memory.deepcopy_host_arrays = False
     context.memory.write_concurrent_bytes = 2**30
     described: dict[str, Any] = {'versions': versions(), **description}
-    with writable(path, lambda: _remains(path)), context:
-        ocp.save(path, tree, custom_metadata=described)
+    with begun.alone(path, mark(path)):
+        _check_free(path)  # nobody else was faster
+        with writable(path, lambda: _remains(path)), context:
+            ocp.save(path, tree, custom_metadata=described)
 
 
 def _remains(path):
-    """What a failed writing left of a checkpoint."""
-    return path.parent.glob(f'{path.name}*{UNFINISHED}*')
+    """What a failed writing left of a checkpoint, where there was nothing before."""
+    return [path] if gcs.remote(path) else path.parent.glob(f'{path.name}*{UNFINISHED}*')
 
 
 def versions() -> dict[str, str]:

@@ -5,7 +5,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Collection, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import NoReturn
 
 import jax
@@ -114,15 +114,18 @@ def _train(config, folder, evaluator, allow_changes, say, check, began):
     due = lambda name, at: steps(name) and at % steps(name) == 0
     scored = lambda at: evaluate and (at == total or due('evaluation.every', at))
     identity = lambda: about.write(folder, at_first, parameters, contents, mesh) if first else ''
-    metrics = agreement.agreed(lambda: Metrics(folder, at_first, total, first, config, identity()))
+    make = lambda: Metrics(folder, at_first, total, first, config, identity())
     work = speed.work(batch_size, built.flops, mesh, config.model.dtype)
     before, compiling = None, time.monotonic()
-    if at_first < total:
-        say('compiling the train step')
-        built.compile()
-        compiling = time.monotonic() - compiling
-    else:
-        say(f'finished before, at step {total}: a larger --config.training.total goes on')
+    with ExitStack() as opened:  # and closed, if the step cannot be compiled
+        metrics = opened.enter_context(agreement.agreed(make))
+        if at_first < total:
+            say('compiling the train step')
+            built.compile()
+            compiling = time.monotonic() - compiling
+        else:
+            say(f'finished before, at step {total}: a larger --config.training.total goes on')
+        opened.pop_all()
     stream = pipeline.batches(
         data, batch_size, config.seed, at_first, total, mesh, config.data.order
     )

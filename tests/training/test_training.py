@@ -99,6 +99,18 @@ def test_resume_is_bitwise_and_metrics_continue(whole, tmp_path, capsys):
     assert list((tmp_path / 'tensorboard').iterdir())
 
 
+def test_a_step_that_cannot_be_compiled_leaves_nothing_open(tmp_path, monkeypatch):
+    def compile(built):
+        raise MemoryError
+
+    closed, close = [], metrics.Metrics.close
+    monkeypatch.setattr(program.Program, 'compile', compile)
+    monkeypatch.setattr(metrics.Metrics, 'close', lambda self: (closed.append(self), close(self)))
+    with pytest.raises(MemoryError):
+        loop.train(smoke(), tmp_path)
+    assert len(closed) == 1
+
+
 def test_a_checkpoint_is_self_describing(whole):
     folder, final = whole
     saved = runs.require(folder)
