@@ -47,7 +47,15 @@ def alone(path: epath.Path, mark: str) -> Iterator[None]:
             files.write_text(sign, 'an export begins')
         try:
             yield
-        finally:
-            with contextlib.suppress(Exception):  # then the sign stays, too
-                if (path / mark).exists() or not path.exists():
-                    sign.unlink()
+        except BaseException as error:
+            if not gcs.passing(error):  # what does not answer is not asked again
+                _end(sign, path.exists)
+            raise
+        _end(sign)
+
+
+def _end(sign, left=lambda: False):
+    """Removes the sign, if nothing is `left` of what it stands for."""
+    with contextlib.suppress(Exception):
+        if not left():
+            sign.unlink()

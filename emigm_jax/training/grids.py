@@ -29,7 +29,8 @@ def draw(
     Returns:
       The picture; None where there is none, and on all processes but the first.
     """
-    if data.codec is None:
+    codec = data.codec
+    if codec is None:
         return None  # latents without their tokenizer have no pictures
     count = config.training.sample_images
     classes = min(data.classes, MOST_CLASSES, count)
@@ -40,7 +41,7 @@ def draw(
     rows = slice(mine.start, mine.stop)
     tokens = sampler(config.model, config.sampling)(ema, labels[rows], seeds[rows])
     try:
-        pictures = agreement.agreed(lambda: data.codec.decode(tokens))
+        pictures = agreement.agreed(lambda: codec.decode(tokens))
     except UserError as error:  # what is trained is finite, and may get over it
         if agreement.first():
             print(f'no grid of step {at}: {error}', flush=True)
