@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from emigm_jax.benchmark import pods, traffic
-from emigm_jax.data import blocks, latents, orders
+from emigm_jax.data import blocks, latents, orders, plan
 from emigm_jax.data.manifest import Contents, Maker, Manifest, Origin, Shard
 from emigm_jax.io import files, npz
 
@@ -44,6 +44,7 @@ def figures() -> Iterator[Figure]:
     yield from _sums()
     yield from _order()
     yield from _requests()
+    yield from _prepared()
     yield from _shards()
 
 
@@ -93,6 +94,13 @@ def _requests():
         held.take(orders.indices(orders.BLOCKS, IMAGES, 0, step * _BATCH + mine, _BATCH))
     what = f'{IMAGES:,} images on gs:// in {orders.BLOCKS}: requests per 1,000'
     yield Figure(what, 1e3 * len(asked) / (_STEPS * len(mine)), 100)
+
+
+def _prepared():
+    """What eight workers ask a bucket to make a cache of KL-16 latents, which tests count."""
+    asked = plan.of(IMAGES, (16, 16, 32), 'float16', 4096, workers=8).requests
+    what = f'{IMAGES:,} images prepared on gs:// by 8 workers: requests per 1,000'
+    yield Figure(what, 1e3 * asked / IMAGES, 2)
 
 
 def _shards():

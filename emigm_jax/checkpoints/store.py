@@ -7,7 +7,6 @@ process leaves nothing that looks like a checkpoint.
 import abc
 import contextlib
 import dataclasses
-import functools
 import logging
 import math
 import os
@@ -23,7 +22,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 from etils import epath
 
 import emigm_jax
-from emigm_jax.checkpoints import descriptions
+from emigm_jax.checkpoints import begun, descriptions, requests
 from emigm_jax.errors import Damaged, UserError
 from emigm_jax.io import access, bounded, gcs, hub, listings, progress
 from emigm_jax.io.paths import absolute
@@ -49,7 +48,10 @@ def mark(path: os.PathLike | str) -> str:
 
 
 def check_free(path: os.PathLike | str) -> None:
-    """Raises UserError unless a new checkpoint can be written to `path`; leaves nothing there."""
+    """Raises UserError unless a new checkpoint can be written to `path`; leaves nothing there.
+
+    What an export that was cut off left in a bucket is no hindrance: `save` clears it.
+    """
     hub.check_not_target(path)
     # Orbax's threads would wait for minutes for a place that cannot be written.
     path = absolute(path)
@@ -57,8 +59,12 @@ def check_free(path: os.PathLike | str) -> None:
         if not gcs.remote(path) and path.exists():
             raise UserError(taken(path))
         access.probe(path)
-        if path.exists():
-            raise UserError(taken(path))
+        _check_free(path)
+
+
+def _check_free(path):
+    if path.exists() and not begun.cut_off(path, mark(path)):
+        raise UserError(taken(path))
 
 
 def taken(path: os.PathLike | str) -> str:
@@ -98,13 +104,15 @@ def save(path: os.PathLike | str, tree: dict[str, Any], description: Mapping[str
     context.memory.deepcopy_host_arrays = False
     context.memory.write_concurrent_bytes = 2**30
     described: dict[str, Any] = {'versions': versions(), **description}
-    with writable(path, lambda: _remains(path)), context:
-        ocp.save(path, tree, custom_metadata=described)
+    with begun.alone(path, mark(path)):
+        _check_free(path)  # nobody else was faster
+        with writable(path, lambda: _remains(path)), context:
+            ocp.save(path, tree, custom_metadata=described)
 
 
 def _remains(path):
-    """What a failed writing left of a checkpoint."""
-    return path.parent.glob(f'{path.name}*{UNFINISHED}*')
+    """What a failed writing left of a checkpoint, where there was nothing before."""
+    return [path] if gcs.remote(path) else path.parent.glob(f'{path.name}*{UNFINISHED}*')
 
 
 def versions() -> dict[str, str]:
@@ -120,8 +128,6 @@ def versions() -> dict[str, str]:
 # there are weights. Files of a few bytes could stand for more than any memory holds.
 _DENSEST, _SPARE = 100, 2**28  # times the bytes of the files, bytes
 
-# Of requests for arrays: two minutes, as `patience` has for all others.
-RETRIES = {'max_retries': 8, 'initial_delay': '1s', 'max_delay': '32s'}
 _READS = 3  # of what a bucket says about a checkpoint, until it is damaged
 
 # Array metadata, nested -> jax.ShapeDtypeStruct of the same, with shardings.
@@ -223,16 +229,6 @@ def _described(path):
     return descriptions.checked(described)
 
 
-@functools.cache
-def _bound_retries():
-    """TensorStore would ask a bucket that does not answer for a quarter of an hour."""
-    with contextlib.suppress(ImportError, AttributeError):  # there is no public way
-        from orbax.checkpoint._src.serialization import tensorstore_utils as arrays
-
-        for context in (arrays._BASE_TS_CONTEXT, arrays._DEFAULT_OCDBT_TS_CONTEXT):
-            context['gcs_request_retries'] = RETRIES
-
-
 class Silence:
     """Until `end` nothing is printed of reads and writes that nobody waits for any more."""
 
@@ -265,7 +261,7 @@ class _quiet(abc.ABC):
         self._path = path
 
     def __enter__(self):
-        _bound_retries()
+        requests.bound()
         self._note = progress.waiting(f'{self._path}: {self._doing}', processes.is_first)
         self._note.__enter__()
         logging.getLogger('absl').addFilter(_not_of_orbax)  # for good: its threads outlive the call

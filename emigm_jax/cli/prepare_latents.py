@@ -82,11 +82,9 @@ def _worker(text):
 
 def _latents(arguments):
     import json
-    import math
+    import time
 
-    import numpy as np
-
-    from emigm_jax.data import latents, prepare
+    from emigm_jax.data import plan, prepare
     from emigm_jax.data import rows as kinds
     from emigm_jax.io import access
     from emigm_jax.io.progress import Bar
@@ -99,11 +97,12 @@ def _latents(arguments):
     dtype = kinds.dtype(loaded.spec, arguments.dtype)
     rows, remarks = _rows(arguments, loaded)
     contents = rows.contents(dtype, arguments.shard_rows)
-    numbers = math.prod(loaded.tokenizer.raw_shape(contents.image_size))
-    gigabytes = len(rows) * latents.VIEWS * numbers * np.dtype(dtype).itemsize / 1e9
+    raw = loaded.tokenizer.raw_shape(contents.image_size)
+    planned = plan.of(len(rows), raw, dtype, arguments.shard_rows, worker[1])
     print(
         f'{len(rows):,} pictures in {len(rows.class_names):,} classes -> {arguments.target}, '
-        f'about {gigabytes:.3g} GB',
+        f'about {planned.bytes / 1e9:.3g} GB: {planned.shards:,} shards of up to '
+        f'{planned.shard_bytes / 1e6:.3g} MB, {planned.files:,} files',
         flush=True,
     )
     for line in remarks:
@@ -111,17 +110,26 @@ def _latents(arguments):
     if arguments.dry_run:
         print(json.dumps(contents.to_json(), indent=2))
         return 0
-    mine = len(rows) if worker[1] == 1 else None
+    mine, made, began = len(rows) if worker[1] == 1 else None, 0, time.monotonic()
     with Bar(total=mine, unit=' pictures') as bar:
+
+        def report(count, new):
+            nonlocal made
+            made += count * new
+            bar.update(count)
+
         manifest = prepare.prepare(
-            arguments.target, rows, contents, worker, arguments.max_unreadable, bar.update
+            arguments.target, rows, contents, worker, arguments.max_unreadable, report
         )
+    seconds = time.monotonic() - began
+    pace = f'{made:,} pictures in {seconds:.1f} s, {made / seconds:.1f} a second'
     if manifest is None:
-        print(f'worker {worker[0]}/{worker[1]}: done; other workers have shards left to make')
+        who = f'worker {worker[0]}/{worker[1]}'
+        print(f'{who}: done, {pace}; other workers have shards left to make')
         return 0
     print(
         f'{manifest.count:,} rows in {len(manifest.shards)} shards, '
-        f'{manifest.skipped} unreadable pictures (skipped.jsonl) -> {arguments.target}'
+        f'{manifest.skipped} unreadable pictures (skipped.jsonl) -> {arguments.target}; {pace}'
     )
     return 0
 

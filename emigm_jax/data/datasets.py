@@ -10,7 +10,7 @@ import numpy as np
 
 from emigm_jax.config import nested
 from emigm_jax.config.settings import Config, DataConfig
-from emigm_jax.data import blocks, latents, parts, pixels, sizes, sources, survey
+from emigm_jax.data import blocks, copies, latents, parts, pixels, sizes, sources, survey
 from emigm_jax.data.interface import Batch, Dataset
 from emigm_jax.errors import UserError, printable
 from emigm_jax.io import files
@@ -111,7 +111,7 @@ class Latents(Dataset):
         path = config.path
         if config.local_copy:
             print(f'copying {path} to {config.local_copy}', flush=True)
-            path = latents.copied(path, config.local_copy, _shards('copying'))
+            path = copies.copied(path, config.local_copy, _shards('copying'))
         self.cache, self.flip = latents.Cache(path), config.flip
         if config.verify:
             self.cache.verify(_shards('comparing checksums'))

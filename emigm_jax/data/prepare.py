@@ -7,18 +7,24 @@ with the same bytes as one that was never disturbed. Any number of workers may s
 
 import abc
 import dataclasses
+import functools
 import hashlib
 import json
 import os
+import pathlib
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from typing import NamedTuple
 
 import numpy as np
 
+from emigm_jax.checkpoints import copy
 from emigm_jax.data import latents
 from emigm_jax.data.manifest import Contents, Manifest, Shard
 from emigm_jax.errors import UserError
 from emigm_jax.io import bounded, files, npz, paths
+
+AHEAD = 16  # descriptions of shards that are read at a time, when all are put together
 
 
 class Row(NamedTuple):
@@ -60,7 +66,7 @@ def prepare(
     contents: Contents,
     worker: tuple[int, int] = (0, 1),
     max_unreadable: float = 0.001,
-    progress: Callable[[int], object] | None = None,
+    progress: Callable[[int, bool], object] = lambda count, new: None,
 ) -> Manifest | None:
     """Makes what is missing of the cache at `target`.
 
@@ -70,7 +76,7 @@ def prepare(
       contents: of the rows.
       worker: (i, n): makes the shards i, i + n, ...; whoever ends last finishes the cache.
       max_unreadable: share of unreadable pictures above which it fails.
-      progress: called with the number of source pictures just done.
+      progress: called with the number of source pictures just done, and whether they are new.
 
     Returns:
       None if other workers have shards left to make.
@@ -82,25 +88,25 @@ def prepare(
     total, size = len(rows), contents.shard_rows
     count = -(-total // size)
     files.claim(target, contents.to_json(), 'a cache')
-    report, skipped = progress or (lambda _: None), {}
-    limit = max_unreadable * total
+    skipped = {}
+    check = functools.partial(_check_readable, total=total, share=max_unreadable)
+    there = _listed(target)
     for number in range(worker[0], count, worker[1]):
         start, stop = number * size, min(total, (number + 1) * size)
-        described = _finished(target, number)
+        described = _finished(target, number, there)
         if described is None:
-            described = _write_shard(target, number, rows.rows(start, stop), contents.dtype, report)
+            described = _write_shard(
+                target, number, rows.rows(start, stop), contents.dtype, progress
+            )
         else:
-            report(stop - start)
+            progress(stop - start, False)
         skipped.update(described['skipped'])
-        _check_readable(skipped, limit, total, max_unreadable)
-    if not _all_described(target, count):
+        check(skipped)
+    there = _listed(target)
+    names = {latents.shard_file(number, 'json') for number in range(count)}
+    if not names <= there.keys():
         return None
-    shards = [shard for n in range(count) if (shard := _finished(target, n)) is not None]
-    if len(shards) < count:
-        return None
-    skipped = {name: reason for shard in shards for name, reason in shard['skipped']}
-    _check_readable(skipped, limit, total, max_unreadable)
-    return _finish(target, shards, contents, rows.class_names)
+    return _finish(target, _every(target, count, there), contents, rows.class_names, check)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,36 +131,38 @@ class _Described:
             raise ValueError('bytes, sha256 or shape is missing')
 
 
-def _all_described(target, count):
-    """Whether every shard has a description: one listing, where most workers read no more."""
-    names = {latents.shard_file(number, 'json').rpartition('/')[2] for number in range(count)}
-    with files.reported(target):
-        folder = (target / latents.shard_file(0)).parent
-        if not folder.is_dir():
-            return not count
-        return names <= {path.name for path in folder.iterdir()}
+def _listed(target):
+    """{path inside the cache: bytes} of all shards and their descriptions, by one listing."""
+    folder = pathlib.PurePosixPath(latents.shard_file(0)).parent
+    found = copy.listing(target / folder)
+    return {f'{folder}/{name}': file.size for name, file in found.items()}
 
 
-def _finished(target, number):
-    """The description of a shard that is whole, else None."""
-    description = target / latents.shard_file(number, 'json')
-    described = files.read_json(description)
+def _finished(target, number, there):
+    """The description of a shard that is whole, by what was `_listed`, else None."""
+    name = latents.shard_file(number, 'json')
+    described = files.read_json(target / name) if name in there else None
     if described is None:
         return None
     try:
         bounded.typed(_Described, described)
     except ValueError as error:
-        raise UserError(f'{description}: is damaged ({error}); delete it') from error
+        raise UserError(f'{target / name}: is damaged ({error}); delete it') from error
     if not described['rows']:
         return described  # a shard of nothing but unreadable pictures has no rows
-    file = target / latents.shard_file(number)
-    with files.reported(file):
-        complete = file.exists() and file.stat().length == described['bytes']
-    return described if complete else None
+    return described if there.get(latents.shard_file(number)) == described['bytes'] else None
 
 
-def _check_readable(skipped, limit, total, share):
-    if len(skipped) > limit:
+def _every(target, count, there):
+    """Yields the descriptions of all shards in order, or None and no more; some are read ahead."""
+    one = functools.partial(_finished, target, there=there)
+    with futures.ThreadPoolExecutor(AHEAD) as pool:
+        for first in range(0, count, AHEAD):  # the names of all would take GB
+            yield from pool.map(one, range(first, min(first + AHEAD, count)))
+
+
+def _check_readable(skipped, total, share):
+    if len(skipped) > share * total:
         some = '; '.join(f'{n}: {r}' for n, r in sorted(skipped.items())[:3])
         raise UserError(
             f'{len(skipped)} of {total} pictures cannot be read ({some}), more than the share '
@@ -162,10 +170,10 @@ def _check_readable(skipped, limit, total, share):
         )
 
 
-def _write_shard(target, number, rows, dtype, report):
+def _write_shard(target, number, rows, dtype, progress):
     readable, skipped = [], []
     for row in rows:
-        report(1)
+        progress(1, True)
         (skipped if isinstance(row, Skipped) else readable).append(row)
     described = {
         'rows': len(readable),
@@ -211,32 +219,55 @@ def _converted(views, dtype, target):
     return converted
 
 
-def _finish(target, shards, contents, class_names):
-    """Writes labels, names and, last of all, the manifest."""
-    filled = [shard for shard in shards if shard['rows']]
-    if not filled:
+class _Unfinished(Exception):
+    """A shard is not whole after all."""
+
+
+def _finish(target, every, contents, class_names, check):
+    """Writes names, labels and, last of all, the manifest, of the descriptions `every`.
+
+    Returns None if one of them is missing. `check` raises UserError if too much was unreadable.
+    """
+    shards, labels, skipped, shapes = [], [np.zeros(0, np.int32)], [], {}
+
+    def names():
+        for described in every:
+            if described is None:
+                raise _Unfinished
+            labels.append(np.asarray(described['labels'], np.int32))
+            skipped.extend(described['skipped'])
+            facts = {'bytes': described.get('bytes', 0), 'sha256': described.get('sha256', '')}
+            shards.append(Shard(described['rows'], **facts))
+            if described['rows']:
+                shapes.setdefault(tuple(described['shape']), described['names'][0])
+            yield ''.join(json.dumps(name) + '\n' for name in described['names']).encode()
+
+    try:
+        files.write(target / 'names.txt', names())
+    except _Unfinished:
+        return None
+    check(dict(skipped))
+    if not shapes:
         raise UserError(f'{target}: not one picture could be read')
-    _check_alike(target, {tuple(shard['shape']): shard['names'][0] for shard in filled})
+    _check_alike(target, shapes)
+    [shape] = shapes
     # Empty shards get a place too, so that a shard's number says where its pictures come from.
-    empty = [n for n, shard in enumerate(shards) if not shard['rows']]
-    for number in empty:
-        nothing = np.zeros((0, latents.VIEWS, *filled[0]['shape']), contents.dtype)
-        shards[number] |= _write_array(target / latents.shard_file(number), nothing)
-    labels = np.concatenate([np.asarray(shard['labels'], np.int32) for shard in shards])
-    _write_array(target / 'labels.npy', labels)
-    names = (json.dumps(name) + '\n' for shard in shards for name in shard['names'])
-    files.write(target / 'names.txt', (name.encode() for name in names))
-    skipped = [entry for shard in shards for entry in shard['skipped']]
+    for number, shard in enumerate(shards):
+        if not shard.rows:
+            nothing = np.zeros((0, latents.VIEWS, *shape), contents.dtype)
+            shards[number] = Shard(0, **_write_array(target / latents.shard_file(number), nothing))
+    of_all = np.concatenate(labels)
+    _write_array(target / 'labels.npy', of_all)
     lines = (json.dumps({'name': n, 'reason': r}) + '\n' for n, r in skipped)
     files.write(target / 'skipped.jsonl', (line.encode() for line in lines))
     _sweep(target)
     manifest = Manifest(
         contents,
-        count=len(labels),
+        count=len(of_all),
         skipped=len(skipped),
-        shape=tuple(filled[0]['shape']),
+        shape=shape,
         class_names=tuple(class_names),
-        shards=tuple(Shard(s['rows'], s['bytes'], s['sha256']) for s in shards),
+        shards=tuple(shards),
     )
     files.write_json(target / 'manifest.json', manifest.to_json())
     return manifest

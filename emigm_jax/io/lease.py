@@ -139,19 +139,22 @@ class Lease:
 
 
 @contextlib.contextmanager
-def held(folder: os.PathLike | str, say: Say) -> Iterator[Lease]:
+def held(
+    folder: os.PathLike | str, say: Say, work: str = 'training', place: str = '--workdir'
+) -> Iterator[Lease]:
     """Around the work in a folder, whose only owner this process is.
 
     Args:
       folder: local or gs://; need not exist.
       say: gets a line if an owner elsewhere has to be waited for.
+      work, place: what is done there and what names the folder, for messages.
 
     Raises:
       UserError: another process works there.
     """
     folder = absolute(folder)
     made = not (gcs.remote(folder) or folder.exists())
-    lease = taken(folder, say)
+    lease = taken(folder, say, work=(work, place))
     keeper = threading.Thread(target=lease.keep, daemon=True)
     keeper.start()
     try:
@@ -163,7 +166,12 @@ def held(folder: os.PathLike | str, say: Say) -> Iterator[Lease]:
                 os.rmdir(folder)  # if nothing was put there
 
 
-def taken(folder: epath.Path, say: Say, clock: Clock = SYSTEM) -> Lease:
+def taken(
+    folder: epath.Path,
+    say: Say,
+    clock: Clock = SYSTEM,
+    work: tuple[str, str] = ('training', '--workdir'),
+) -> Lease:
     """A new `Lease`, when no other process works in `folder` or its owner is gone.
 
     Raises:
@@ -178,8 +186,8 @@ def taken(folder: epath.Path, say: Say, clock: Clock = SYSTEM) -> Lease:
             moved = watched is not None and other != watched
             if moved or (here and born(other.process) == other.born):
                 raise UserError(
-                    f'{folder}: another training is at work there, {_named(other)}; wait for it, '
-                    'end it, or use another --workdir'
+                    f'{folder}: another {work[0]} is at work there, {_named(other)}; wait for it, '
+                    f'end it, or use another {work[1]}'
                 )
             if watched is None:
                 watched, end = other, min(other.alive, now) + SILENCE

@@ -5,7 +5,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Collection, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import NoReturn
 
 import jax
@@ -18,19 +18,14 @@ from emigm_jax.config import averages, nested
 from emigm_jax.config.settings import Config
 from emigm_jax.data import datasets, pipeline, sizes
 from emigm_jax.data.interface import Dataset
-from emigm_jax.io import access, files, paths, png
+from emigm_jax.io import access, files, paths
 from emigm_jax.nn.functional import Functional, Params, parameter_count
 from emigm_jax.parallel import agreement, preemption, processes, sharding
 from emigm_jax.parallel import batches as spread
-from emigm_jax.sampling import save
-from emigm_jax.sampling.sampler import sampler
-from emigm_jax.tokenizers import codec
-from emigm_jax.training import about, initial, program, speed, start
+from emigm_jax.training import about, grids, initial, program, speed, start
 from emigm_jax.training.metrics import EVENTS, Metrics
 from emigm_jax.training.profile import Profile
 from emigm_jax.training.state import State
-
-MOST_CLASSES = 10  # in a grid of samples
 
 # Measures the EMA parameters of a step: {name: score}.
 Evaluate = Callable[[Params, int], dict[str, float]]
@@ -114,15 +109,18 @@ def _train(config, folder, evaluator, allow_changes, say, check, began):
     due = lambda name, at: steps(name) and at % steps(name) == 0
     scored = lambda at: evaluate and (at == total or due('evaluation.every', at))
     identity = lambda: about.write(folder, at_first, parameters, contents, mesh) if first else ''
-    metrics = agreement.agreed(lambda: Metrics(folder, at_first, total, first, config, identity()))
+    make = lambda: Metrics(folder, at_first, total, first, config, identity())
     work = speed.work(batch_size, built.flops, mesh, config.model.dtype)
     before, compiling = None, time.monotonic()
-    if at_first < total:
-        say('compiling the train step')
-        built.compile()
-        compiling = time.monotonic() - compiling
-    else:
-        say(f'finished before, at step {total}: a larger --config.training.total goes on')
+    with ExitStack() as opened:  # and closed, if the step cannot be compiled
+        metrics = opened.enter_context(agreement.agreed(make))
+        if at_first < total:
+            say('compiling the train step')
+            built.compile()
+            compiling = time.monotonic() - compiling
+        else:
+            say(f'finished before, at step {total}: a larger --config.training.total goes on')
+        opened.pop_all()
     stream = pipeline.batches(
         data, batch_size, config.seed, at_first, total, mesh, config.data.order
     )
@@ -183,8 +181,8 @@ def _train(config, folder, evaluator, allow_changes, say, check, began):
                 showing = steps('sample_every') and (last or due('sample_every', at))
                 if showing or scoring:
                     ema = first_ema(config, mesh, current)
-                    if showing and first:
-                        metrics.picture(at, sample_grid(config, data, ema, folder, at))
+                    if showing:
+                        metrics.picture(at, grids.draw(config, data, ema, folder, at))
                     if evaluate and scoring:
                         measured(at, ema, current)
                     del ema  # a copy on every device
@@ -239,24 +237,3 @@ def first_ema(config: Config, mesh: jax.sharding.Mesh, current: State) -> Params
     """The first EMA parameters, replicated over each process's devices, as sampling wants them."""
     ema = current['ema'][str(config.optimizer.ema_decays[0])]
     return spread.place(sharding.gathered(mesh, ema))
-
-
-def sample_grid(
-    config: Config, data: Dataset, ema: Params, workdir: epath.Path, at: int
-) -> np.ndarray | None:
-    """Writes and returns WORKDIR/samples/STEP.png: a few classes, as `emigm sample` shows them."""
-    if data.codec is None:
-        return None  # latents without their tokenizer have no pictures
-    count = config.training.sample_images
-    classes = min(data.classes, MOST_CLASSES, count)
-    seeds = count // classes
-    labels = np.repeat(np.arange(classes), seeds)
-    tokens = sampler(config.model, config.sampling)(ema, labels, np.tile(np.arange(seeds), classes))
-    try:
-        pictures = data.codec.decode(tokens)
-    except codec.NonFinite as error:  # what is trained is finite, and may get over it
-        print(f'no grid of step {at}: {error}', flush=True)
-        return None
-    grid = save.class_grid(pictures, labels, data.classes, data.class_names)
-    png.save(workdir / 'samples' / f'{at:08}.png', grid)
-    return grid

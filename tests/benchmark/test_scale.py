@@ -16,8 +16,8 @@ def test_it_prints_every_figure_and_says_what_is_over(share, code, monkeypatch, 
     assert main.main(['benchmark', 'scale']) == code
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.split() == ['found', 'at', 'most']
-    assert len(lines) == 11
-    assert [line.endswith('over') for line in lines] == [False] * 10 + [bool(code)]
+    assert len(lines) == 12
+    assert [line.endswith('over') for line in lines] == [False] * 11 + [bool(code)]
     named = lines[2].split()
     assert lines[2].startswith('32 processes')
     assert 30 < float(named[-3]) < 60

@@ -17,7 +17,7 @@ from PIL import Image
 
 from emigm_jax.checkpoints import copy, runs
 from emigm_jax.cli import main
-from emigm_jax.data import latents
+from emigm_jax.data import copies, latents
 from emigm_jax.evaluation import references
 from emigm_jax.io import files, npz, paths
 from emigm_jax.training import metrics
@@ -64,7 +64,7 @@ def test_a_cache_in_a_bucket(bucket, tmp_path):
     cache = latents.Cache(f'{bucket}/cache')
     np.testing.assert_array_equal(cache.take(order, order % 2 == 1), want)
     cache.verify()
-    copied = latents.Cache(latents.copied(f'{bucket}/cache', tmp_path / 'copy'))
+    copied = latents.Cache(copies.copied(f'{bucket}/cache', tmp_path / 'copy'))
     np.testing.assert_array_equal(copied.take(order, order % 2 == 1), want)
 
 

@@ -2,12 +2,15 @@
 
 import threading
 
+import jax
 import numpy as np
 import pytest
 
+from emigm_jax.config.load import config_of
 from emigm_jax.config.settings import DataConfig
 from emigm_jax.data import blocks, datasets, orders, parts, pipeline
 from emigm_jax.data.orders import BLOCK, BLOCKS, LANES, WINDOW
+from emigm_jax.training import loop, metrics
 from support.caches import GOOD, make
 from support.faulty_gcs import Rule
 
@@ -134,3 +137,48 @@ def test_a_bucket_is_asked_once_a_block(bucket, faults, monkeypatch):
         print(f'{order}: {counts[order]} requests for {rows} rows')
     # Two blocks lie in seven shards of seven rows.
     assert counts['permuted'] == rows > 4 * counts[BLOCKS]
+
+
+@pytest.mark.slow
+def test_a_killed_training_goes_on_bit_for_bit(bucket, tmp_path, monkeypatch, capsys):
+    """From rows in a bucket; the end is that of an undisturbed one from a disk."""
+    monkeypatch.setattr(orders, 'BLOCK', 4)
+    monkeypatch.setattr(orders, 'WINDOW', 8)
+    make(f'{bucket}/cache')
+    make(tmp_path / 'cache')
+    write = metrics.Metrics.write
+
+    def dying(self, at, *values):
+        if at == 6:
+            raise ZeroDivisionError
+        write(self, at, *values)
+
+    def train(folder, path):
+        changes = {
+            'data.path': f'{path}/cache',
+            'data.name': 'latents',
+            'data.order': BLOCKS,
+            'data.tokenizer': '',
+            'model.grid': 4,
+            'model.channels': 3,
+            'model.classes': 3,
+            'training.total': '8 steps',
+            'training.checkpoint_every': '4 steps',
+            'training.log_every': '1 step',
+            'training.batch_size': 8,
+        }
+        return loop.train(config_of('digits:smoke', changes), tmp_path / folder)
+
+    whole = train('whole', tmp_path)
+    with monkeypatch.context() as killed, pytest.raises(ZeroDivisionError):
+        killed.setattr(metrics.Metrics, 'write', dying)
+        train('killed', bucket)
+    capsys.readouterr()
+    ended = train('killed', bucket)
+    assert 'resumed from step 4' in capsys.readouterr().out
+    jax.tree.map(np.testing.assert_array_equal, ended, whole)
+    losses = [
+        {line['step']: line['loss'] for line in metrics.read(tmp_path / run)}
+        for run in ('whole', 'killed')
+    ]
+    assert losses[0] == losses[1]

@@ -204,20 +204,6 @@ def test_rows_of_one_cache_have_one_shape(tmp_path):
         make(tmp_path / 'cache', Torn())
 
 
-def test_local_copy(tmp_path):
-    make(tmp_path / 'cache')
-    copy = latents.copied(tmp_path / 'cache', tmp_path / 'copy')
-    (tmp_path / 'copy' / latents.shard_file(1)).unlink()
-    (tmp_path / 'copy/manifest.json').unlink()  # as if the copying had been killed
-    latents.copied(tmp_path / 'cache', copy)
-    both = [latents.Cache(tmp_path / name) for name in ('cache', 'copy')]
-    rows = [c.take(np.arange(len(c)), np.zeros(len(c), bool)) for c in both]
-    np.testing.assert_array_equal(*rows)
-    make(tmp_path / 'other', dtype='float32')
-    with pytest.raises(UserError, match='holds another cache'):
-        latents.copied(tmp_path / 'other', tmp_path / 'copy')
-
-
 def test_bucket(tmp_path):
     """Ranged reads through a file system of its own (in memory) give the rows of the disk."""
     import fsspec

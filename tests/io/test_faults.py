@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from emigm_jax.checkpoints import copy, store
-from emigm_jax.data import latents
+from emigm_jax.data import copies, latents
 from emigm_jax.errors import Damaged, Unavailable, UserError
 from emigm_jax.io import files
 from support import gcs
@@ -90,7 +90,7 @@ def test_a_cache_is_made_and_copied_amid_faults(bucket, faults, hurried, tmp_pat
     make(f'{bucket}/cache')
     assert len(faults.met) == 6
     faults.use(*(Rule(fault, 'GET .*shards.*alt=media') for fault in ('short', *ON_THE_WAY[:3])))
-    copied = latents.copied(f'{bucket}/cache', tmp_path / 'copy')
+    copied = copies.copied(f'{bucket}/cache', tmp_path / 'copy')
     assert len(faults.met) == 4
     for name in copy.listing(copied):
         if name != '.lock':

@@ -16,16 +16,16 @@ from support.runs import SMOKE, state, write_run  # noqa: F401 (a fixture)
 pytestmark = pytest.mark.filterwarnings('ignore:Sending a large body:ResourceWarning')
 
 NEWEST, KEPT = 20, range(1, 20)
-# What TensorStore reads of arrays it groups by when it is asked for them: at most one each.
-ARRAYS = re.compile(r'/state/.*/d/')
+MOST = 60  # requests of a process that goes on with a run, or reads a model
+ARRAYS = re.compile(r'/state/(.*/)?d/')
 
 
 def questions(faults):
-    """How many requests there were since the last call, without those for arrays."""
+    """How many requests there were since the last call, and how many of them for arrays."""
     asked, arrays = len(faults.asked), sum(map(bool, map(ARRAYS.search, faults.asked)))
     faults.asked.clear()
-    print(f'{asked - arrays} requests, and {arrays} for arrays')
-    return asked - arrays
+    print(f'{asked} requests, {arrays} of them for arrays')
+    return asked, arrays
 
 
 def restart(workdir):
@@ -54,9 +54,10 @@ def test_many_checkpoints_are_asked_about_as_few_are(state, bucket, faults, monk
                 files.write(newest.parent / str(step) / name, [(newest / name).read_bytes()])
     assert len(runs.finished(bucket)) == 1 + len(KEPT)
     for one, twenty in zip(*counted, strict=True):
-        assert abs(twenty - one) <= 3
-    assert counted[1][0] <= 45
-    assert counted[1][1] <= 30
+        assert abs(twenty[0] - one[0]) <= 6
+    for asked, arrays in counted[1]:
+        assert asked <= MOST
+        assert arrays <= 10  # of 70 arrays and more
 
 
 @pytest.mark.parametrize('answer', [listings.ANSWER, 3])

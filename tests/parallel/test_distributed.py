@@ -15,6 +15,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from emigm_jax.checkpoints import runs
 from emigm_jax.cli import main
@@ -226,7 +227,8 @@ def test_an_unreachable_coordinator(tmp_path):
 @pytest.mark.slow
 def test_two_processes_are_one_run(tmp_path):
     for name, count in (('one', 1), ('two', 2)):
-        run = Run(tmp_path / name, train(tmp_path / name, total='12 steps'), count, 8 // count)
+        flags = train(tmp_path / name, total='12 steps', sample_every='12 steps')
+        run = Run(tmp_path / name, flags, count, 8 // count)
         assert run.codes() == [0] * count, run.output()
     assert 'done' not in run.output(1)  # the first one speaks for both
     found, expected = (metrics.read(tmp_path / name) for name in ('two', 'one'))
@@ -242,6 +244,11 @@ def test_two_processes_are_one_run(tmp_path):
         final_params(tmp_path / 'two'),
         final_params(tmp_path / 'one'),
     )
+    left, right = (
+        np.asarray(Image.open(tmp_path / name / 'samples/00000012.png'), int)
+        for name in ('two', 'one')
+    )
+    assert np.abs(left - right).max() <= 2
     # What two processes wrote, cut over eight devices, one goes on with, cut otherwise.
     command = [
         *train(tmp_path / 'two', total='14 steps'),

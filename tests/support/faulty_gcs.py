@@ -150,10 +150,10 @@ def faults(_emulator, monkeypatch):
 @pytest.fixture
 def hurried(monkeypatch):
     """Nobody waits between two tries."""
-    from emigm_jax.checkpoints import store
+    from emigm_jax.checkpoints import requests
     from support.hurried import hurry
 
     hurry(monkeypatch.setattr)
-    store._bound_retries.cache_clear()
+    requests.bound.cache_clear()
     yield
-    store._bound_retries.cache_clear()
+    requests.bound.cache_clear()

@@ -10,7 +10,7 @@ import types
 
 import gcsfs.retry
 
-from emigm_jax.checkpoints import store
+from emigm_jax.checkpoints import requests
 from emigm_jax.cli import main
 from emigm_jax.io import patience
 from emigm_jax.training import metrics
@@ -27,7 +27,7 @@ def hurry(replace=setattr):
     replace(patience, 'PAUSE', 0.0)
     replace(patience.Patient, '_told', -patience.PERIOD)
     replace(patience.Patient, '_given_up', -patience.AFTER)
-    replace(store, 'RETRIES', {'max_retries': 5, 'initial_delay': '5ms', 'max_delay': '5ms'})
+    replace(requests, 'RETRIES', {'max_retries': 5, 'initial_delay': '5ms', 'max_delay': '5ms'})
 
 
 def at_step(step, act):

@@ -2,15 +2,20 @@
 
 import types
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from emigm_jax.config.load import config_of
+from emigm_jax.data import datasets, sizes
 from emigm_jax.data.interface import Dataset
 from emigm_jax.io import paths
+from emigm_jax.models import emigm
+from emigm_jax.parallel import agreement, batches, exchange
 from emigm_jax.sampling import save
-from emigm_jax.training import loop
+from emigm_jax.sampling.sampler import sampler
+from emigm_jax.training import grids
 
 
 class Shown(Dataset):
@@ -38,9 +43,9 @@ def test_a_grid_shows_what_sample_would(classes, count, rows, columns, tmp_path,
         return np.asarray(labels)
 
     data = Shown(classes)
-    monkeypatch.setattr(loop, 'sampler', lambda *_: draw)
+    monkeypatch.setattr(grids, 'sampler', lambda *_: draw)
     config = config_of('digits:smoke', {'training.sample_images': count})
-    loop.sample_grid(config, data, {}, paths.absolute(tmp_path), 7)
+    grids.draw(config, data, {}, paths.absolute(tmp_path), 7)
     labels, seeds = np.repeat(np.arange(rows), columns), np.tile(np.arange(columns), rows)
     assert asked == [(list(labels), list(seeds))]
     with Image.open(tmp_path / 'samples/00000007.png') as picture:
@@ -49,3 +54,47 @@ def test_a_grid_shows_what_sample_would(classes, count, rows, columns, tmp_path,
         shown, save.class_grid(data.codec.decode(labels), labels, classes)[..., 0]
     )
     assert shown.shape[0] == rows * 66 + 2
+
+
+@pytest.mark.parametrize(('processes', 'count'), [(2, 20), (4, 20), (8, 7)])
+def test_processes_share_a_grid(processes, count, tmp_path, monkeypatch):
+    """Each draws its part, the first one has all of them in their order."""
+    drawn, handed = [], []
+
+    def draw(params, labels, seeds):
+        drawn.append(list(zip(labels.tolist(), seeds.tolist(), strict=True)))
+        return labels
+
+    data, config = Shown(10), config_of('digits:smoke', {'training.sample_images': count})
+    monkeypatch.setattr(grids, 'sampler', lambda *_: draw)
+    grids.draw(config, data, {}, paths.absolute(tmp_path), 1)
+    whole = drawn.pop()
+    monkeypatch.setattr(jax, 'process_count', lambda: processes)
+    monkeypatch.setattr(jax, 'device_count', lambda: processes)  # one each
+    monkeypatch.setattr(agreement, 'gather', lambda rows: rows)
+    monkeypatch.setattr(exchange, 'to_first', lambda rows: handed.append(rows))
+    for process in range(processes):
+        monkeypatch.setattr(jax, 'process_index', lambda process=process: process)
+        assert grids.draw(config, data, {}, paths.absolute(tmp_path), 2) is None
+    most = -(-len(whole) // processes)
+    parts = [max(1, min(most, len(whole) - p * most)) for p in range(processes)]
+    assert [len(rows) for rows in drawn] == parts
+    assert len({rows.shape for rows in handed}) == 1
+    monkeypatch.setattr(exchange, 'to_first', lambda rows: np.concatenate(handed))
+    monkeypatch.setattr(jax, 'process_index', lambda: 0)
+    grids.draw(config, data, {}, paths.absolute(tmp_path), 2)
+    one, other = (tmp_path / f'samples/{at:08}.png' for at in (1, 2))
+    assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.slow
+def test_grids_are_compiled_once(tmp_path):
+    config = sizes.known(config_of('digits:smoke', {'sampling.reveal.steps': 1}))
+    data, net = datasets.dataset(config), emigm.network(config.model)
+    params = batches.place(net.init(jax.random.key(0)))
+    for at in (1, 2):
+        grids.draw(config, data, params, paths.absolute(tmp_path), at)
+    program = sampler(config.model, config.sampling)._run.program
+    assert program._cache_size() == 1
+    one, other = (tmp_path / f'samples/{at:08}.png' for at in (1, 2))
+    assert one.read_bytes() == other.read_bytes()

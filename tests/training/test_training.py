@@ -23,7 +23,7 @@ from emigm_jax.io import files, paths
 from emigm_jax.models import emigm
 from emigm_jax.nn.functional import parameter_count
 from emigm_jax.parallel import sharding
-from emigm_jax.training import loop, loss, metrics, program, state, step
+from emigm_jax.training import grids, loop, loss, metrics, program, state, step
 from support import jax_settings
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -97,6 +97,18 @@ def test_resume_is_bitwise_and_metrics_continue(whole, tmp_path, capsys):
     again = loop.train(smoke(), tmp_path)  # nothing left to do
     assert_same(whole[1], again)
     assert list((tmp_path / 'tensorboard').iterdir())
+
+
+def test_a_step_that_cannot_be_compiled_leaves_nothing_open(tmp_path, monkeypatch):
+    def compile(built):
+        raise MemoryError
+
+    closed, close = [], metrics.Metrics.close
+    monkeypatch.setattr(program.Program, 'compile', compile)
+    monkeypatch.setattr(metrics.Metrics, 'close', lambda self: (closed.append(self), close(self)))
+    with pytest.raises(MemoryError):
+        loop.train(smoke(), tmp_path)
+    assert len(closed) == 1
 
 
 def test_a_checkpoint_is_self_describing(whole):
@@ -190,8 +202,8 @@ def test_non_finite_loss_stops_with_the_last_good_state(tmp_path, monkeypatch):
 
 def test_a_grid_that_is_not_finite_is_not_written(tmp_path, monkeypatch, capsys):
     config = smoke()
-    monkeypatch.setattr(loop, 'sampler', lambda *_: lambda *_: np.full((20, 4, 16), np.nan))
-    loop.sample_grid(config, datasets.dataset(config), {}, paths.absolute(tmp_path), 7)
+    monkeypatch.setattr(grids, 'sampler', lambda *_: lambda *_: np.full((20, 4, 16), np.nan))
+    grids.draw(config, datasets.dataset(config), {}, paths.absolute(tmp_path), 7)
     assert 'no grid of step 7: 20 of 20 images are not finite' in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
