@@ -176,8 +176,11 @@ class Saved:
         return presets[preset]
 
     def restore(self, abstract: dict[str, Any]) -> dict[str, Any]:
-        """The whole train state; `abstract` has the shapes and shardings to restore into."""
-        return self.stored.load(abstract)
+        """The whole train state; `abstract` has the shapes and shardings to restore into.
+
+        All processes call it.
+        """
+        return self.stored.load_by_all(abstract)
 
     def load_params(
         self, weights: str = '', place: store.Place | None = None

@@ -22,7 +22,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 from etils import epath
 
 import emigm_jax
-from emigm_jax.checkpoints import begun, descriptions, requests
+from emigm_jax.checkpoints import begun, dealt, descriptions, requests
 from emigm_jax.errors import Damaged, UserError
 from emigm_jax.io import access, bounded, gcs, hub, listings, progress
 from emigm_jax.io.paths import absolute
@@ -154,6 +154,10 @@ class Checkpoint:
         with readable(self.path), listings.once(self.path):
             self._check_room(abstract)
             return ocp.load(self.path, abstract)
+
+    def load_by_all(self, abstract: dict[str, Any]) -> dict[str, Any]:
+        """`load`, where all processes call it with the same; what all hold is read once."""
+        return dealt.load(self.load, abstract)
 
     def _check_room(self, abstract):
         """Raises ValueError if the arrays are far larger than weights with files of this size."""

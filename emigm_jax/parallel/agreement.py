@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from emigm_jax.errors import Unavailable, UserError
+from emigm_jax.errors import Damaged, Unavailable, UserError
 from emigm_jax.io import files
 from emigm_jax.parallel import processes
 
@@ -20,7 +20,7 @@ _T = TypeVar('_T')
 
 _LINE = 4096  # bytes of a message on its way to the other processes
 # Before the message of an error, which may be empty: its kind.
-_FAILED = {UserError: b'\1', Unavailable: b'\2'}
+_FAILED = {UserError: b'\1', Unavailable: b'\2', Damaged: b'\3'}
 
 first = processes.is_first  # whether this process writes the files and speaks to the user
 
@@ -91,7 +91,7 @@ def agreed(function: Callable[[], _T]) -> _T:
     try:
         result = function()
     except UserError as error:
-        kind = Unavailable if isinstance(error, Unavailable) else UserError
+        kind = next(kind for kind in reversed(_FAILED) if isinstance(error, kind))
         line = _FAILED[kind] + str(error).encode()[: _LINE - 1]
     for row in gather(_padded(line)):
         message = row.tobytes().rstrip(b'\0')

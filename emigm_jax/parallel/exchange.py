@@ -5,10 +5,12 @@ that of one host in float64, in order of the processes, wherever it is done.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -16,6 +18,7 @@ _T = TypeVar('_T')
 
 PROCESS, DEVICE = 'process', 'device'  # axes of the mesh
 _WORD = np.uint32  # what devices copy without looking at it
+_ROUND = 2**27  # bytes of a process at a time, for which devices need room
 
 
 def summed(tree: _T) -> _T:
@@ -65,6 +68,32 @@ def to_first(rows: np.ndarray | jax.Array) -> np.ndarray | None:
     split = rows.reshape(1, mesh.shape[DEVICE], -1, *rows.shape[1:])
     handed = _run(mesh, handed_over, split)
     return handed.reshape(-1, *rows.shape[1:]) if jax.process_index() == 0 else None
+
+
+def from_all(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The bytes of the arrays of every process, one behind the other: (bytes,) of each process.
+
+    Args:
+      arrays: of any number, shapes and dtypes; all processes call this.
+    """
+    mine = [np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in arrays]
+    mine = np.concatenate([np.zeros(0, np.uint8), *mine])
+    if jax.process_count() == 1:
+        return [mine]
+    mesh = _mesh()
+    devices, word = mesh.shape[DEVICE], np.dtype(_WORD).itemsize
+    sizes = multihost_utils.process_allgather(np.int32([mine.size >> 20, mine.size % 2**20]))
+    sizes = [(int(high) << 20) + int(low) for high, low in sizes]
+    row = min(-(-max(sizes) // (devices * word)), _ROUND // (devices * word)) * devices * word
+    parts = [np.zeros(size, np.uint8) for size in sizes]
+    for start in range(0, max(sizes), max(row, 1)):
+        piece = np.zeros(row, np.uint8)
+        given = mine[start : start + row]
+        piece[: given.size] = given
+        words = _run(mesh, shared, piece.view(_WORD).reshape(1, devices, -1))
+        for part, got in zip(parts, words.reshape(len(sizes), -1).view(np.uint8), strict=True):
+            part[start : start + row] = got[: max(part.size - start, 0)]
+    return parts
 
 
 # --- On the devices ------------------------------------------------------------------------------
