@@ -21,7 +21,7 @@ from emigm_jax.parallel import sharding
 from emigm_jax.training import program, state
 
 BATCH, STEPS = 16, 4
-# Eight layers as on every mesh all are cut alike, and no more is compiled than for one.
+# Of many layers: they are scanned, so that depth costs no compilation.
 MODEL = ModelConfig(
     grid=4,
     channels=8,
