@@ -18,7 +18,8 @@ from emigm_jax.core.masking import MaskingConfig
 from emigm_jax.models.config import ModelConfig
 
 DEVICES, ACCUMULATE = 8, 4
-_MODEL = ModelConfig(
+# As small as shows it.
+MODEL = ModelConfig(
     grid=4,
     channels=8,
     classes=5,
@@ -34,7 +35,7 @@ _MODEL = ModelConfig(
 
 def summed() -> float:
     """Bytes of all sums over devices in a step of `ACCUMULATE` microbatches, in gradients."""
-    config = Config(model=_MODEL)
+    config = Config(model=MODEL)
     config = dataclasses.replace(
         config,
         loss=dataclasses.replace(config.loss, masking=MaskingConfig(groups=1)),

@@ -30,9 +30,10 @@ def test_a_method_trains_samples_and_is_scored(method, tmp_path, capsys):
     config = f'--config={method}:smoke', '--config.data.held_back=10', FEW
     assert emigm('train', *config, '--workdir', run) == 0
     assert 'data: digits, 1618 examples of 64 tokens' in capsys.readouterr().out
-    flags = '--classes', '3,7', '--seeds', '0', '--out', out
+    # As many at once as in the grid of the training and in the evaluation: one program for all.
+    flags = '--classes', '3,7', '--seeds', '0-9', '--out', out
     assert emigm('sample', '--checkpoint', run, *flags) == 0
-    assert len(list((out / 'images').glob('*.png'))) == 2
+    assert len(list((out / 'images').glob('*.png'))) == 20
     scores = tmp_path / 'scores.json'
     named = '--checkpoint', run, '--json', scores
     assert emigm('evaluate', *named, '--num-images', '20') == 0

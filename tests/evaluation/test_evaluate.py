@@ -211,7 +211,13 @@ def result(folder):
     return json.loads((folder / 'result.json').read_text())
 
 
-@pytest.fixture
+def archived(file):
+    """The images of an archive."""
+    with np.load(file) as archive:
+        return archive['arr_0']
+
+
+@pytest.fixture(scope='module')
 def command(network, reference, digits):
     """`emigm evaluate` of 26 images in batches of 8, so that the last one is a quarter full."""
     return (
@@ -235,16 +241,27 @@ def command(network, reference, digits):
     )
 
 
-@pytest.fixture
-def whole(command, tmp_path, monkeypatch):
-    """Its result by one process of eight devices that nobody interrupts."""
+def in_small_parts(patch):
+    """Parts are of 8 images, as in the processes of `DRIVER`."""
     plan = measure.Plan
-    monkeypatch.setattr(measure, 'Plan', lambda *a, **k: plan(*a, **{**k, 'part': 8}))
-    run(*command, '--out', tmp_path / 'whole', '--save-npz', tmp_path / 'whole.npz')
-    return result(tmp_path / 'whole')
+    patch.setattr(measure, 'Plan', lambda *a, **k: plan(*a, **{**k, 'part': 8}))
 
 
-def test_a_killed_evaluation_ends_with_the_same_numbers(command, whole, tmp_path, capsys):
+@pytest.fixture(scope='module')
+def whole(command, tmp_path_factory):
+    """The folder with its result and images, by one process of eight devices that nobody
+    interrupts."""
+    folder = tmp_path_factory.mktemp('whole')
+    with pytest.MonkeyPatch.context() as patch:
+        in_small_parts(patch)
+        run(*command, '--out', folder, '--save-npz', folder / 'images.npz')
+    return folder
+
+
+def test_a_killed_evaluation_ends_with_the_same_numbers(
+    command, whole, tmp_path, capsys, monkeypatch
+):
+    in_small_parts(monkeypatch)
     command = (*command, '--save-npz', tmp_path / 'killed.npz', '--out', tmp_path / 'killed')
     killed = start(*command, parts=2)
     killed.communicate()
@@ -259,11 +276,9 @@ def test_a_killed_evaluation_ends_with_the_same_numbers(command, whole, tmp_path
     )
     run(*command)
     resumed = result(tmp_path / 'killed')
-    assert {name: resumed[name] for name in SCORES} == {name: whole[name] for name in SCORES}
-    for one, two in zip(
-        *(np.load(tmp_path / f'{n}.npz')['arr_0'] for n in ('whole', 'killed')), strict=True
-    ):
-        np.testing.assert_array_equal(one, two)
+    undisturbed = result(whole)
+    assert {name: resumed[name] for name in SCORES} == {name: undisturbed[name] for name in SCORES}
+    np.testing.assert_array_equal(archived(tmp_path / 'killed.npz'), archived(whole / 'images.npz'))
     assert 'NFE 2x' in capsys.readouterr().out
     # Asked once more, it makes nothing.
     run(*command)
@@ -287,14 +302,11 @@ def test_two_processes_give_the_numbers_of_one(command, whole, tmp_path):
     alone = start(*command[:-4], '--out', tmp_path / 'one', devices=1)
     alone.communicate(timeout=600)
     assert alone.returncode == 0
-    one = result(tmp_path / 'one')
+    one, undisturbed = result(tmp_path / 'one'), result(whole)
     for name in SCORES:
-        np.testing.assert_allclose(two[name], whole[name], rtol=1e-6)
-        np.testing.assert_allclose(one[name], whole[name], rtol=1e-6)
-    for one, other in zip(
-        *(np.load(tmp_path / f'{n}.npz')['arr_0'] for n in ('whole', 'two')), strict=True
-    ):
-        np.testing.assert_array_equal(one, other)
+        np.testing.assert_allclose(two[name], undisturbed[name], rtol=1e-6)
+        np.testing.assert_allclose(one[name], undisturbed[name], rtol=1e-6)
+    np.testing.assert_array_equal(archived(tmp_path / 'two.npz'), archived(whole / 'images.npz'))
     assert 'Inception Score' in told[0][0]
     assert 'FID' not in told[1][0] and 'images' not in told[1][1]  # one of them speaks
 

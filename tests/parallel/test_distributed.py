@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import sys
 import threading
@@ -224,14 +225,33 @@ def test_an_unreachable_coordinator(tmp_path):
 # --- Two processes -------------------------------------------------------------------------------
 
 
+LAST, EVERY = 60, 12  # steps of `two`, and between its checkpoints
+
+
+@pytest.fixture(scope='module')
+def two(tmp_path_factory):
+    """The folder of a run of two processes, with two devices each, that nobody disturbs."""
+    folder = tmp_path_factory.mktemp('two') / 'run'
+    often = dict(checkpoint_every=f'{EVERY} steps', sample_every=f'{EVERY} steps', keep=LAST)
+    often['total'] = f'{LAST} steps'
+    run = Run(folder, train(folder, **often), 2, 2)
+    assert run.codes() == [0, 0], run.output()
+    assert 'done' in run.output() and 'done' not in run.output(1)  # the first speaks for both
+    return folder
+
+
+def params_at(workdir, step):
+    return runs.require(workdir / 'checkpoints' / str(step)).load_params('params')[0]
+
+
 @pytest.mark.slow
-def test_two_processes_are_one_run(tmp_path):
-    for name, count in (('one', 1), ('two', 2)):
-        flags = train(tmp_path / name, total='12 steps', sample_every='12 steps')
-        run = Run(tmp_path / name, flags, count, 8 // count)
-        assert run.codes() == [0] * count, run.output()
-    assert 'done' not in run.output(1)  # the first one speaks for both
-    found, expected = (metrics.read(tmp_path / name) for name in ('two', 'one'))
+def test_two_processes_are_one_run(two, tmp_path):
+    every = f'{EVERY} steps'
+    command = train(tmp_path / 'one', total=every, checkpoint_every=every, sample_every=every)
+    run = Run(tmp_path / 'one', command, 1, 4)
+    assert run.codes() == [0], run.output()
+    expected = metrics.read(tmp_path / 'one')
+    found = metrics.read(two)[: len(expected)]
     assert [line['step'] for line in found] == [line['step'] for line in expected]
     assert {line['slowest_process'] for line in found if 'loss' in line} <= {0, 1}
     assert not any('slowest_process' in line for line in expected)
@@ -241,27 +261,28 @@ def test_two_processes_are_one_run(tmp_path):
         )
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6),
-        final_params(tmp_path / 'two'),
+        params_at(two, EVERY),
         final_params(tmp_path / 'one'),
     )
     left, right = (
-        np.asarray(Image.open(tmp_path / name / 'samples/00000012.png'), int)
-        for name in ('two', 'one')
+        np.asarray(Image.open(folder / f'samples/{EVERY:08}.png'), int)
+        for folder in (two, tmp_path / 'one')
     )
     assert np.abs(left - right).max() <= 2
-    # What two processes wrote, cut over eight devices, one goes on with, cut otherwise.
+    # What two processes wrote, one goes on with, cut otherwise.
+    shutil.copytree(two, tmp_path / 'two')
     command = [
-        *train(tmp_path / 'two', total='14 steps'),
+        *train(tmp_path / 'two', total=f'{LAST + 2} steps'),
         '--config.mesh.data=1',
         '--config.mesh.fsdp=4',
     ]
     run = Run(tmp_path / 'two', command, 1, 4)
     assert run.codes() == [0], run.output()
-    assert 'resumed from step 12' in run.output()
+    assert f'resumed from step {LAST}' in run.output()
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_the_run_which_then_goes_on_exactly(tmp_path):
+def test_a_killed_process_ends_the_run_which_then_goes_on_exactly(two, tmp_path):
     endless = train(tmp_path / 'run', total='100000 steps', checkpoint_every='4 steps')
     for victim in (1, 0):
         run = Run(tmp_path / 'run', endless, 2, 2)
@@ -274,11 +295,11 @@ def test_a_killed_process_ends_the_run_which_then_goes_on_exactly(tmp_path):
         assert f'(code {processes.RESTART})' in run.output(1 - victim).splitlines()[-1]
     reached = runs.require(tmp_path / 'run').step
     assert reached >= 8
-    total = f'{reached + 4} steps'
-    for name in ('run', 'whole'):
-        run = Run(tmp_path / name, train(tmp_path / name, total=total), 2, 2)
-        assert run.codes() == [0, 0], run.output()
-    assert_same(final_params(tmp_path / 'run'), final_params(tmp_path / 'whole'))
+    last = EVERY * (reached // EVERY + 1)
+    assert last <= LAST
+    run = Run(tmp_path / 'run', train(tmp_path / 'run', total=f'{last} steps'), 2, 2)
+    assert run.codes() == [0, 0], run.output()
+    assert_same(final_params(tmp_path / 'run'), params_at(two, last))
 
 
 @pytest.mark.slow
@@ -300,17 +321,16 @@ def test_kills_lose_nothing(tmp_path):
     """Killed at random moments, saving included: each start resumes, and nothing differs at the
     end."""
     often = dict(total='400 steps', checkpoint_every='1 step')
-    pace = Run(tmp_path / 'pace', train(tmp_path / 'pace', **often), 1, 2)
-    pace.await_text('step 1/')
-    start = time.monotonic()
-    pace.await_text('step 5/')
-    pace.kill()
-    # Disks differ: half of the kills, at least, come when a step has been saved.
-    longest = max(3.0, 2 * (time.monotonic() - start) / 4)
     command, moments, reached = train(tmp_path / 'run', **often), random.Random(0), 0
-    for _ in range(KILLS):
+    longest = 3.0
+    for kill in range(KILLS):
         run = Run(tmp_path / 'run', command, 1, 2)
         run.await_text(f'step {reached + 1}/')
+        if not kill:
+            # Disks differ: half of the kills, at least, come when a step has been saved.
+            start = time.monotonic()
+            run.await_text('step 5/')
+            longest = max(longest, 2 * (time.monotonic() - start) / 4)
         time.sleep(moments.uniform(0.0, longest))
         run.kill()
         if reached:

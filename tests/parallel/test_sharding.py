@@ -1,7 +1,6 @@
 """Sharding: the table of rules, what a device holds, and equal numbers on every mesh."""
 
 import dataclasses
-import functools
 import math
 
 import jax
@@ -22,19 +21,19 @@ from emigm_jax.parallel import sharding
 from emigm_jax.training import program, state
 
 BATCH, STEPS = 16, 4
-TINY = ModelConfig(
+# Of many layers: they are scanned, so that depth costs no compilation.
+MODEL = ModelConfig(
     grid=4,
     channels=8,
     classes=5,
-    width=64,
+    width=32,
     heads=4,
-    encoder_depth=2,
-    decoder_depth=2,
+    encoder_depth=8,
+    decoder_depth=8,
     buffer=8,
-    head_width=64,
+    head_width=32,
     head_depth=2,
 )
-DEEP = dataclasses.replace(TINY, width=32, encoder_depth=8, decoder_depth=8, head_width=32)
 
 
 def abstract_mesh(**sizes):
@@ -130,12 +129,12 @@ def test_nothing_is_constrained_without_a_mesh():
     assert sharding.gathered_for_use({'kernel': x})['kernel'] is x
 
 
-def built(model, devices, accumulate=1, groups=2, **mesh):
+def built(model, devices, accumulate=1, **mesh):
     defaults = configs.Config()
     config = dataclasses.replace(
         defaults,
         model=model,
-        loss=dataclasses.replace(defaults.loss, masking=MaskingConfig(groups=groups)),
+        loss=dataclasses.replace(defaults.loss, masking=MaskingConfig(groups=1)),
         training=dataclasses.replace(defaults.training, batch_size=BATCH, accumulate=accumulate),
     )
     mesh = sharding.make_mesh(sharding.MeshConfig(**mesh), jax.devices()[:devices])
@@ -159,50 +158,48 @@ def run(model, devices, **settings):
     return np.array(values), jax.tree.map(np.asarray, current)
 
 
-@functools.cache
-def alone(model, groups=2):
+@pytest.fixture(scope='module')
+def alone():
     """The same on one device."""
-    return run(model, 1, groups=groups, data=1)
+    return run(MODEL, 1, data=1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ('model', 'groups', 'meshes'),
+    'sizes',
     [
-        (TINY, 2, (dict(), dict(data=2, fsdp=2, tensor=2))),
-        (DEEP, 1, (dict(data=2, fsdp=4), dict(slices=2, data=1, fsdp=4))),
+        dict(),
+        dict(data=2, fsdp=2, tensor=2),
+        dict(data=2, fsdp=4),
+        dict(slices=2, data=1, fsdp=4),
     ],
-    ids=['tiny', 'deep'],
+    ids=str,
 )
-def test_every_mesh_trains_alike(model, groups, meshes):
-    expected, whole = alone(model, groups)
-    for sizes in meshes:
-        found, cut = run(model, 8, groups=groups, **sizes)
-        np.testing.assert_allclose(found, expected, rtol=1e-5, err_msg=str(sizes))
-        for name in ('params', 'ema'):
-            jax.tree.map(
-                lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6),
-                cut[name],
-                whole[name],
-            )
+def test_every_mesh_trains_alike(sizes, alone):
+    found, cut = run(MODEL, 8, **sizes)
+    expected, whole = alone
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    for name in ('params', 'ema'):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6),
+            cut[name],
+            whole[name],
+        )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('remat', ['none', 'full'])
-def test_kernels_train_alike(remat):
+def test_kernels_train_alike(remat, alone):
     """Interpreted, on every axis; what the backward pass is given is kept or made again."""
-    model = dataclasses.replace(TINY, head_width=32, width=32)
-    expected, _ = alone(model, 1)
-    model = dataclasses.replace(model, kernels='pallas', remat=remat)
-    found, _ = run(model, 8, groups=1, data=2, fsdp=2, tensor=2)
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    model = dataclasses.replace(MODEL, kernels='pallas', remat=remat)
+    found, _ = run(model, 8, data=2, fsdp=2, tensor=2)
+    np.testing.assert_allclose(found, alone[0], rtol=1e-5)
 
 
 @pytest.mark.slow
-def test_accumulation_on_a_mesh():
-    expected, _ = alone(TINY)
-    found, _ = run(TINY, 8, accumulate=2, data=1, fsdp=4, tensor=2)
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+def test_accumulation_on_a_mesh(alone):
+    found, _ = run(MODEL, 8, accumulate=2, data=1, fsdp=4, tensor=2)
+    np.testing.assert_allclose(found, alone[0], rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -210,8 +207,8 @@ def test_accumulation_on_a_mesh():
 def test_no_step_holds_or_moves_the_whole_state(remat):
     """Layers travel one at a time, and none is kept whole: neither for the backward pass nor as a
     gradient."""
-    model = dataclasses.replace(DEEP, width=128, heads=4, head_width=128, remat=remat)
-    of = built(model, 8, groups=1, data=1, fsdp=8)
+    model = dataclasses.replace(MODEL, width=128, heads=4, head_width=128, remat=remat)
+    of = built(model, 8, data=1, fsdp=8)
     compiled = of.lower().compile()
     module = hlo.parse(compiled.as_text())
     size = lambda leaf: math.prod(leaf.shape) * 4

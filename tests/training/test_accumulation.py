@@ -10,32 +10,21 @@ from emigm_jax.aot import microbatches
 from emigm_jax.config import settings as configs
 from emigm_jax.core.masking import MaskingConfig
 from emigm_jax.data.interface import Batch
-from emigm_jax.models.emigm import ModelConfig
 from emigm_jax.parallel import sharding, shards
 from emigm_jax.training import program
 
-BATCH, ACCUMULATE = 64, 4
-TINY = ModelConfig(
-    grid=4,
-    channels=8,
-    classes=5,
-    width=32,
-    heads=4,
-    encoder_depth=2,
-    decoder_depth=2,
-    buffer=8,
-    head_width=32,
-    head_depth=2,
-)
+BATCH = 64
 
 
-def built(devices, accumulate=ACCUMULATE, model=TINY, **mesh):
+def built(devices, **mesh):
     defaults = configs.Config()
     config = dataclasses.replace(
         defaults,
-        model=model,
+        model=microbatches.MODEL,
         loss=dataclasses.replace(defaults.loss, masking=MaskingConfig(groups=2)),
-        training=dataclasses.replace(defaults.training, batch_size=BATCH, accumulate=accumulate),
+        training=dataclasses.replace(
+            defaults.training, batch_size=BATCH, accumulate=microbatches.ACCUMULATE
+        ),
     )
     mesh = sharding.make_mesh(sharding.MeshConfig(**mesh), jax.devices()[:devices])
     return program.build(config, mesh, 2, 10)
@@ -43,10 +32,10 @@ def built(devices, accumulate=ACCUMULATE, model=TINY, **mesh):
 
 def gradients(of):
     """(first moments, which are gradients to a factor, and the metrics) of one step."""
-    rng = np.random.default_rng(0)
+    rng, model = np.random.default_rng(0), microbatches.MODEL
     host = Batch(
-        labels=rng.integers(TINY.classes, size=BATCH).astype(np.int32),
-        tokens=rng.standard_normal((BATCH, TINY.tokens, TINY.channels), np.float32),
+        labels=rng.integers(model.classes, size=BATCH).astype(np.int32),
+        tokens=rng.standard_normal((BATCH, model.tokens, model.channels), np.float32),
     )
     rows = sharding.batch_sharding(of.mesh)
     batch = sharding.place_rows(rows, np.arange(BATCH), BATCH, host)
@@ -61,12 +50,19 @@ def same(found, expected):
     jax.tree.map(near, found, expected)
 
 
+@pytest.fixture(scope='module')
+def alone():
+    """Gradients on one device."""
+    return gradients(built(1, data=1))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize('sizes', [dict(), dict(slices=2, data=2, fsdp=2)])
-def test_gradients_of_microbatches_are_the_same_on_every_mesh(sizes):
+@pytest.mark.parametrize('sizes', [dict(), dict(slices=2, data=1, fsdp=2, tensor=2)], ids=str)
+def test_gradients_of_microbatches_are_the_same_on_every_mesh(sizes, alone):
     """Dropout included, which is drawn for the rows of the whole batch."""
-    assert TINY.attention_dropout and TINY.projection_dropout
-    same(gradients(built(8, **sizes)), gradients(built(1, data=1)))
+    model = microbatches.MODEL
+    assert model.attention_dropout and model.projection_dropout
+    same(gradients(built(8, **sizes)), alone)
 
 
 @pytest.mark.slow

@@ -36,6 +36,12 @@ class Plan(NamedTuple):
     interpret: bool = False
 
 
+def plan(rows: int, part: int, epsilon: float) -> Plan:
+    """A plan for the devices that are traced for; see `Plan`."""
+    room, cores = choice.vmem() or None, choice.cores()
+    return Plan(rows, part, epsilon, room=room, cores=cores, interpret=choice.interpreted())
+
+
 class Branch(NamedTuple):
     """Its two kernels; what belongs to images, dropout's words say, comes after the weights."""
 

@@ -59,12 +59,7 @@ def plan(
     if not choice.takes(kernels, 'MLPs', tiles is not None, error, dtype, width):
         return None
     rows, units = tiles or (length, hidden)
-    return _plan(rows, units, epsilon)
-
-
-def _plan(rows, units, epsilon):
-    room, cores = choice.vmem() or None, choice.cores()
-    return Plan(rows, units, epsilon, room=room, cores=cores, interpret=choice.interpreted())
+    return branches.plan(rows, units, epsilon)
 
 
 def add(
@@ -180,7 +175,7 @@ def error(dtype: DTypeLike, width: int) -> float:
     dropping = next(keys), next(keys)
     # Rows and hidden units in two parts each; the last rows fill none.
     _, units = sizes(length, width, hidden, dtype, choice.vmem()) or (length, hidden)
-    run = _plan(40, min(units, hidden // 2), LAYER_NORM_EPSILON)
+    run = branches.plan(40, min(units, hidden // 2), LAYER_NORM_EPSILON)
 
     def definition(x, w):
         linear = lambda x, kernel, bias: x.astype(kernel.dtype) @ kernel + bias.astype(kernel.dtype)

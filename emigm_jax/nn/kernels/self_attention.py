@@ -57,12 +57,7 @@ def plan(
     fits = held < choice.vmem() and width // heads % 8 == 0
     if not choice.takes(kernels, 'self-attention', fits, error, dtype, width // heads):
         return None
-    return _plan(length, width // heads, epsilon)
-
-
-def _plan(rows, size, epsilon):
-    room, cores = choice.vmem() or None, choice.cores()
-    return Plan(rows, size, epsilon, room=room, cores=cores, interpret=choice.interpreted())
+    return branches.plan(length, width // heads, epsilon)
 
 
 def add(
@@ -231,6 +226,6 @@ def error(dtype: DTypeLike, size: int) -> float:
         out = linear(jnp.concatenate(mixed, axis=-1), w.out, w.out_bias)
         return x + dropout(out, rates.out, dropping[1]).astype(jnp.float32)
 
-    run = _plan(length, size, LAYER_NORM_EPSILON)
+    run = branches.plan(length, size, LAYER_NORM_EPSILON)
     kernel = lambda x, w: add(run, x, w, rates, lengths, dropping)
     return branches.error(kernel, definition, x, weights)
