@@ -69,6 +69,7 @@ def trained():
     return pictures, jax.tree.map(jnp.asarray, jax.device_get(state['params'])), losses
 
 
+@pytest.mark.slow
 def test_pictures_are_learned_by_class(trained):
     pictures, params, losses = trained
     assert abs(losses[0] - np.log(5)) < 0.3
@@ -80,6 +81,7 @@ def test_pictures_are_learned_by_class(trained):
         np.testing.assert_array_equal(drawn, pictures[[0, 1, 0, 1]])
 
 
+@pytest.mark.slow
 def test_guidance_acts_on_logits(trained):
     """With one step all tokens are drawn from guided logits of nothing visible."""
     _, params, _ = trained

@@ -74,6 +74,7 @@ def test_sigterm_saves_the_step_it_is_at(tmp_path, monkeypatch):
     assert main.main(train(tmp_path)) == processes.RESTART
 
 
+@pytest.mark.slow
 def test_sigterm_in_an_evaluation_ends_it_and_loses_no_step(tmp_path):
     def evaluate(ema, step):
         assert step == 4
@@ -150,6 +151,7 @@ def test_a_damaged_checkpoint_is_stepped_over_and_replaced(part, tmp_path, capsy
     assert_same(final_params(tmp_path), whole['params'])
 
 
+@pytest.mark.slow
 def test_which_checkpoints_are_kept(tmp_path):
     fid = iter([9.0, 3.0, 5.0, 7.0, 6.0, 8.0])
     evaluator = lambda config, data: lambda ema, step: {'fid': next(fid)}

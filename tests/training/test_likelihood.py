@@ -142,6 +142,7 @@ class Data(Dataset):
         return Batch(rows['labels'], rows['tokens'])
 
 
+@pytest.mark.slow
 def test_a_data_set_is_measured_whatever_the_batch(params):
     found = [
         likelihood.measure(TOY, params, Data(), likelihood.Draws(8), batch) for batch in (40, 24)

@@ -208,6 +208,7 @@ def test_a_grid_that_is_not_finite_is_not_written(tmp_path, monkeypatch, capsys)
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_steps_and_data_are_the_same_under_any_setting_of_jax():
     model = dict(width=8, heads=2, head_width=8, encoder_depth=1, attention_dropout=0.1)
     changes = [f'--config.model.{name}={value}' for name, value in model.items()]
