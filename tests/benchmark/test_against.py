@@ -53,6 +53,7 @@ def benchmark(what, clone, *flags):
     return main.main(['benchmark', what, *map(str, words)])
 
 
+@pytest.mark.slow
 def test_a_step_of_each_in_turns(clone, tmp_path, capsys):
     python, kept, record = (tmp_path / name for name in ('python', 'kept.npz', 'record.json'))
     python.write_text(STAND_IN.format(python=sys.executable, kept=str(kept)))

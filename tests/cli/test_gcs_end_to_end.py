@@ -80,6 +80,7 @@ def test_references_in_a_bucket(bucket):
     np.testing.assert_array_equal(found.features.read(), features)
 
 
+@pytest.mark.slow
 def test_a_model_is_exported_sampled_and_scored(
     run,
     bucket,

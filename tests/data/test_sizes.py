@@ -98,6 +98,7 @@ def run(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_what_a_run_saves_has_all_sizes(run, capsys):
     assert of(runs.require(run).config) == (2, 16, 10)
     saved = json.loads((run / 'config.json').read_text())['model']

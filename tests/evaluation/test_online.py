@@ -44,6 +44,7 @@ def counted(monkeypatch, module, name):
     return traces
 
 
+@pytest.mark.slow
 def test_digits_are_compared_in_pixels(monkeypatch):
     """One compilation for all calls, and the scores of the images that the sampler makes."""
     traces = counted(monkeypatch, steps.Steps, 'generate')

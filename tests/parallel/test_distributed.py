@@ -58,6 +58,7 @@ def smoke(**training):
 # --- One process ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_sigterm_saves_the_step_it_is_at(tmp_path, monkeypatch):
     monkeypatch.setattr(
         metrics.Metrics,

@@ -319,6 +319,7 @@ def test_label_drop_and_single_encoder_train():
         assert run._cache_size() == 1  # compiled once over steps
 
 
+@pytest.mark.slow
 def test_ema_covers_every_parameter():
     run, first, batch = stepper(
         settings.LossConfig(masking.MaskingConfig(groups=1)),
