@@ -82,8 +82,9 @@ def from_all(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         return [mine]
     mesh = _mesh()
     devices, word = mesh.shape[DEVICE], np.dtype(_WORD).itemsize
-    sizes = multihost_utils.process_allgather(np.int32([mine.size >> 20, mine.size % 2**20]))
-    sizes = [(int(high) << 20) + int(low) for high, low in sizes]
+    halves = np.array([mine.size >> 20, mine.size % 2**20], np.int32)  # devices know no int64
+    gathered = np.asarray(multihost_utils.process_allgather(halves), np.int64)
+    sizes: list[int] = ((gathered[:, 0] << 20) + gathered[:, 1]).tolist()
     row = min(-(-max(sizes) // (devices * word)), _ROUND // (devices * word)) * devices * word
     parts = [np.zeros(size, np.uint8) for size in sizes]
     for start in range(0, max(sizes), max(row, 1)):
