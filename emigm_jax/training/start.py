@@ -1,6 +1,7 @@
 """Where a run begins: at its newest checkpoint, if its workdir has one."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Collection, Iterator
 
 import jax
@@ -101,16 +102,22 @@ def resumed(
     say: Say,
 ) -> State | None:
     """The state of the newest checkpoint that can be read; None if there is none."""
+
+    def described(folder):
+        stored = store.checkpoint(folder)
+        check_state(stored, workdir)
+        saved = runs.saved(stored)
+        check_resumable(saved, config, data, workdir, allowed)
+        return saved
+
     with listings.once(workdir):  # nobody else writes checkpoints there
         folders = runs.newest_first(workdir)
         folder = next(folders, None)
         while folder is not None:
             saved = state = damage = None
             try:
-                stored = store.checkpoint(folder)
-                check_state(stored, workdir)
-                saved = runs.saved(stored)
-                check_resumable(saved, config, data, workdir, allowed)
+                # Agreed on before arrays are read, of which each process reads a share for all.
+                saved = agreement.agreed(functools.partial(described, folder))
                 state = saved.restore(built.state)
             except Damaged as error:
                 damage = error
