@@ -240,6 +240,25 @@ def test_a_description_that_is_cut_off_is_stepped_over(size, state, run, tmp_pat
     ]
 
 
+def test_what_another_process_finds_damaged_is_stepped_over_by_all(
+    state, run, monkeypatch, resumed
+):
+    def agreed(function):
+        found = function()
+        if found.step == 10:  # as the other process says
+            raise Damaged('checkpoints/10: is damaged')
+        return found
+
+    monkeypatch.setattr(start.agreement, 'agreed', agreed)
+    # Arrays that processes read for one another are not begun.
+    restored, restore = [], runs.Saved.restore
+    note = lambda saved, like: restored.append(saved.step) or restore(saved, like)
+    monkeypatch.setattr(runs.Saved, 'restore', note)
+    lines = []
+    assert int(resumed(state[0], run, say=lines.append)['step']) == 5
+    assert restored == [5] and lines[0].startswith('checkpoints/10: is damaged\n')
+
+
 # --- Other weights -------------------------------------------------------------------------------
 
 
