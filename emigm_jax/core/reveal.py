@@ -5,6 +5,7 @@ anything runs. `segments` then cuts it into runs of steps that share static shap
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
@@ -298,6 +299,32 @@ def segments(
         )
         for i, j in edges
     )
+
+
+def alike(
+    segments: Sequence[Segment],
+    step_cost: Callable[[int, int, bool], float],
+    slack: float = 0.1,
+) -> tuple[Segment, ...]:
+    """The same segments with fewer shapes among them, as few as keep the cost within `slack`.
+
+    `step_cost` is that of `segments`. What has the same shape can be one program, wherever in a
+    plan it is: here the first steps and the last ones, between which there is guidance.
+    """
+    shape = lambda s: (s.visible, s.read, s.guided)
+    one = lambda s: len(s.steps) * step_cost(s.visible, s.read, s.guided)
+    most = (1.0 + slack) * sum(map(one, segments))
+    while True:
+        joined = []
+        for a, b in itertools.combinations(dict.fromkeys(map(shape, segments)), 2):
+            if a[2] == b[2]:
+                wide = dict(visible=max(a[0], b[0]), read=max(a[1], b[1]))
+                made = tuple(s._replace(**wide) if shape(s) in (a, b) else s for s in segments)
+                joined.append((sum(map(one, made)), made))
+        total, made = min(joined, default=(math.inf, ()))
+        if total > most:
+            return tuple(segments)
+        segments = made
 
 
 def _switches(guided):

@@ -78,7 +78,11 @@ class OverDevices:
     def prepared(self, params: Any, *rows: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """The jitted program of a call and its arguments, padded and placed."""
         size = padded(len(rows[0]))
-        return self.program, (place(params), *(fill(a, size) for a in rows))
+        # A program is compiled for where its arguments are. Results are placed so, and may be rows.
+        rows = jax.device_put(
+            tuple(fill(a, size) for a in rows), NamedSharding(mesh(), PartitionSpec(AXIS))
+        )
+        return self.program, (place(params), *rows)
 
     @randomness.pinned()
     def lower(self, params: Any, *rows: Any) -> jax.stages.Lowered:

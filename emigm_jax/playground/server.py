@@ -64,7 +64,7 @@ class Server:
     def __init__(self, offer: Offer, place: socket.socket):
         studio = Studio(offer)
         # Beside what is imported and built; whoever comes earlier waits for his first picture.
-        threading.Thread(target=_quietly, args=(studio.warm,), daemon=True).start()
+        pictures = _behind(studio.warm)
         os.environ.update(QUIET)
         import fastapi  # pyright: ignore[reportMissingImports]
         import gradio as gr  # pyright: ignore[reportMissingImports]
@@ -84,6 +84,7 @@ class Server:
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self.run, daemon=True)
+        _behind(pictures.join, studio.warm_edit)
 
     def run(self) -> None:
         """Serves until it is interrupted or closed."""
@@ -148,9 +149,17 @@ def demo(
     return server
 
 
-def _quietly(work):
-    with contextlib.suppress(Exception):  # visitors meet the same, and are told
-        work()
+def _behind(*parts):
+    """A thread that does them one after the other."""
+
+    def work():
+        with contextlib.suppress(Exception):  # visitors meet the same, and are told
+            for part in parts:
+                part()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread
 
 
 def _sealed(app: Any) -> Any:

@@ -80,14 +80,16 @@ class Studio:
         return self._frames(count, begin)
 
     def warm(self) -> None:
-        """Has compiled what the first pictures need, and then an edit of half a picture."""
-        start = self.offer.start(self.offer.preset)
-        make = self.offer.model.with_sampling(self.offer.sampling(start))
-        _, labels, seeds = self._rows(start.classes, start.seeds)
+        """Has compiled what the first pictures need."""
+        start, make, labels, seeds = self._first()
         with self._turn:  # whoever comes earlier waits, and compiles nothing twice
             make.sampler.compile_steps(make.params, labels, seeds)
         for _ in self.sample(start):
             pass
+
+    def warm_edit(self) -> None:
+        """Has compiled what an edit of half a picture needs."""
+        start, make, labels, seeds = self._first()
         side = make.sampler.model.grid * make.codec.spec.stride
         half = Image.new('L', (side, side))
         half.paste(255, (0, 0, side // 2, side))
@@ -97,6 +99,12 @@ class Studio:
             draw.compile_steps(make.params, labels, seeds, edit.given if draw.masked else None)
         for _ in self.edit(start, Painted(half, half)):
             pass
+
+    def _first(self):
+        """The settings that the page begins with, what draws, labels and seeds."""
+        start = self.offer.start(self.offer.preset)
+        make = self.offer.model.with_sampling(self.offer.sampling(start))
+        return start, make, *self._rows(start.classes, start.seeds)[1:]
 
     def _rows(self, labels, seeds) -> tuple[int, np.ndarray, np.ndarray]:
         """How many pictures are asked for, and labels and seeds of as many as programs take."""

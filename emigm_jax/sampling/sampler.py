@@ -5,6 +5,7 @@ same image in any batch on any number of devices. Orders, counts and noise can a
 which replays a recorded run of the official sampler exactly.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
@@ -118,13 +119,13 @@ class Sampler:
         """As a call, but yields the `Progress` after every step; the last one is what it returns.
 
         Each kind of step is a program of its own, so the first steps of a kind take longer. They
-        are shared: another scale of guidance or another plan of like steps compiles nothing.
+        are shared: another scale of guidance or another plan of like steps compiles nothing. Steps
+        may be padded to be alike, so continuous tokens are those of a call to rounding.
         """
         images = self.images(labels, seeds, given)
         with randomness.pinned():
             state = self._device.start(images)
-        for segment in self.segments:
-            run = self._program(segment)
+        for segment, run in self._programs():
             for k in segment.steps:
                 number = np.full(len(images.labels), k, np.int32)
                 state, progress = run(params, *state, number, *images.rows)
@@ -138,13 +139,21 @@ class Sampler:
         with randomness.pinned():
             state = self._device.start(images)
         number = np.zeros(len(images.labels), np.int32)
-        programs = {self._program(segment) for segment in self.segments}
+        programs = {run for _, run in self._programs()}
         with futures.ThreadPoolExecutor() as pool:
             run = lambda program: program(params, *state, number, *images.rows)
             jax.block_until_ready(list(pool.map(run, programs)))
 
-    def _program(self, segment):
-        return _one(self._device.as_compiled, segment._replace(steps=()))
+    def _programs(self):
+        """The segments, and what runs one step of each; as little to compile as can be.
+
+        Somebody waits for the first picture. Layers in a loop are the same numbers.
+        """
+        device = self._device.as_compiled
+        rolled = lambda model: model and dataclasses.replace(model, unroll=False)
+        device = dataclasses.replace(device, model=rolled(device.model), guide=rolled(device.guide))
+        for segment in reveal.alike(self.segments, self._cost):
+            yield segment, _one(device, segment._replace(steps=()))
 
     def prepared(
         self, params: Weights, labels: Integers, seeds: Integers

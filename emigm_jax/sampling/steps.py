@@ -159,7 +159,8 @@ class Steps:
           random: stands in for what `images.keys` would give.
           tokens: those that are there, in generation order and therefore the first.
         """
-        run, state = self._run(params, images, random), self.start(images, random, tokens)
+        state = self.start(images, random, tokens)
+        run = self._run(params, images, state.order, random)
         for segment in segments:
             body = lambda state, k, segment=segment: (self._step(run, segment, state, k), None)
             state, _ = jax.lax.scan(body, state, jnp.asarray(segment.steps))
@@ -175,7 +176,7 @@ class Steps:
         random: Random | None = None,
     ) -> tuple[State, Progress]:
         """Step `number` (for all images the same) of a segment."""
-        run, k = self._run(params, images, random), number[0]
+        run, k = self._run(params, images, state.order, random), number[0]
         tokens, order = state = self._step(run, segment, state, k)
         revealed = jnp.arange(order.shape[1]) < (run.visible + images.counts)[:, k, None]
         return state, Progress(_raster(order, tokens), _raster(order, revealed))
@@ -210,17 +211,17 @@ class Steps:
         drawn, given = jax.vmap(one)(images.keys), images.given
         return drawn if given is None else orders.given_first(drawn, jnp.asarray(given.masked))
 
-    def _run(self, params, images, random=None):
+    def _run(self, params, images, order, random=None):
         own, guiding = params if isinstance(params, tuple) else (params, {})
         net = emigm.network(self.model).bind(own)
-        random = self._keyed(net, images) if random is None else random
+        random = self._keyed(net, images, order) if random is None else random
         visible = reveal.visible_before(images.counts, self.model.tokens)
         guide = None
         if self.guide:
-            guide = _given(emigm.network(self.guide).bind(guiding), images.labels, random.order)
-        return _Run(_given(net, images.labels, random.order), guide, images, random, visible)
+            guide = _given(emigm.network(self.guide).bind(guiding), images.labels, order)
+        return _Run(_given(net, images.labels, order), guide, images, random, visible)
 
-    def _keyed(self, net, images):
+    def _keyed(self, net, images, order):
         """All that is random, as functions of an image's key, a place and a draw alone."""
 
         def noise(key: PRNGKeyArray, place, draw):
@@ -235,7 +236,7 @@ class Steps:
             per_all = jax.vmap(per_image, (0, 0, None))
             return lambda places, draw: per_all(images.keys, places, draw)
 
-        return Random(self._order(images), everywhere(noise), everywhere(choice))
+        return Random(order, everywhere(noise), everywhere(choice))
 
     def _step(self, run, segment, state, k):
         """Reveals the tokens of step k."""

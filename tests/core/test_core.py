@@ -251,6 +251,22 @@ def test_segments_cover_the_plan(steps):
         assert (plan.guided[at] == s.guided).all()
 
 
+@pytest.mark.parametrize('slack', [0.0, 0.1, 100.0])
+def test_segments_are_made_alike(slack):
+    """Of few shapes, at little cost, each as wide as it was at least and guided as it was."""
+    cost = lambda v, r, g: (1 + g) * (10.0 + v + 5.0 * r)
+    price = lambda cut: sum(len(s.steps) * cost(*s[1:]) for s in cut)
+    cut = reveal.segments(reveal.plan(reveal.RevealConfig(steps=64), 256), cost)
+    wide = reveal.alike(cut, cost, slack)
+    shapes = {s[1:] for s in wide}
+    assert price(wide) <= (1 + slack) * price(cut)
+    assert len(shapes) == {0.0: len(cut), 100.0: 2}.get(slack, len(shapes)) <= len(cut)
+    assert slack == 0.0 or len(shapes) < len(cut)
+    for old, new in zip(cut, wide, strict=True):
+        assert (new.steps, new.guided) == (old.steps, old.guided)
+        assert new.visible >= old.visible and new.read >= old.read
+
+
 def test_respaced_timesteps():
     steps = gaussian.respaced(100).timesteps
     assert list(steps[:3]) == [0, 10, 20]

@@ -119,6 +119,20 @@ def test_one_compilation_per_setting(params):
     assert run._cache_size() == 1
 
 
+def test_programs_of_steps_are_shared_and_compiled_once(params):
+    """Rows that a program returned are those of its next call, not a second compilation."""
+    reveal = RevealConfig(steps=16, guidance_from=0.3, guidance_to=0.7)
+    sampler = Sampler(MODEL, dataclasses.replace(CONFIG, reveal=reveal))
+    programs = {run.program for _, run in sampler._programs()}
+    assert len(programs) < len(sampler.segments)
+    for program in programs:
+        program.clear_cache()
+    *_, last = sampler.steps(params, LABELS[:8], SEEDS[:8])
+    assert all(program._cache_size() == 1 for program in programs)
+    whole = sampler(params, LABELS[:8], SEEDS[:8])
+    np.testing.assert_allclose(last.tokens, whole, rtol=1e-4, atol=1e-4)
+
+
 def test_xs_256_padded_flops():
     """Within 15 % of exact shapes with a full last block (fast setting)."""
     model = emigm.preset(256, 'xs')
