@@ -36,8 +36,8 @@ def run(argv: list[str]) -> int:
         '--share',
         default='1/1',
         metavar='I/N',
-        help='only every N-th run from the I-th on: N commands at once, on one machine or several, '
-        'do all',
+        help='only every N-th run from the I-th on, without tables: N commands at once, on one '
+        'machine or several, do all',
     )
     parser.add_argument('--seeds', help="of training (the file's; without one 0-2)")
     parser.add_argument(
@@ -50,6 +50,14 @@ def run(argv: list[str]) -> int:
         action='store_true',
         help='only print a command for each run that lacks something, to be jobs of their own, and '
         'the one that tables them',
+    )
+    only.add_argument(
+        '--at-once',
+        type=shared.count,
+        default=1,
+        metavar='N',
+        help='as N processes, which share the cores of this machine: small networks on CPUs are '
+        'done sooner so (1)',
     )
     group = parser.add_argument_group('without a file')
     group.add_argument(
@@ -71,19 +79,21 @@ def run(argv: list[str]) -> int:
     share = _share(arguments.share)
     sweep = _sweep(parser, arguments, overrides)
 
+    from emigm_jax.sweep import at_once, write
     from emigm_jax.sweep import run as runner
-    from emigm_jax.sweep import write
 
     if arguments.commands:
         if arguments.share != '1/1':
             parser.error('--share is what --commands divides the work by')
         print('\n'.join(_commands(argv, sweep, arguments.out)))
         return 0
-    code = 0
-    if not arguments.table:
-        say = functools.partial(print, flush=True)
+    code, say = 0, functools.partial(print, flush=True)
+    if arguments.at_once > 1:
+        code = at_once.run(_shares(argv, share, arguments.at_once), say)
+    elif not arguments.table:
         code = shared.code_of_training(lambda: runner.run(sweep, arguments.out, share, say))
-    if code <= 1:  # a run that diverged leaves the others; asked to end, all is left
+    # A run that diverged leaves the others; asked to end, all is left.
+    if code <= 1 and share == (1, 1):
         print(write.write(sweep, arguments.out))
     return code
 
@@ -124,6 +134,15 @@ def _commands(argv, sweep, folder):
     return [
         *(shlex.join([*same, '--share', share]) for share in shares),
         shlex.join([*same, '--table']),
+    ]
+
+
+def _shares(argv, share, count):
+    """The arguments of commands that divide a share: of a flag given twice the last one counts."""
+    first, step = share
+    return [
+        ['sweep', *argv, '--at-once', '1', '--share', f'{first + step * i}/{step * count}']
+        for i in range(count)
     ]
 
 
