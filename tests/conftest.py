@@ -44,8 +44,17 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
+def _take_cores(worker):
+    """Each worker has its own: threads that wait for the cores of another cost both."""
+    number, count = int(worker['workerid'].removeprefix('gw')), worker['workercount']
+    if hasattr(os, 'sched_getaffinity'):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cores[number::count] or cores)
+
+
 def pytest_configure(config):
     if 'PYTEST_XDIST_WORKER' in os.environ:
+        _take_cores(config.workerinput)
         return  # the environment is that of the process that started this one
     quick = list(QUICK_COMPILATION) if config.option.markexpr != 'full' else []
     if quick and metadata.version('jaxlib').startswith('0.10.'):

@@ -44,7 +44,7 @@ def train(config: Config, batch: int) -> Program:
         labels=jax.device_put(labels, built.batch.labels.sharding),
         tokens=jax.device_put(tokens, built.batch.tokens.sharding),
     )
-    arguments = built.create(), data, np.int32(0)
+    arguments = built.create(), data, np.int32(0), built.words
     following = lambda out: (out[0], *arguments[1:])
     return Program(
         built.lower,

@@ -19,8 +19,12 @@ LAST_SEED = 2**32 - 1  # what fits into the word of a key that a seed, or a numb
 
 def key(seed: int) -> PRNGKeyArray:
     """The key of a seed, 0 to `LAST_SEED`: that of `jax.random.key` without any settings."""
-    words = np.array([0, seed], np.uint32)  # its data as such, which no setting changes
-    return jax.random.wrap_key_data(jax.numpy.asarray(words), impl=GENERATOR)
+    return of_data(jax.numpy.asarray(words(seed)))
+
+
+def words(seed: int) -> UInt32[np.ndarray, '2']:
+    """The data of its key as such, which no setting changes; a program may take them."""
+    return np.array([0, seed], np.uint32)
 
 
 def of_data(data: UInt32[Array, '*K'], impl: Any = GENERATOR) -> PRNGKeyArray:

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array
+from jaxtyping import Array, UInt32
 
 from emigm_jax.config.settings import Config, LossConfig, OptimizerConfig
 from emigm_jax.core import masking, randomness
@@ -29,22 +30,32 @@ class Program:
     mesh: jax.sharding.Mesh
     net: Functional
     rate: Callable[[ArrayLike], Array]  # step -> learning rate
-    create: Callable[[], State]  # the state before the first step
-    begin: Callable[[Params], State]  # the same, of given parameters, which are donated
-    # (state, batch, number) -> (state, metrics); the state is donated.
-    step: Callable[[State, Batch, ArrayLike], tuple[State, dict[str, Array]]]
-    jitted: jax.stages.Wrapped  # `step` without the mesh
+    begin: Callable[[Params], State]  # the state before the first step, of these, which are donated
+    # An argument of the two that follow, so that runs of all seeds are one compilation.
+    words: UInt32[np.ndarray, '2']  # of the seed
+    initial: jax.stages.Wrapped  # (words) -> state
+    jitted: jax.stages.Wrapped  # (state, batch, number, words) -> (state, metrics)
     state: State  # jax.ShapeDtypeStruct of every leaf, with its sharding
     batch: Batch  # likewise
     groups: int  # that a microbatch is divided into
     budgets: tuple[masking.Budget, ...]  # static sizes of each group
     flops: float  # matrix products per image, forward and backward, padding included
 
+    def create(self) -> State:
+        """The state before the first step."""
+        with jax.set_mesh(self.mesh), randomness.pinned():
+            return self.initial(self.words)
+
+    def step(self, state: State, batch: Batch, number: ArrayLike) -> tuple[State, dict[str, Array]]:
+        """A `TrainStep`; the state is donated."""
+        with jax.set_mesh(self.mesh), randomness.pinned():
+            return self.jitted(state, batch, number, self.words)
+
     def lower(self) -> jax.stages.Lowered:
         """The train step lowered for the mesh, whose devices need not be there."""
         number = jax.ShapeDtypeStruct((), jnp.int32)
         with jax.set_mesh(self.mesh), randomness.pinned():
-            return self.jitted.lower(self.state, self.batch, number)
+            return self.jitted.lower(self.state, self.batch, number, self.words)
 
     def compile(self) -> None:
         """Compiles the train step, which then is there for `step`, on all processes."""
@@ -64,8 +75,9 @@ def build(config: Config, mesh: jax.sharding.Mesh, warmup: int, total: int) -> P
       UserError: the batch cannot be sharded over the mesh.
     """
     training = config.training.batch_size, config.training.accumulate
-    settings = _Deciding(config.model, config.loss, config.optimizer, config.seed, *training)
-    return _built(settings, mesh, warmup, total)
+    settings = _Deciding(config.model, config.loss, config.optimizer, *training)
+    built = _built(settings, mesh, warmup, total)
+    return dataclasses.replace(built, words=randomness.words(config.seed))
 
 
 class _Deciding(NamedTuple):
@@ -74,7 +86,6 @@ class _Deciding(NamedTuple):
     model: ModelConfig
     loss: LossConfig
     optimizer: OptimizerConfig
-    seed: int
     batch: int
     accumulate: int
 
@@ -82,24 +93,25 @@ class _Deciding(NamedTuple):
 # A run that goes on in the process that began it is not traced anew.
 @functools.lru_cache(maxsize=4)
 def _built(settings, mesh, warmup, total):
-    model, loss, optimizer, seed, batch, accumulate = settings
+    model, loss, optimizer, batch, accumulate = settings
     net = emigm.network(model)
     rate = states.learning_rate(optimizer, batch, warmup, total)
     tx = states.optimizer(optimizer, rate)
-    step = TrainStep(net, model, loss, optimizer, tx, seed, accumulate)
+    step = TrainStep(net, model, loss, optimizer, tx, accumulate)
     sharding.check_batch(mesh, batch, accumulate, step.groups(batch))
 
-    def train_step(state, batch, number):  # programs and profiles show its name
-        return step(state, batch, number)
+    def train_step(state, batch, number, words):  # programs and profiles show its name
+        return step(state, batch, words, number)
 
-    create = lambda: states.create(net, optimizer, tx, randomness.key(seed))
+    words = randomness.words(0)
+    create = lambda words: states.create(net, optimizer, tx, randomness.of_data(words))
     begin = lambda params: states.begun(params, optimizer, tx)
-    shapes = jax.eval_shape(create)
+    shapes = jax.eval_shape(create, words)
     placed = sharding.of_state(mesh, shapes)
     rows, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     jitted = jax.jit(
         train_step,
-        in_shardings=(placed, rows, replicated),
+        in_shardings=(placed, rows, replicated, replicated),
         out_shardings=(placed, replicated),
         donate_argnums=0,
     )
@@ -113,9 +125,9 @@ def _built(settings, mesh, warmup, total):
         mesh=mesh,
         net=net,
         rate=rate,
-        create=sharding.with_mesh(mesh, jax.jit(create, out_shardings=placed)),
         begin=sharding.with_mesh(mesh, jax.jit(begin, out_shardings=placed, donate_argnums=0)),
-        step=sharding.with_mesh(mesh, jitted),
+        words=words,
+        initial=jax.jit(create, in_shardings=replicated, out_shardings=placed),
         jitted=jitted,
         state=sharding.abstract(mesh, shapes),
         batch=jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=rows), inputs),

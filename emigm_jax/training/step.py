@@ -5,8 +5,9 @@ from typing import final
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, UInt32
 
 from emigm_jax.config.settings import LossConfig, OptimizerConfig
 from emigm_jax.core import flops, masking, randomness
@@ -29,7 +30,6 @@ class TrainStep:
     loss: LossConfig
     optimizer: OptimizerConfig
     tx: optax.GradientTransformation
-    seed: int = 0  # of all randomness of training; the step's key is fold_in(seed, step)
     accumulate: int = 1  # microbatches that a batch is processed in
 
     def groups(self, images: int) -> int:
@@ -46,13 +46,18 @@ class TrainStep:
         return 3 * forward  # a product has two gradients
 
     def __call__(
-        self, state: State, batch: Batch, number: Int[Array, ''] | None = None
+        self,
+        state: State,
+        batch: Batch,
+        words: UInt32[Array | np.ndarray, '2'],
+        number: Int[Array, ''] | None = None,
     ) -> tuple[State, dict[str, Array]]:
         """One step.
 
         Args:
           state: {step, params, opt, ema}.
           batch: B images.
+          words: `randomness.words` of the seed of training; the step's key is fold_in(seed, step).
           number: the step that the caller believes this is. If the state lags behind, an
             earlier step was not finite and this one changes nothing either.
 
@@ -62,7 +67,7 @@ class TrainStep:
         """
         images, accumulate = len(batch.tokens), self.accumulate
         groups, budgets = self.groups(images), self.budgets(images)
-        key = jax.random.fold_in(randomness.key(self.seed), state['step'])
+        key = jax.random.fold_in(randomness.of_data(jnp.asarray(words)), state['step'])
         draw_key, dropout_key = jax.random.split(key)
         draws = losses.draw(self.model, self.loss, draw_key, images, groups)
 

@@ -107,10 +107,11 @@ def _results(sizes, dtype, devices):
     if mesh.is_multi_process:
         processes.meet()
     batch, params = _batch(built), jax.tree.map(np.asarray, params)
+    rest = jax.device_put((np.int32(0), built.words), sharding.replicated(mesh))
     while True:
         # The state is donated, so each step has its own.
         state = built.begin(jax.device_put(params, sharding.of_state(mesh, params)))
-        state, metrics = step(state, batch, jax.device_put(np.int32(0), sharding.replicated(mesh)))
+        state, metrics = step(state, batch, *rest)
         # Adam's first moment is the gradient times 1 - beta1. A parameter after the first step
         # tells but its sign, which is up to rounding where it is almost nothing.
         found = metrics['loss'], state['opt'][1][0].mu

@@ -11,6 +11,7 @@ from emigm_jax.checkpoints import runs
 from emigm_jax.cli import main
 from emigm_jax.config import settings
 from emigm_jax.config.settings import SamplingConfig
+from emigm_jax.core import randomness
 from emigm_jax.core.reveal import RevealConfig
 from emigm_jax.core.solvers import SolverConfig
 from emigm_jax.data.interface import Batch
@@ -43,16 +44,15 @@ def test_train_step_compiles_once_over_steps():
     net = emigm.network(MODEL)
     tx = state.optimizer(optimizer, state.learning_rate(optimizer, 4, 0, 10))
     current = jax.jit(functools.partial(state.create, net, optimizer, tx))(jax.random.key(0))
-    run = jax.jit(
-        step.TrainStep(net, MODEL, settings.LossConfig(), optimizer, tx), donate_argnums=0
-    )
+    run = step.TrainStep(net, MODEL, settings.LossConfig(), optimizer, tx)
+    run, words = jax.jit(run, donate_argnums=0), randomness.words(0)
     rng = np.random.default_rng(0)
     for number in range(3):
         batch = Batch(
             labels=rng.integers(1000, size=4).astype(np.int32),
             tokens=rng.standard_normal((4, 256, 16), np.float32),
         )
-        current, values = run(current, batch)
+        current, values = run(current, batch, words)
         if number == 0:
             # Zero-initialised output, so the squared error is that of the noise alone.
             assert float(values['mse']) == pytest.approx(1.0, abs=0.03)

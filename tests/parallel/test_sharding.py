@@ -154,7 +154,7 @@ def run(model, devices, **settings):
     for number in range(STEPS):
         current, found = of.step(current, batch, np.int32(number))
         values.append([float(found['loss']), float(found['gradient_norm'])])
-    assert of.step.__wrapped__._cache_size() == 1
+    assert of.jitted._cache_size() == 1
     return np.array(values), jax.tree.map(np.asarray, current)
 
 

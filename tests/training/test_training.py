@@ -15,7 +15,7 @@ import pytest
 from emigm_jax.checkpoints import runs, store
 from emigm_jax.config import nested, settings
 from emigm_jax.config.load import load_config
-from emigm_jax.core import masking
+from emigm_jax.core import masking, randomness
 from emigm_jax.data import datasets, pipeline, sizes
 from emigm_jax.data.interface import Batch
 from emigm_jax.errors import Damaged, UserError
@@ -252,8 +252,9 @@ def stepper(loss_config, accumulate, optimizer=None, batch=16, model=MODEL):
     net = emigm.network(model)
     tx = state.optimizer(optimizer, state.learning_rate(optimizer, batch, 0, 10))
     first = jax.jit(functools.partial(state.create, net, optimizer, tx))(jax.random.key(0))
-    run = step.TrainStep(net, model, loss_config, optimizer, tx, 0, accumulate)
-    return jax.jit(run), first, data(batch)
+    run = step.TrainStep(net, model, loss_config, optimizer, tx, accumulate)
+    words = randomness.words(0)
+    return jax.jit(lambda *arguments: run(*arguments, words)), first, data(batch)
 
 
 def data(batch=16):
