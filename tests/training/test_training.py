@@ -257,6 +257,22 @@ def stepper(loss_config, accumulate, optimizer=None, batch=16, model=MODEL):
     return jax.jit(lambda *arguments: run(*arguments, words)), first, data(batch)
 
 
+def test_seeds_share_what_is_compiled_and_nothing_else():
+    known = sizes.known(load_config('digits:smoke'))
+    mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
+    seeds = [program.build(dataclasses.replace(known, seed=n), mesh, 1, 9) for n in (0, 1)]
+    shapes = seeds[0].batch
+    rows = Batch(np.zeros(shapes.labels.shape, np.int32), np.ones(shapes.tokens.shape, np.float32))
+    starts = [built.create() for built in seeds]
+    pairs = zip(*(jax.tree.leaves(one['params']) for one in starts), strict=True)
+    assert any((np.asarray(a) != np.asarray(b)).any() for a, b in pairs)
+    # Of the same weights, so that only what a step draws tells the seeds apart.
+    begun = jax.tree.map(np.array, starts[0])
+    losses = [float(built.step(begun, rows, np.int32(0))[1]['loss']) for built in seeds]
+    assert losses[0] != losses[1]
+    assert seeds[0].jitted is seeds[1].jitted and seeds[0].jitted._cache_size() == 1
+
+
 def data(batch=16):
     rng = np.random.default_rng(1)
     return Batch(
