@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float32, Int, PRNGKeyArray
 from emigm_jax.models.categorical_head import Words
 from emigm_jax.models.config import ModelConfig
 from emigm_jax.models.interface import Group, Trunk
-from emigm_jax.nn import transformer
+from emigm_jax.nn import functional, transformer
 from emigm_jax.nn.dropout import dropout
 from emigm_jax.nn.layers import embedding, layer_norm, linear
 from emigm_jax.parallel import sharding
@@ -102,7 +102,8 @@ class Bert(Trunk):
         h = dropout(self.embedding_norm(h), self.config.projection_dropout, keys[0])
         (h,) = self.stack([h], key=keys[1])
         h = h.reshape(-1, count, *h.shape[1:])
-        return [self._read_out(h[:, g], group, keys[2 + g]) for g, group in enumerate(groups)]
+        items = [(h[:, g], group.read, keys[2 + g]) for g, group in enumerate(groups)]
+        return functional.each(lambda item: self._read_out(*item), items, self.config.loop)
 
     def _embedded(self, group):
         """Words and positions (B, buffer + N, D) float32 before the first LayerNorm."""
@@ -112,8 +113,8 @@ class Bert(Trunk):
         head = group.condition[:, None] + self.position[...][:buffer]
         return sharding.constrain_batch(jnp.concatenate([head, x], axis=1))
 
-    def _read_out(self, x, group, key):
+    def _read_out(self, x, read, key):
         """The last block and transform for the rows that are read of x (B, L, D): z (B, R, D)."""
-        h = self.last(x, read=group.read(x[:, self.config.buffer :]), key=key)
+        h = self.last(x, read=read(x[:, self.config.buffer :]), key=key)
         z = self.transform_norm(jax.nn.gelu(self.transform(h), approximate=True))
         return sharding.constrain_batch(z)

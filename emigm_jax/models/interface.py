@@ -28,11 +28,12 @@ class Read(abc.ABC):
 
 
 @final
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Suffix(Read):
     """The last `size` rows: the tokens that training may have masked."""
 
-    size: int
+    size: int = dataclasses.field(metadata={'static': True})
 
     def __call__(self, rows: Shaped[Array, 'B N *F']) -> Shaped[Array, 'B R *F']:
         """A static slice."""
@@ -40,6 +41,7 @@ class Suffix(Read):
 
 
 @final
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Slots(Read):
     """Rows of each image's own: the tokens that a step of generation reveals."""

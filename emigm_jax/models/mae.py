@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float32, Int, PRNGKeyArray
 
 from emigm_jax.models.config import ModelConfig
 from emigm_jax.models.interface import Group, Trunk
-from emigm_jax.nn import transformer
+from emigm_jax.nn import functional, transformer
 from emigm_jax.nn.layers import embedding, layer_norm, linear
 from emigm_jax.parallel import sharding
 
@@ -112,7 +112,11 @@ class MaskedAutoencoder(Trunk):
         # Image j of a batch is in group j % G: so it stays on its device.
         h = jnp.stack(inputs, axis=1).reshape(-1, *inputs[0].shape[1:])
         h = self.decode(h, keys[1]).reshape(-1, count, *h.shape[1:])
-        return [self.read_out(h[:, g], group, keys[2 + g]) for g, group in enumerate(groups)]
+        items = [
+            (h[:, g], group.read, group.read(group.positions.output), keys[2 + g])
+            for g, group in enumerate(groups)
+        ]
+        return functional.each(lambda item: self._last(*item), items, self.config.loop)
 
     def encode(
         self, groups: Sequence[Group], key: PRNGKeyArray | None = None
@@ -169,7 +173,9 @@ class MaskedAutoencoder(Trunk):
         self, x: Float32[Array, 'B L D'], group: Group, key: PRNGKeyArray | None = None
     ) -> Float32[Array, 'B R D']:
         """The last block and norm for the rows that are read of x, from `decode`: z."""
-        rows = group.read(x[:, self.config.buffer :])
-        output = group.read(group.positions.output)
-        z = self.decoder_norm(self.decoder_last(x, read=rows, key=key)) + output
+        return self._last(x, group.read, group.read(group.positions.output), key)
+
+    def _last(self, x, read, position, key):
+        rows = read(x[:, self.config.buffer :])
+        z = self.decoder_norm(self.decoder_last(x, read=rows, key=key)) + position
         return sharding.constrain_batch(z)

@@ -7,13 +7,14 @@ definition plus a nested dict of arrays. Training, sampling, checkpoints and sha
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
 from emigm_jax.core import randomness
 from emigm_jax.nn import loops
@@ -106,6 +107,34 @@ def scan(
     for i in range(jax.tree.leaves(state)[0].shape[0]):
         x, _ = step(x, jax.tree.map(lambda a, i=i: a[i], (state, xs)))
     return x
+
+
+def each(
+    function: Callable[[Any], Array], items: Sequence[Any], loop: loops.Loop = loops.PLAIN
+) -> list[Array]:
+    """[function(item) for item in items]; items of one structure and shapes share one loop's body.
+
+    It is compiled once then, not for each of them.
+
+    Args:
+      function: of an item.
+      items: pytrees.
+      loop: `unroll` of it.
+    """
+    if loop.unroll:
+        return [function(item) for item in items]
+    alike: dict[Any, list[int]] = {}
+    for i, item in enumerate(items):
+        leaves, structure = jax.tree.flatten(item)
+        alike.setdefault((structure, *map(jax.typeof, leaves)), []).append(i)
+    found = {}
+    for places in alike.values():
+        if len(places) == 1:
+            found[places[0]] = function(items[places[0]])
+        else:
+            stacked = jax.tree.map(lambda *a: jnp.stack(a), *[items[i] for i in places])
+            found |= dict(zip(places, jax.lax.map(function, stacked), strict=True))
+    return [found[i] for i in range(len(items))]
 
 
 def parameter_count(params: Any) -> int:

@@ -29,8 +29,11 @@ TINY = emigm.ModelConfig(
     head_depth=2,
 )
 
-slow = lambda **change: pytest.param(change, marks=pytest.mark.slow)
-LAYERS = [slow(remat='full'), slow(remat='dots'), slow(unroll=True)]
+BERT = dataclasses.replace(TINY, trunk='bert', head='categorical', channels=0, codes=7)
+
+slow = lambda config, **change: pytest.param(config, change, marks=pytest.mark.slow)
+LAYERS = [slow(TINY, remat='full'), slow(TINY, remat='dots')]
+LAYERS += [slow(TINY, unroll=True), slow(BERT, unroll=True)]
 
 
 @pytest.mark.parametrize('key', emigm.PRESETS)
@@ -62,13 +65,16 @@ def conditions(config, params, tokens, visible, prefix, key=None, read=None):
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _conditions(config, prefix, count, params, tokens, visible, key, slots):
     trunk = emigm.network(config).bind(params).trunk
-    batch = tokens.shape[0]
-    order = jnp.tile(jnp.arange(config.tokens), (batch, 1))
-    condition = trunk.condition(jnp.zeros(batch, jnp.int32))
-    visible = jnp.full(batch, visible, jnp.int32)
     read = Suffix(count) if slots is None else Slots(slots)
-    (z,) = trunk([Group(tokens, trunk.positions(order), condition, visible, prefix, read)], key)
+    (z,) = trunk([_group(trunk, tokens, visible, prefix, read)], key)
     return z
+
+
+def _group(trunk, tokens, visible, prefix, read):
+    batch, total = tokens.shape[:2]
+    positions = trunk.positions(jnp.tile(jnp.arange(total), (batch, 1)))
+    condition = trunk.condition(jnp.zeros(batch, jnp.int32))
+    return Group(tokens, positions, condition, jnp.full(batch, visible, jnp.int32), prefix, read)
 
 
 @pytest.mark.parametrize('mae', [True, False])
@@ -98,19 +104,22 @@ def test_only_the_rows_that_are_read_are_computed(params):
         np.testing.assert_allclose(z, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize('change', LAYERS)
-def test_how_layers_run_changes_no_gradient(params, change):
-    tokens = jax.random.normal(jax.random.key(4), (2, 16, 3))
+@pytest.mark.parametrize(('tiny', 'change'), LAYERS)
+def test_how_layers_run_changes_no_gradient(tiny, change):
+    params = random_weights(emigm.network(tiny))
+    tokens = jax.random.normal(jax.random.key(4), (3, 2, 16, 3))
+    tokens = tokens if tiny.channels else (tokens[..., 0] > 0.0).astype(jnp.int32)
 
     def value(params, config):
-        z = conditions(config, params, tokens, 6, 8, jax.random.key(5))
-        net = emigm.network(config).bind(params)
-        out = net.head(tokens, net.head.time(jnp.float32(3.0)), net.head.condition(z))
-        return jnp.square(out).mean()
+        trunk = emigm.network(config).bind(params).trunk
+        reads = zip(tokens, (6, 3, 5), (8, 4, 8), (10, 16, 10), strict=True)  # two read alike
+        groups = [_group(trunk, t, seen, most, Suffix(rows)) for t, seen, most, rows in reads]
+        weights = jax.random.normal(jax.random.key(6), (16, config.width))
+        return sum(jnp.mean(z * weights[: z.shape[1]]) for z in trunk(groups, jax.random.key(5)))
 
     gradient = jax.jit(jax.grad(value), static_argnums=1)
-    expected = gradient(params, TINY)
-    actual = gradient(params, dataclasses.replace(TINY, **change))
+    expected = gradient(params, tiny)
+    actual = gradient(params, dataclasses.replace(tiny, **change))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), actual, expected)
 
 
