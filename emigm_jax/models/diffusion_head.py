@@ -13,7 +13,7 @@ from emigm_jax.core import gaussian, solvers
 from emigm_jax.core.guidance import guided
 from emigm_jax.models.config import ModelConfig
 from emigm_jax.models.interface import Drawing, Drawn, Guide, Head, Objective, TokenLoss
-from emigm_jax.nn import functional
+from emigm_jax.nn import functional, row_tiles
 from emigm_jax.nn.kernels import residual_block
 from emigm_jax.nn.kernels.residual import Weights
 from emigm_jax.nn.layers import layer_norm, linear, normal, time_features, zeros
@@ -160,6 +160,39 @@ class DiffusionHead(Head):
         output = self(x_t, self._times(time), self.condition(z))
         terms = gaussian.loss_terms(output, clean, x_t, time, noise)
         return TokenLoss(terms.total, terms._asdict())
+
+    def weighed(
+        self,
+        z: Float32[Array, 'B R D'],
+        clean: Float[Array, 'B R C'],
+        draws: Draws,
+        settings: Objective,
+        weight: Float32[Array, 'B R'],
+    ) -> tuple[Float32[Array, ''], dict[str, Float32[Array, '']]]:
+        """See `Head`; on a CPU by tiles of rows."""
+        tiled = row_tiles.pay(weight.size) and _plan(self.config) is None
+        if not tiled or draws.time.size <= gaussian.TIMESTEPS:
+            return super().weighed(z, clean, draws, settings, weight)
+        graph, state = nnx.split(self)
+        flat, copies = lambda a: a.reshape(-1, *a.shape[2:]), len(draws.time)
+        z, clean, weight = map(flat, (z, clean, weight))
+        time, noise = (jax.vmap(flat, out_axes=1)(a) for a in draws)
+
+        def of_tile(shared, z, fixed, weight):
+            state, table = shared
+            clean, time, noise = fixed
+            head = nnx.merge(graph, state)
+            # One axis of rows, as XLA's CPU products have slow gradients for stacks of matrices.
+            copied = lambda a: jnp.repeat(a, copies, axis=0)
+            clean, time, noise = copied(clean), time.reshape(-1), flat(noise)
+            x_t = gaussian.q_sample(clean, time, noise)
+            output = head(x_t, table[time], copied(head.condition(z)))
+            terms = gaussian.loss_terms(output, clean, x_t, time, noise)
+            add = lambda term: jnp.sum(term * copied(weight))
+            return add(terms.total), {name: add(term) for name, term in terms._asdict().items()}
+
+        table = self.time(jnp.arange(gaussian.TIMESTEPS))
+        return row_tiles.summed(of_tile, (state, table), z, (clean, time, noise), weight)
 
     def _times(self, t):
         """Embeddings of integer t; with more rows than times they are looked up in a table."""

@@ -193,6 +193,19 @@ class Head(nnx.Module):
     ) -> TokenLoss:
         """-log p(clean | z), or a bound of it, by `draws` (copies, B, R, ...)."""
 
+    def weighed(
+        self,
+        z: Float32[Array, 'B R D'],
+        clean: Shaped[Array, 'B R *C'],
+        draws: Any,
+        settings: Objective,
+        weight: Float32[Array, 'B R'],
+    ) -> tuple[Float32[Array, ''], dict[str, Float32[Array, '']]]:
+        """Sums of `loss` over tokens, each times its weight, and copies: value and parts."""
+        loss = self.loss(z, clean, draws, settings)
+        add = lambda term: jnp.sum(term * weight)
+        return add(loss.value), {name: add(term) for name, term in loss.parts.items()}
+
     @abc.abstractmethod
     def noise(self, key: PRNGKeyArray) -> Float32[Array, '*F']:
         """The noise of one token and draw, as `sample` asks for it."""

@@ -118,10 +118,7 @@ def loss(
     )
     z, clean, random = over(z), over(clean), jax.tree.map(lambda a: over(a, None), random)
 
-    token_loss = net.head.loss(z, clean, random, config)
-    weighed = lambda term: jnp.sum(term * weight)
-    value = weighed(token_loss.value)
+    value, parts = net.head.weighed(z, clean, random, config, weight)
     # Parts are reported over the images of the whole batch, of which these are a share.
     ratio = jnp.sum(weight > 0, dtype=jnp.float32) / (len(tokens) * total)
-    parts = {name: weighed(term) for name, term in token_loss.parts.items()}
     return value, Metrics(value, parts, ratio)
