@@ -39,7 +39,7 @@ class ResBlock(nnx.Module):
         config = self.config
         if (plan := _plan(config)) is not None:
             rows = jnp.broadcast_to(activated, x.shape).astype(config.compute_dtype)
-            return residual_block.residual(x, rows, self._weights(), plan)
+            return residual_block.residual(x, rows, self._weights().own(), plan)
         shift, scale, gate = jnp.split(self.modulation(activated).astype(jnp.float32), 3, axis=-1)
         h = self.norm(x) * (1.0 + scale) + shift
         h = self.linear2(jax.nn.silu(self.linear1(h)))

@@ -116,7 +116,9 @@ class MaskedAutoencoder(Trunk):
             (h[:, g], group.read, group.read(group.positions.output), keys[2 + g])
             for g, group in enumerate(groups)
         ]
-        return functional.each(lambda item: self._last(*item), items, self.config.loop)
+        held = transformer.Held(self.decoder_last)
+        held.mlp  # made here, not in a loop of groups, each turn of which would sum its gradient  # noqa: B018
+        return functional.each(lambda item: self._last(*item, held), items, self.config.loop)
 
     def encode(
         self, groups: Sequence[Group], key: PRNGKeyArray | None = None
@@ -175,7 +177,7 @@ class MaskedAutoencoder(Trunk):
         """The last block and norm for the rows that are read of x, from `decode`: z."""
         return self._last(x, group.read, group.read(group.positions.output), key)
 
-    def _last(self, x, read, position, key):
+    def _last(self, x, read, position, key, held=None):
         rows = read(x[:, self.config.buffer :])
-        z = self.decoder_norm(self.decoder_last(x, read=rows, key=key)) + position
+        z = self.decoder_norm(self.decoder_last(x, read=rows, key=key, held=held)) + position
         return sharding.constrain_batch(z)

@@ -6,7 +6,8 @@ LayerNorm and softmax are float32; matrix products run in the compute dtype.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -131,9 +132,10 @@ class Block(nnx.Module):
         read: Float32[Array, 'B Q D'] | None = None,
         lengths: Int[Array, ' B'] | None = None,
         key: PRNGKeyArray | None = None,
+        held: 'Held | None' = None,
     ) -> Float32[Array, 'B Q D']:
-        """Transforms x, or only its rows `read`; see `Attention`."""
-        config = self.config
+        """Transforms x, or only its rows `read`; see `Attention`. For `held` see `for_batches`."""
+        config, held = self.config, held or Held(self)
         plan = None
         if read is None:
             plan = self_attention.plan(
@@ -141,9 +143,8 @@ class Block(nnx.Module):
             )
         if plan is not None:
             rates = self_attention.Rates(config.attention_dropout, config.projection_dropout)
-            weights = self._attention_weights()
             keys = _folds(_fold(key, 0))
-            x = self_attention.add(plan, x, weights, rates, lengths, keys)
+            x = self_attention.add(plan, x, held.attention, rates, lengths, keys)
             x = checkpoint_name(x, loops.COSTLY)
         else:
             normed = self.norm1(x)
@@ -153,8 +154,12 @@ class Block(nnx.Module):
         plan = self._mlp_plan(x)
         if plan is not None:
             rate, keys = config.projection_dropout, _folds(_fold(key, 1))
-            return mlp.add(plan, x, self._mlp_weights(), rate, keys)
+            return mlp.add(plan, x, held.mlp, rate, keys)
         return _residual(x, self.mlp(self.norm2(x), _fold(key, 1)))
+
+    def for_batches(self) -> Callable[..., Array]:
+        """Itself for several batches, the gradients of whose weights are then summed together."""
+        return functools.partial(self, held=Held(self))
 
     def _mlp_plan(self, x):
         """How the kernel of the MLP runs, if it does; its GELU is exact."""
@@ -163,23 +168,32 @@ class Block(nnx.Module):
             return None
         return mlp.plan(config.kernels, x, hidden, config.dtype, config.epsilon)
 
-    def _attention_weights(self):
-        """As the kernel takes them."""
-        width, qkv = self.config.width, self.attention.qkv
-        parts = [*self._of_norm(self.norm1)]
+
+class Held:
+    """The weights of a block as kernels take them, made when one asks for them."""
+
+    def __init__(self, block: Block):
+        self.block = block
+
+    @functools.cached_property
+    def attention(self) -> self_attention.Weights:
+        """Of the norm and attention."""
+        width, qkv = self.block.config.width, self.block.attention.qkv
+        parts = [*self._of_norm(self.block.norm1)]
         matrix, bias = self._of_linear(qkv)
         for first in range(0, 3 * width, width):
             parts += [matrix[:, first : first + width], bias[:, first : first + width]]
-        parts += self._of_linear(self.attention.out)
-        return self_attention.Weights(*parts)
+        parts += self._of_linear(self.block.attention.out)
+        return self_attention.Weights(*parts).own()
 
-    def _mlp_weights(self):
-        """As the kernel takes them."""
-        expand, contract = self._of_linear(self.mlp.expand), self._of_linear(self.mlp.contract)
-        return mlp.Weights(*self._of_norm(self.norm2), *expand, *contract)
+    @functools.cached_property
+    def mlp(self) -> mlp.Weights:
+        """Of the norm and MLP."""
+        expand, contract = map(self._of_linear, (self.block.mlp.expand, self.block.mlp.contract))
+        return mlp.Weights(*self._of_norm(self.block.norm2), *expand, *contract).own()
 
     def _of_linear(self, layer):
-        return layer.kernel[...].astype(self.config.dtype), layer.bias[...][None]
+        return layer.kernel[...].astype(self.block.config.dtype), layer.bias[...][None]
 
     @staticmethod
     def _of_norm(norm):
@@ -206,6 +220,10 @@ class PostNormBlock(nnx.Module):
         attended = self.attention(x, read, lengths, _fold(key, 0))
         x = self.norm1(_residual(x if read is None else read, attended))
         return self.norm2(_residual(x, self.mlp(x, _fold(key, 1))))
+
+    def for_batches(self) -> Callable[..., Array]:
+        """Itself: no kernel reads its weights."""
+        return self
 
 
 class Stack(nnx.Module):
@@ -244,6 +262,7 @@ class Stack(nnx.Module):
         keys = None if key is None else jax.random.split(key, self.depth)
 
         def body(block, xs, key):
+            block = block.for_batches()
             return tuple(
                 block(x, lengths=seen, key=_fold(key, i))
                 for i, (x, seen) in enumerate(zip(xs, lengths, strict=True))

@@ -34,7 +34,7 @@ _T = TypeVar('_T')
 
 AXES = ('slice', 'data', 'fsdp', 'tensor')
 BATCH = ('slice', 'data', 'fsdp')
-_SHARDS = ('fsdp', 'tensor')
+SHARDS = ('fsdp', 'tensor')  # of parameters
 
 GATHERED = 'gathered'  # checkpoint name of gathered parameters, which no backward pass should keep
 
@@ -74,8 +74,8 @@ RULES = (
     Rule('attention/qkv/kernel|mlp/expand/kernel', ('fsdp', 'tensor'), (None, 'tensor')),
     Rule('attention/out/kernel|mlp/contract/kernel', ('tensor', 'fsdp'), ('tensor', None)),
     # Where that does not divide, and for everything else: the last dimension, or that before it.
-    Rule('', (_SHARDS,)),
-    Rule('kernel', (_SHARDS, None)),
+    Rule('', (SHARDS,)),
+    Rule('kernel', (SHARDS, None)),
     Rule('', ('fsdp',)),
     Rule('kernel', ('fsdp', None)),
     Rule('', ()),
@@ -210,7 +210,7 @@ def device_kind() -> str:
 def is_sharded() -> bool:
     """Whether a mesh is in force that shards parameters."""
     mesh = mesh_in_force()
-    return mesh is not None and _size(_SHARDS, mesh.shape) > 1
+    return mesh is not None and _size(SHARDS, mesh.shape) > 1
 
 
 def gathered_for_use(tree: Any, dtype: DTypeLike | None = None, but: str | None = None) -> Any:

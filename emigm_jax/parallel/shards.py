@@ -1,19 +1,24 @@
 """Functions that each device runs on its own shards: kernels, encoders, microbatches."""
 
+import functools
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax.extend.random import define_prng_impl
 from jax.sharding import PartitionSpec as P
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
 from emigm_jax.core.randomness import of_data
 from emigm_jax.parallel import sharding
 
 _T = TypeVar('_T')
+_Weights = TypeVar('_Weights', bound=tuple[Array, ...])
 
 REPLICATED, BATCH = P(), P(sharding.BATCH)
+EACH = P(sharding.AXES)  # of `own` copies
 
 
 def mapped(function: Callable[..., _T], in_specs: Any, out_specs: Any) -> Callable[..., _T]:
@@ -51,6 +56,72 @@ def summed(tree: _T, spec: P) -> _T:
     return jax.lax.psum(tree, names) if names else tree
 
 
+def own(weights: _Weights, along: tuple[int | None, ...]) -> _Weights:
+    """A copy of replicated weights for each device: (devices, ...), sharded like `EACH`.
+
+    Gradients of copies, each of what its device worked on, are added up there whatever calls they
+    come from, and summed over devices once, as a reduce-scatter.
+
+    Args:
+      weights: a named tuple.
+      along: of each the dimension in which `sharding.RULES` store it, or the nearest to that; None:
+        too small to be scattered.
+    """
+    return type(weights)(*_own(tuple(weights), along))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _own(weights, along):
+    del along
+    mesh = sharding.mesh_in_force()
+    if mesh is None:
+        return tuple(w[None] for w in weights)
+    copies = tuple(jnp.broadcast_to(w, (mesh.size, *w.shape)) for w in weights)
+    return jax.lax.with_sharding_constraint(copies, EACH)
+
+
+def _own_backward(along, _, gradients):
+    mesh = sharding.mesh_in_force()
+    if mesh is None:
+        return (tuple(g[0] for g in gradients),)
+    parts = math.prod(mesh.shape[axis] for axis in sharding.SHARDS)
+    copies = tuple(axis for axis in sharding.AXES if axis not in sharding.SHARDS)
+    along = [
+        None if d is None or g.shape[1 + d] % parts else d
+        for d, g in zip(along, gradients, strict=True)
+    ]
+
+    def total(gradient, d):
+        here = gradient[0].astype(jnp.float32)
+        if d is None:
+            return jax.lax.psum(here, sharding.AXES)
+        scattered = jax.lax.psum_scatter(here, sharding.SHARDS, scatter_dimension=d, tiled=True)
+        # libtpu 0.0.42 fails where it would take it out of a loop that adds it up in another dtype.
+        return jax.lax.psum(jax.lax.optimization_barrier(scattered), copies)
+
+    run = lambda gradients: tuple(map(total, gradients, along))
+    made = tuple(P() if d is None else P(*[None] * d, sharding.SHARDS) for d in along)
+    sums = mapped(run, (EACH,), made)(gradients)
+    return (tuple(a.astype(g.dtype) for a, g in zip(sums, gradients, strict=True)),)
+
+
+_own.defvjp(lambda weights, along: (_own(weights, along), None), _own_backward)
+
+
+def share(gradients: _Weights, spec: P) -> _Weights:
+    """In a `mapped` function: a device's share of sums over rows that are sharded like `spec`.
+
+    What several devices have worked out alike counts once.
+    """
+    named = {n for axes in spec for n in (axes if isinstance(axes, tuple) else (axes,))}
+    mesh = jax.sharding.get_abstract_mesh()
+    alike = [a for a in sharding.AXES if a not in named and mesh.shape.get(a, 1) > 1]
+    for axis in alike:
+        keep = jax.lax.axis_index(axis) == 0
+        gradients = jax.tree.map(lambda g, keep=keep: jnp.where(keep, g, 0.0), gradients)
+    return gradients
+
+
 def key_of_rows(key: PRNGKeyArray) -> PRNGKeyArray:
     """In a `mapped` function: a dropout key that draws for this shard's rows of a batch.
 
@@ -64,14 +135,14 @@ def _rows_bits(data, width, shape):
     if len(shape) != 2 or shape[0] != 2 or width != 32:
         raise NotImplementedError(f'a key of rows draws words (2, B), not {shape} of {width} bits')
     rows, shards = shape[1], jax.lax.axis_size(sharding.BATCH)
-    words = jax.random.bits(of_data(data), (2, rows * shards), jax.numpy.uint32)
+    words = jax.random.bits(of_data(data), (2, rows * shards), jnp.uint32)
     first = jax.lax.axis_index(sharding.BATCH) * rows
     return jax.lax.dynamic_slice_in_dim(words, first, rows, 1)
 
 
 _ROWS = define_prng_impl(
     key_shape=(2,),
-    seed=lambda seed: jax.numpy.stack([jax.numpy.zeros_like(seed), seed]),
+    seed=lambda seed: jnp.stack([jnp.zeros_like(seed), seed]),
     split=lambda data, shape: jax.random.key_data(jax.random.split(of_data(data), shape)),
     random_bits=_rows_bits,
     fold_in=lambda data, number: jax.random.key_data(jax.random.fold_in(of_data(data), number)),

@@ -197,10 +197,10 @@ def add(
     weights: tuple[Array, ...],
     of_images: tuple[Array | None, ...],
 ) -> Float32[Array, 'B L D']:
-    """x + branch(norm(x)), whatever mesh is in force; see `Branch`."""
+    """x + branch(norm(x)), whatever mesh is in force; weights are of `Weights.own`."""
     rows = _spec(x)
-    run = lambda x, weights, more: branch.forward(plan, x, weights, *more)
-    return shards.mapped(run, (rows, shards.REPLICATED, rows), rows)(x, weights, of_images)
+    run = lambda x, weights, more: branch.forward(plan, x, _first(weights), *more)
+    return shards.mapped(run, (rows, shards.EACH, rows), rows)(x, weights, of_images)
 
 
 def _add_forward(branch, plan, *args):
@@ -211,16 +211,19 @@ def _add_backward(branch, plan, args, gradient):
     rows = _spec(gradient)
 
     def run(gradient, x, weights, more):
-        of_x, of_weights = branch.backward(plan, gradient, x, weights, *more)
-        return of_x, shards.summed(of_weights, rows)
+        of_x, of_weights = branch.backward(plan, gradient, x, _first(weights), *more)
+        of_weights = shards.share(of_weights, rows)
+        return of_x, jax.tree.map(lambda g, w: g.astype(w.dtype)[None], of_weights, weights)
 
-    given, found = (rows, rows, shards.REPLICATED, rows), (rows, shards.REPLICATED)
-    of_x, of_weights = shards.mapped(run, given, found)(gradient, *args)
-    of_weights = jax.tree.map(lambda g, w: g.astype(w.dtype), of_weights, args[1])
-    return of_x, of_weights, None
+    given = rows, rows, shards.EACH, rows
+    return *shards.mapped(run, given, (rows, shards.EACH))(gradient, *args), None
 
 
 add.defvjp(_add_forward, _add_backward)
+
+
+def _first(weights):
+    return jax.tree.map(lambda w: w[0], weights)
 
 
 def _spec(x):

@@ -32,6 +32,10 @@ class Weights(NamedTuple):
     contract: Float[Array, 'H D']
     contract_bias: Float32[Array, '1 D']
 
+    def own(self) -> 'Weights':
+        """As `add` takes them, see `shards.own`."""
+        return shards.own(self, (None, None, 0, None, 1, None))
+
 
 def sizes(
     length: int, width: int, hidden: int, dtype: DTypeLike, room: int
@@ -74,7 +78,7 @@ def add(
     Args:
       plan: from `plan`.
       x: activations.
-      weights: all of them.
+      weights: of `Weights.own`.
       rate: of dropout.
       keys: of the dropout of hidden units, and of what comes out; None: there is none.
     """
@@ -184,5 +188,5 @@ def error(dtype: DTypeLike, width: int) -> float:
         y = linear(dropout(y, rate, dropping[0]), w.contract, w.contract_bias)
         return x + dropout(y, rate, dropping[1]).astype(jnp.float32)
 
-    kernel = lambda x, w: add(run, x, w, rate, dropping)
+    kernel = lambda x, w: add(run, x, w.own(), rate, dropping)
     return branches.error(kernel, definition, x, weights)

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Float32
 
 from emigm_jax.nn.kernels.products import product
 from emigm_jax.nn.layers import LAYER_NORM_EPSILON
+from emigm_jax.parallel import shards
 
 
 class Weights(NamedTuple):
@@ -38,6 +39,10 @@ class Weights(NamedTuple):
     bias1: Float32[Array, '1 W']
     linear2: Float[Array, 'W W']
     bias2: Float32[Array, '1 W']
+
+    def own(self) -> 'Weights':
+        """As `residual_block.residual` takes them, see `shards.own`."""
+        return shards.own(self, (None, None, *(0, None) * 3, *(1, None) * 2))
 
 
 class Products(NamedTuple):

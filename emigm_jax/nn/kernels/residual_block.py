@@ -32,7 +32,10 @@ def residual(
     weights: Weights,
     plan: Plan,
 ) -> Float32[Array, '*B R W']:
-    """`block` of rows (..., images, rows of an image), each device working on its own."""
+    """`block` of rows (..., images, rows of an image), each device working on its own.
+
+    Weights are of `Weights.own`.
+    """
     return _on_shards(x, activated, weights, plan._replace(keep=False))[0]
 
 
@@ -41,10 +44,10 @@ def _on_shards(x, activated, weights, plan):
 
     def run(x, activated, weights):
         flat = lambda a: a.reshape(-1, a.shape[-1])
-        out, products = forward(flat(x), flat(activated), weights, plan)
+        out, products = forward(flat(x), flat(activated), _first(weights), plan)
         return jax.tree.map(lambda a: a.reshape(x.shape), (out, products))
 
-    return shards.mapped(run, (spec, spec, shards.REPLICATED), (spec, spec))(x, activated, weights)
+    return shards.mapped(run, (spec, spec, shards.EACH), (spec, spec))(x, activated, weights)
 
 
 def _residual_forward(x, activated, weights, plan):
@@ -59,19 +62,21 @@ def _residual_backward(plan, kept, gradient):
 
     def run(x, activated, weights, known, gradient):
         flat = lambda a: a.reshape(-1, a.shape[-1])
-        given = flat(x), flat(activated), weights, jax.tree.map(flat, known), flat(gradient)
+        given = flat(x), flat(activated), _first(weights), jax.tree.map(flat, known), flat(gradient)
         of_x, of_activated, of_weights = backward(*given, plan)
-        of_weights = shards.summed(of_weights, spec)
+        of_weights = shards.share(of_weights, spec)
+        of_weights = jax.tree.map(lambda g, w: g.astype(w.dtype)[None], of_weights, weights)
         return of_x.reshape(x.shape), of_activated.reshape(x.shape), of_weights
 
-    given = (spec, spec, shards.REPLICATED, spec, spec), (spec, spec, shards.REPLICATED)
-    of_x, of_activated, of_weights = shards.mapped(run, *given)(
-        x, activated, weights, known, gradient
-    )
-    return of_x, of_activated, jax.tree.map(lambda g, w: g.astype(w.dtype), of_weights, weights)
+    given = (spec, spec, shards.EACH, spec, spec), (spec, spec, shards.EACH)
+    return shards.mapped(run, *given)(x, activated, weights, known, gradient)
 
 
 residual.defvjp(_residual_forward, _residual_backward)
+
+
+def _first(weights):
+    return jax.tree.map(lambda w: w[0], weights)
 
 
 def _spec(shape):
@@ -94,7 +99,7 @@ def error(dtype: DTypeLike, width: int) -> float:
     )
     rows = lambda a: a.reshape(-1, width)
     definition = lambda x, *args: block(rows(x), rows(args[0]), args[1])[0].reshape(x.shape)
-    kernel = lambda *args: residual(*args, run)
+    kernel = lambda x, activated, weights: residual(x, activated, weights.own(), run)
 
     def gradients(function):
         loss = lambda *args: jnp.sum(jnp.sin(function(*args)))

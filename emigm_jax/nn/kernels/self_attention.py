@@ -36,6 +36,10 @@ class Weights(NamedTuple):
     out: Float[Array, 'D D']
     out_bias: Float32[Array, '1 D']
 
+    def own(self) -> 'Weights':
+        """As `add` takes them, see `shards.own`."""
+        return shards.own(self, (None, None, 0, None, 0, None, 0, None, 1, None))
+
 
 class Rates(NamedTuple):
     """Of dropout."""
@@ -73,7 +77,7 @@ def add(
     Args:
       plan: from `plan`.
       x: activations.
-      weights: all of them.
+      weights: of `Weights.own`.
       rates: of dropout.
       lengths: keys at or beyond them are hidden; None: all are seen.
       keys: of the dropout of attention weights, and of what comes out; None: there is none.
@@ -227,5 +231,5 @@ def error(dtype: DTypeLike, size: int) -> float:
         return x + dropout(out, rates.out, dropping[1]).astype(jnp.float32)
 
     run = branches.plan(length, size, LAYER_NORM_EPSILON)
-    kernel = lambda x, w: add(run, x, w, rates, lengths, dropping)
+    kernel = lambda x, w: add(run, x, w.own(), rates, lengths, dropping)
     return branches.error(kernel, definition, x, weights)
