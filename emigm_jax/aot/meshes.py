@@ -4,9 +4,9 @@ For a batch and a number of devices activations take the same memory on every me
 them, but of as many times more images); what differs is the state a device keeps, the update it
 computes and what travels:
 
-    data   2 x 2 P bytes of bfloat16 gradients are summed, every device updates the whole state
-    fsdp   2 x 2 P bytes of bfloat16 kernels are gathered, 2 P of gradients scattered, 1/f updated;
-           twice that over 64 devices and more, where the TPU's compiler gathers kernels of this
+    data   2 x 4 P bytes of gradients are summed, every device updates the whole state
+    fsdp   2 x 2 P bytes of bfloat16 kernels are gathered, 4 P of gradients scattered, 1/f updated;
+           kernels twice over 64 devices and more, where the TPU's compiler gathers those of this
            size by summing arrays that are zero outside the shard
     tensor activations travel twice per layer and pass; for batches that do not go round otherwise
 """
@@ -77,8 +77,9 @@ def _seconds(topology, mesh, parameters, model, batch, accumulate):
     # Gathered in every microbatch, forward and backward; gradients are scattered likewise, and then
     # summed over the copies.
     twice = 2 if mesh.fsdp >= SUMMED else 1
-    weights = accumulate * twice * (2 * 2 + 2) * used * ring(mesh.fsdp)
-    weights += accumulate * 2 * 2 * kept * ring(mesh.data)
+    weights = accumulate * (twice * 2 * 2 + 4) * used * ring(mesh.fsdp)
+    sums = accumulate if mesh.fsdp * mesh.tensor > 1 else 1  # see `training.step`
+    weights += sums * 2 * 4 * kept * ring(mesh.data)
     images = batch / (mesh.slices * mesh.data * mesh.fsdp)
     layers = model.encoder_depth + model.decoder_depth
     # Two sums per layer, forward and backward, of float32 activations.
