@@ -108,18 +108,24 @@ def _own_backward(along, _, gradients):
 _own.defvjp(lambda weights, along: (_own(weights, along), None), _own_backward)
 
 
-def share(gradients: _Weights, spec: P) -> _Weights:
-    """In a `mapped` function: a device's share of sums over rows that are sharded like `spec`.
-
-    What several devices have worked out alike counts once.
-    """
+def alike(spec: P) -> tuple[str, ...]:
+    """Axes of the mesh in force over which what is sharded like `spec` is the same."""
+    mesh = sharding.mesh_in_force()
+    if mesh is None:
+        return ()
     named = {n for axes in spec for n in (axes if isinstance(axes, tuple) else (axes,))}
-    mesh = jax.sharding.get_abstract_mesh()
-    alike = [a for a in sharding.AXES if a not in named and mesh.shape.get(a, 1) > 1]
-    for axis in alike:
-        keep = jax.lax.axis_index(axis) == 0
-        gradients = jax.tree.map(lambda g, keep=keep: jnp.where(keep, g, 0.0), gradients)
-    return gradients
+    return tuple(a for a in sharding.AXES if a not in named and mesh.shape[a] > 1)
+
+
+def once(tree: _T, axes: tuple[str, ...]) -> _T:
+    """In a `mapped` function: zeros but for the first device of `axes`, for sums over all.
+
+    So what several devices have worked out alike counts once; see `alike`, which is asked outside.
+    """
+    if not axes:
+        return tree
+    first = jax.lax.axis_index(axes) == 0
+    return jax.tree.map(lambda a: jnp.where(first, a, 0.0), tree)
 
 
 def key_of_rows(key: PRNGKeyArray) -> PRNGKeyArray:

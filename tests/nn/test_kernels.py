@@ -20,7 +20,7 @@ from emigm_jax.nn.kernels import (
     self_attention,
     whole_rows,
 )
-from emigm_jax.parallel import sharding
+from emigm_jax.parallel import sharding, shards
 
 slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 TOLERANCE = {'float32': 1e-5, 'bfloat16': 0.04}
@@ -179,6 +179,35 @@ def test_halves_of_a_block_on_a_mesh(images):
         bias = of['blocks']['attention']['qkv'].pop('bias')
         assert jnp.abs(bias[:, 32:64]).max() < 1e-4  # a bias of keys changes nothing
     close(gradients, expected, 'float32')
+
+
+@pytest.mark.slow
+def test_kernels_where_devices_work_apart():
+    """In what each device runs on its images, as microbatches are, there is no mesh to sum over."""
+    config = transformer.BlockConfig(32, 2, 4.0, 0.0, 0.0, jnp.float32, kernels='pallas')
+    stack = functional.functional(
+        lambda rngs: transformer.Stack(2, config, loops.Loop(unroll=True), rngs)
+    )
+    of_head = head('float32', 'pallas')
+    rng = np.random.default_rng(0)
+    params = noisy((stack.init(jax.random.key(1)), of_head.init(jax.random.key(2))), rng)
+    x, q = (jnp.asarray(rng.standard_normal(s, np.float32)) for s in ((8, 4, 4), (8, 8, 32)))
+    time, condition = (rng.standard_normal((8, 4, 128), np.float32) for _ in range(2))
+
+    def gradient(params, q, *args):
+        def total(params):
+            (out,) = stack.bind(params[0])([q])
+            return jnp.sum(jnp.sin(out)) + jnp.sum(jnp.sin(of_head.bind(params[1])(*args)))
+
+        return jax.grad(total)(params)
+
+    args = (params, q, x, time, condition)
+    expected = jax.jit(gradient)(*args)
+    given = (shards.REPLICATED, *[shards.BATCH] * 4)
+    with jax.set_mesh(sharding.make_mesh(sharding.MeshConfig(data=4, fsdp=2))):
+        summed = lambda *args: shards.summed(gradient(*args), shards.BATCH)
+        found = jax.jit(shards.mapped(summed, given, shards.REPLICATED))(*args)
+    close(found, expected, 'float32')
 
 
 @pytest.mark.slow

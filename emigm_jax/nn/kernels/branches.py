@@ -209,10 +209,11 @@ def _add_forward(branch, plan, *args):
 
 def _add_backward(branch, plan, args, gradient):
     rows = _spec(gradient)
+    again = shards.alike(rows)
 
     def run(gradient, x, weights, more):
         of_x, of_weights = branch.backward(plan, gradient, x, _first(weights), *more)
-        of_weights = shards.share(of_weights, rows)
+        of_weights = shards.once(of_weights, again)
         return of_x, jax.tree.map(lambda g, w: g.astype(w.dtype)[None], of_weights, weights)
 
     given = rows, rows, shards.EACH, rows

@@ -59,12 +59,13 @@ def _residual_forward(x, activated, weights, plan):
 def _residual_backward(plan, kept, gradient):
     x, activated, weights, known = kept
     spec = _spec(x.shape)
+    again = shards.alike(spec)
 
     def run(x, activated, weights, known, gradient):
         flat = lambda a: a.reshape(-1, a.shape[-1])
         given = flat(x), flat(activated), _first(weights), jax.tree.map(flat, known), flat(gradient)
         of_x, of_activated, of_weights = backward(*given, plan)
-        of_weights = shards.share(of_weights, spec)
+        of_weights = shards.once(of_weights, again)
         of_weights = jax.tree.map(lambda g, w: g.astype(w.dtype)[None], of_weights, weights)
         return of_x.reshape(x.shape), of_activated.reshape(x.shape), of_weights
 
