@@ -117,8 +117,9 @@ class MaskedAutoencoder(Trunk):
             for g, group in enumerate(groups)
         ]
         held = transformer.Held(self.decoder_last)
-        held.mlp  # made here, not in a loop of groups, each turn of which would sum its gradient  # noqa: B018
-        return functional.each(lambda item: self._last(*item, held), items, self.config.loop)
+        # Made before a loop of groups, each turn of which would sum gradients over devices.
+        held.mlp  # noqa: B018
+        return functional.each(lambda item: self._last(*item, held=held), items, self.config.loop)
 
     def encode(
         self, groups: Sequence[Group], key: PRNGKeyArray | None = None

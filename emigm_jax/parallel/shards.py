@@ -67,7 +67,7 @@ def own(weights: _Weights, along: tuple[int | None, ...]) -> _Weights:
       along: of each the dimension in which `sharding.RULES` store it, or the nearest to that; None:
         too small to be scattered.
     """
-    return type(weights)(*_own(tuple(weights), along))
+    return _own(weights, along)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -75,15 +75,15 @@ def _own(weights, along):
     del along
     mesh = sharding.mesh_in_force()
     if mesh is None:
-        return tuple(w[None] for w in weights)
-    copies = tuple(jnp.broadcast_to(w, (mesh.size, *w.shape)) for w in weights)
+        return jax.tree.map(lambda w: w[None], weights)
+    copies = jax.tree.map(lambda w: jnp.broadcast_to(w, (mesh.size, *w.shape)), weights)
     return jax.lax.with_sharding_constraint(copies, EACH)
 
 
 def _own_backward(along, _, gradients):
     mesh = sharding.mesh_in_force()
     if mesh is None:
-        return (tuple(g[0] for g in gradients),)
+        return (jax.tree.map(lambda g: g[0], gradients),)
     parts = math.prod(mesh.shape[axis] for axis in sharding.SHARDS)
     copies = tuple(axis for axis in sharding.AXES if axis not in sharding.SHARDS)
     along = [
@@ -99,10 +99,11 @@ def _own_backward(along, _, gradients):
         # libtpu 0.0.42 fails where it would take it out of a loop that adds it up in another dtype.
         return jax.lax.psum(jax.lax.optimization_barrier(scattered), copies)
 
-    run = lambda gradients: tuple(map(total, gradients, along))
+    run = lambda *gradients: tuple(map(total, gradients, along))
     made = tuple(P() if d is None else P(*[None] * d, sharding.SHARDS) for d in along)
-    sums = mapped(run, (EACH,), made)(gradients)
-    return (tuple(a.astype(g.dtype) for a, g in zip(sums, gradients, strict=True)),)
+    sums = mapped(run, EACH, made)(*gradients)
+    sums = (a.astype(g.dtype) for a, g in zip(sums, gradients, strict=True))
+    return (type(gradients)(*sums),)
 
 
 _own.defvjp(lambda weights, along: (_own(weights, along), None), _own_backward)
