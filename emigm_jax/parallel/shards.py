@@ -109,6 +109,11 @@ def _own_backward(along, _, gradients):
 _own.defvjp(lambda weights, along: (_own(weights, along), None), _own_backward)
 
 
+def mine(weights: _Weights) -> _Weights:
+    """In a `mapped` function: of `own` copies that of this device."""
+    return jax.tree.map(lambda w: w[0], weights)
+
+
 def alike(spec: P) -> tuple[str, ...]:
     """Axes of the mesh in force over which what is sharded like `spec` is the same."""
     mesh = sharding.mesh_in_force()
@@ -118,15 +123,15 @@ def alike(spec: P) -> tuple[str, ...]:
     return tuple(a for a in sharding.AXES if a not in named and mesh.shape[a] > 1)
 
 
-def once(tree: _T, axes: tuple[str, ...]) -> _T:
-    """In a `mapped` function: zeros but for the first device of `axes`, for sums over all.
+def of_mine(gradients: _Weights, weights: _Weights, axes: tuple[str, ...]) -> _Weights:
+    """In a `mapped` function: gradients of `mine` as those of the copies.
 
-    So what several devices have worked out alike counts once; see `alike`, which is asked outside.
+    What devices along `axes` have worked out alike, as `alike` says outside, counts once.
     """
-    if not axes:
-        return tree
-    first = jax.lax.axis_index(axes) == 0
-    return jax.tree.map(lambda a: jnp.where(first, a, 0.0), tree)
+    if axes:
+        first = jax.lax.axis_index(axes) == 0
+        gradients = jax.tree.map(lambda g: jnp.where(first, g, 0.0), gradients)
+    return jax.tree.map(lambda g, w: g.astype(w.dtype)[None], gradients, weights)
 
 
 def key_of_rows(key: PRNGKeyArray) -> PRNGKeyArray:

@@ -199,7 +199,7 @@ def add(
 ) -> Float32[Array, 'B L D']:
     """x + branch(norm(x)), whatever mesh is in force; weights are of `Weights.own`."""
     rows = _spec(x)
-    run = lambda x, weights, more: branch.forward(plan, x, _first(weights), *more)
+    run = lambda x, weights, more: branch.forward(plan, x, shards.mine(weights), *more)
     return shards.mapped(run, (rows, shards.EACH, rows), rows)(x, weights, of_images)
 
 
@@ -212,19 +212,14 @@ def _add_backward(branch, plan, args, gradient):
     again = shards.alike(rows)
 
     def run(gradient, x, weights, more):
-        of_x, of_weights = branch.backward(plan, gradient, x, _first(weights), *more)
-        of_weights = shards.once(of_weights, again)
-        return of_x, jax.tree.map(lambda g, w: g.astype(w.dtype)[None], of_weights, weights)
+        of_x, of_weights = branch.backward(plan, gradient, x, shards.mine(weights), *more)
+        return of_x, shards.of_mine(of_weights, weights, again)
 
     given = rows, rows, shards.EACH, rows
     return *shards.mapped(run, given, (rows, shards.EACH))(gradient, *args), None
 
 
 add.defvjp(_add_forward, _add_backward)
-
-
-def _first(weights):
-    return jax.tree.map(lambda w: w[0], weights)
 
 
 def _spec(x):

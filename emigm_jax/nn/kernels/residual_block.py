@@ -44,7 +44,7 @@ def _on_shards(x, activated, weights, plan):
 
     def run(x, activated, weights):
         flat = lambda a: a.reshape(-1, a.shape[-1])
-        out, products = forward(flat(x), flat(activated), _first(weights), plan)
+        out, products = forward(flat(x), flat(activated), shards.mine(weights), plan)
         return jax.tree.map(lambda a: a.reshape(x.shape), (out, products))
 
     return shards.mapped(run, (spec, spec, shards.EACH), (spec, spec))(x, activated, weights)
@@ -63,10 +63,15 @@ def _residual_backward(plan, kept, gradient):
 
     def run(x, activated, weights, known, gradient):
         flat = lambda a: a.reshape(-1, a.shape[-1])
-        given = flat(x), flat(activated), _first(weights), jax.tree.map(flat, known), flat(gradient)
+        given = (
+            flat(x),
+            flat(activated),
+            shards.mine(weights),
+            jax.tree.map(flat, known),
+            flat(gradient),
+        )
         of_x, of_activated, of_weights = backward(*given, plan)
-        of_weights = shards.once(of_weights, again)
-        of_weights = jax.tree.map(lambda g, w: g.astype(w.dtype)[None], of_weights, weights)
+        of_weights = shards.of_mine(of_weights, weights, again)
         return of_x.reshape(x.shape), of_activated.reshape(x.shape), of_weights
 
     given = (spec, spec, shards.EACH, spec, spec), (spec, spec, shards.EACH)
@@ -74,10 +79,6 @@ def _residual_backward(plan, kept, gradient):
 
 
 residual.defvjp(_residual_forward, _residual_backward)
-
-
-def _first(weights):
-    return jax.tree.map(lambda w: w[0], weights)
 
 
 def _spec(shape):
