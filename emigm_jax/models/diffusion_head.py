@@ -123,10 +123,13 @@ class DiffusionHead(Head):
         Returns:
           epsilon, then the variance interpolation v: C2 = 2C.
         """
+        return self._output(x, time, condition, self.loop)
+
+    def _output(self, x, time, condition, loop):
+        """`__call__` with its blocks run so."""
         activated = sharding.unsharded_features(jax.nn.silu(condition + time))
         x = sharding.unsharded_features(self.input(x).astype(jnp.float32))
         body = lambda block, x, _: block(x, activated)
-        loop = self.loop
         if _plan(self.config) is not None:
             # What a kernel keeps then goes nowhere: stacking it would be a third of all traffic.
             loop = dataclasses.replace(loop, unroll=True)
@@ -157,7 +160,8 @@ class DiffusionHead(Head):
         """Error of the predicted noise plus the bound that trains the variance (paper Eq. 8)."""
         time, noise = draws
         x_t = gaussian.q_sample(clean, time, noise)
-        output = self(x_t, self._times(time), self.condition(z))
+        loop = functional.unstacked(self.loop)
+        output = self._output(x_t, self._times(time), self.condition(z), loop)
         terms = gaussian.loss_terms(output, clean, x_t, time, noise)
         return TokenLoss(terms.total, terms._asdict())
 

@@ -8,11 +8,12 @@ however the array is sharded.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt32
+from jaxtyping import Array, Bool, Float, Float32, Int, PRNGKeyArray, UInt32
 
 
 def dropout(
@@ -34,48 +35,71 @@ def dropout(
     if key is None or rate == 0.0:
         return x
     shape = x.shape if shape is None else shape
-    return _dropped(rate, shape, x, jax.random.bits(key, (2, shape[0]), jnp.uint32))
+    return _dropout(rate, shape, x, jax.random.bits(key, (2, shape[0]), jnp.uint32))
 
 
 def kept(rate: float, words: UInt32[Array, '2 B'], shape: tuple[int, ...]) -> Bool[Array, '*B D']:
     """Which entries of a (B, ...) array stay, given two random words for each of its B rows."""
     first, second = (word.reshape(-1, *(1,) * (len(shape) - 1)) for word in words)
-    stride, position = 1, jnp.zeros(shape, jnp.uint32)
-    for axis in range(len(shape) - 1, 0, -1):
-        along = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
-        position, stride = position + along * np.uint32(stride), stride * shape[axis]
-    return stays(rate, first, second, position)
+    # Axis by axis and from the word on, so that no array of positions is the same for all layers:
+    # XLA would take it out of their loop, keep it, and read it for every mask.
+    stride, moved = math.prod(shape[1:]), first
+    for axis in range(1, len(shape)):
+        stride //= shape[axis]
+        along = jnp.arange(shape[axis], dtype=jnp.uint32) * np.uint32(stride)
+        moved = moved + along.reshape(-1, *(1,) * (len(shape) - 1 - axis))
+    return stays(rate, moved, second)
 
 
 def stays(
-    rate: float,
-    first: UInt32[Array, '*#B'],
-    second: UInt32[Array, '*#B'],
-    position: UInt32[Array, '*B'],
+    rate: float, moved: UInt32[Array, '*B'], second: UInt32[Array, '*#B']
 ) -> Bool[Array, '*B']:
-    """Which entries stay, given the two words of their rows and their positions within a row.
+    """Which entries stay, given their positions within a row, moved by a word of the row.
 
-    A word moves the positions, a finaliser of MurmurHash3 (32 bits) spreads them, the other word
-    enters between its two multiplications, so that two rows drop alike only if they share both.
+    A finaliser of MurmurHash3 (32 bits) spreads them, the second word of the row enters between
+    its two multiplications, so that two rows drop alike only if they share both.
     """
-    bits = position + first
-    bits = (bits ^ (bits >> 16)) * np.uint32(0x85EBCA6B)
+    bits = (moved ^ (moved >> 16)) * np.uint32(0x85EBCA6B)
     bits = (bits ^ (bits >> 13) ^ second) * np.uint32(0xC2B2AE35)
     return (bits ^ (bits >> 16)) >= np.uint32(round(rate * 2**32))
 
 
+def dropped(
+    rate: float,
+    words: UInt32[Array, '2 1'] | None,
+    x: Float32[Array, 'R U'],
+    row: int | Int[Array, ''] = 0,
+    unit: int = 0,
+    units: int | None = None,
+) -> Float32[Array, 'R U']:
+    """`dropout` of a part of an image's activations, which begins at `row` and `unit`.
+
+    It is what kernels use, for which positions are whole arrays.
+
+    Args:
+      words: of the image; None: nothing is dropped.
+      units: of a whole row; None: those of x.
+    """
+    if words is None:
+        return x
+    along = lambda axis: jax.lax.broadcasted_iota(jnp.int32, x.shape, axis)
+    position = (along(0) + row) * (units or x.shape[1]) + along(1) + unit
+    stay: Bool[Array, 'R U'] = stays(rate, position.astype(jnp.uint32) + words[:1], words[1:2])
+    return jnp.where(stay, x * (1.0 / (1.0 - rate)), 0.0)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _dropped(rate, shape, x, words):
+def _dropout(rate, shape, x, words):
     keep = kept(rate, words, shape).reshape(x.shape)
     return jnp.where(keep, x * jnp.asarray(1.0 / (1.0 - rate), x.dtype), jnp.zeros_like(x))
 
 
 def _forward(rate, shape, x, words):
-    return _dropped(rate, shape, x, words), words
+    return _dropout(rate, shape, x, words), words
 
 
 def _backward(rate, shape, words, gradient):
-    return _dropped(rate, shape, gradient, words), None
+    return _dropout(rate, shape, gradient, words), None
 
 
-_dropped.defvjp(_forward, _backward)
+_dropout.defvjp(_forward, _backward)

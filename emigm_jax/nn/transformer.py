@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Float32, Int, PRNGKeyArray
 from emigm_jax.nn import attention, functional, loops
 from emigm_jax.nn.dropout import dropout
 from emigm_jax.nn.kernels import mlp, self_attention
-from emigm_jax.nn.layers import LAYER_NORM_EPSILON, layer_norm, linear, xavier_uniform
+from emigm_jax.nn.layers import LAYER_NORM_EPSILON, gelu, layer_norm, linear, xavier_uniform
 from emigm_jax.parallel import sharding
 
 
@@ -110,7 +110,7 @@ class Mlp(nnx.Module):
         x = x.reshape(-1, shape[-1])  # XLA's CPU products of matrices are faster than of stacks
         hidden = sharding.constrain(self.expand(x), 'batch', 'tensor')
         inner = *shape[:-1], hidden.shape[-1]
-        x = jax.nn.gelu(hidden, approximate=config.tanh_gelu)
+        x = jax.nn.gelu(hidden, approximate=True) if config.tanh_gelu else gelu(hidden)
         if config.hidden_dropout:
             x = dropout(x, rate, _fold(key, 0), inner)
         return dropout(self.contract(x).reshape(shape), rate, _fold(key, 1))
@@ -268,7 +268,10 @@ class Stack(nnx.Module):
                 for i, (x, seen) in enumerate(zip(xs, lengths, strict=True))
             )
 
-        return functional.scan(self.blocks, tuple(xs), body, self.loop, keys)
+        # Dropout tells training. The encoder's groups would make too large a program.
+        trained = key is not None and len(xs) == 1
+        loop = functional.unstacked(self.loop) if trained else self.loop
+        return functional.scan(self.blocks, tuple(xs), body, loop, keys)
 
 
 def _residual(x, more):

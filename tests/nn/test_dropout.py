@@ -1,5 +1,7 @@
 """Dropout: its rate, its independence, and that no cut of an array changes what is dropped."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -116,3 +118,18 @@ def test_a_layer_moves_no_mask_between_devices():
         compiled = jitted.lower(params, x, key).compile()
     assert not collectives.collectives(hlo.parse(compiled.as_text()))
     np.testing.assert_allclose(compiled(params, x, key), run(params, x, key), rtol=1e-5, atol=1e-6)
+
+
+def test_layers_share_no_array_of_positions():
+    """XLA takes what is the same for all layers out of their loop, and reads it in each."""
+    shape = 2, 24, 40
+
+    def layers(x, keys):
+        return jax.lax.scan(lambda x, key: (dropout(jnp.sin(x), 0.1, key), None), x, keys)[0]
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    module = hlo.parse(jax.jit(layers).lower(jnp.ones(shape), keys).compile().as_text())
+    run = (step.instruction for step in hlo.executed(module))
+    loops = [instruction for instruction in run if instruction.opcode == 'while']
+    carried = {(s.dtype, s.dims) for loop in loops for s in loop.shapes}
+    assert {a for a in carried if math.prod(a[1]) > 1000} == {('f32', shape)}

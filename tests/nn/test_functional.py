@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from emigm_jax.nn import functional, loops
+from emigm_jax.parallel import sharding
 
 
 @pytest.mark.parametrize('unroll', [False, True])
@@ -30,3 +31,15 @@ def test_one_of_its_kind_is_in_no_loop():
     items = [jnp.zeros(2), jnp.zeros(3)]
     program = jax.make_jaxpr(lambda items: functional.each(jnp.sin, items))(items)
     assert [e.primitive.name for e in program.eqns] == ['sin', 'sin']
+
+
+@pytest.mark.parametrize(
+    ('platform', 'mesh', 'unroll'),
+    [('gpu', None, True), ('gpu', (2, 1), True), ('gpu', (1, 2), False), ('cpu', None, False)],
+)
+def test_nothing_is_stacked_on_a_gpu_that_has_all_weights(platform, mesh, unroll, monkeypatch):
+    monkeypatch.setattr(sharding, 'platform', lambda: platform)
+    config = sharding.MeshConfig(data=mesh[0], fsdp=mesh[1]) if mesh else sharding.MeshConfig()
+    with jax.set_mesh(sharding.make_mesh(config, jax.devices()[: 2 if mesh else 1])):
+        found = functional.unstacked(loops.Loop(remat='dots'))
+    assert found == loops.Loop(remat='dots', unroll=unroll)

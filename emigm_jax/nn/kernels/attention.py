@@ -14,7 +14,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int32, UInt32
 
-from emigm_jax.nn.dropout import kept
+from emigm_jax.nn.dropout import dropped
 from emigm_jax.nn.kernels.products import product
 
 
@@ -33,10 +33,7 @@ def head(
     logits = jnp.where(seen, logits, jnp.finfo(jnp.float32).min)
     weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=1, keepdims=True)))
     weights = weights / jnp.sum(weights, axis=1, keepdims=True)
-    if words is not None:
-        keep = kept(rate, words, (1, *shape))[0]
-        weights = jnp.where(keep, weights * (1.0 / (1.0 - rate)), 0.0)
-    return product(weights.astype(v.dtype), v).astype(q.dtype)
+    return product(dropped(rate, words, weights).astype(v.dtype), v).astype(q.dtype)
 
 
 class Plan(NamedTuple):

@@ -14,9 +14,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Float, Float32, Int, PRNGKeyArray, UInt32
+from jaxtyping import Array, Float, Float32, PRNGKeyArray, UInt32
 
-from emigm_jax.nn.dropout import stays
 from emigm_jax.nn.kernels import choice
 from emigm_jax.parallel import sharding, shards
 
@@ -67,28 +66,6 @@ def normed(
     centred = x - jnp.mean(x, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
     return centred * jax.lax.rsqrt(variance + plan.epsilon) * scale + bias
-
-
-def dropped(
-    rate: float,
-    words: UInt32[Array, '2 1'] | None,
-    x: Float32[Array, 'R U'],
-    row: int | Int[Array, ''] = 0,
-    unit: int = 0,
-    units: int | None = None,
-) -> Float32[Array, 'R U']:
-    """`nn.dropout` of a part of an image's activations, which begins at `row` and `unit`.
-
-    Args:
-      words: of the image; None: nothing is dropped.
-      units: of a whole row; None: those of x.
-    """
-    if words is None:
-        return x
-    along = lambda axis: jax.lax.broadcasted_iota(jnp.int32, x.shape, axis)
-    position = (along(0) + row) * (units or x.shape[1]) + along(1) + unit
-    stay: Bool[Array, 'R U'] = stays(rate, words[:1], words[1:2], position.astype(jnp.uint32))
-    return jnp.where(stay, x * (1.0 / (1.0 - rate)), 0.0)
 
 
 # --- Around them ---------------------------------------------------------------------------------

@@ -9,16 +9,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, PRNGKeyArray, UInt32
 
 from emigm_jax.core import randomness
-from emigm_jax.nn.dropout import dropout
+from emigm_jax.nn.dropout import dropout, dropped
 from emigm_jax.nn.kernels import branches, choice
-from emigm_jax.nn.kernels.branches import Branch, Plan, Work, dropped, normed
+from emigm_jax.nn.kernels.branches import Branch, Plan, Work, normed
 from emigm_jax.nn.kernels.products import product
-from emigm_jax.nn.layers import LAYER_NORM_EPSILON
+from emigm_jax.nn.layers import LAYER_NORM_EPSILON, gelu
 from emigm_jax.parallel import shards
 
 
@@ -89,7 +88,7 @@ def add(
 def _part(drop, y, expand, bias, contract):
     """What some hidden units contribute, before the last bias."""
     hidden = product(y, expand) + bias
-    active = drop(0.5 * hidden * (1.0 + jax.lax.erf(hidden * np.float32(0.5**0.5))))
+    active = drop(gelu(hidden))
     return product(active.astype(y.dtype), contract)
 
 
@@ -184,7 +183,7 @@ def error(dtype: DTypeLike, width: int) -> float:
     def definition(x, w):
         linear = lambda x, kernel, bias: x.astype(kernel.dtype) @ kernel + bias.astype(kernel.dtype)
         y = branches.plain_norm(x, w.norm_scale, w.norm_bias)
-        y = jax.nn.gelu(linear(y, w.expand, w.expand_bias), approximate=False)
+        y = gelu(linear(y, w.expand, w.expand_bias))
         y = linear(dropout(y, rate, dropping[0]), w.contract, w.contract_bias)
         return x + dropout(y, rate, dropping[1]).astype(jnp.float32)
 

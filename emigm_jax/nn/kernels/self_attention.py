@@ -13,10 +13,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Int, Int32, PRNGKeyArray, UInt32
 
 from emigm_jax.core import randomness
-from emigm_jax.nn.dropout import dropout
+from emigm_jax.nn.dropout import dropout, dropped
 from emigm_jax.nn.kernels import branches, choice
 from emigm_jax.nn.kernels.attention import head
-from emigm_jax.nn.kernels.branches import Branch, Plan, Work, dropped, normed
+from emigm_jax.nn.kernels.branches import Branch, Plan, Work, normed
 from emigm_jax.nn.kernels.products import product
 from emigm_jax.nn.layers import LAYER_NORM_EPSILON
 from emigm_jax.parallel import shards

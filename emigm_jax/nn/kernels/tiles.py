@@ -30,7 +30,7 @@ class Plan(NamedTuple):
     queries: int = 64  # of a tile, a power of two
     keys: int = 64
     warps: int = 4
-    stages: int = 2  # tiles that are on their way from memory at once
+    stages: int = 3  # tiles that are on their way from memory at once
 
 
 def forward(
@@ -227,7 +227,7 @@ class _Work(NamedTuple):
         if rate == 0.0:
             return weights
         position = (rows * self.keys + columns).astype(jnp.uint32)
-        keep = stays(rate, words[0], words[1], position)
+        keep = stays(rate, position + words[0], words[1])
         return jnp.where(keep, weights * (1.0 / (1.0 - rate)), 0.0)
 
     def run(
