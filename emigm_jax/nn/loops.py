@@ -9,7 +9,8 @@ from jax.typing import DTypeLike
 # `sharding.gathered_for_use` gathers parameters, which are then not kept either.
 _FREE = ('custom_vjp_call', 'sharding_constraint', 'name', 'reshape', 'slice', 'squeeze')
 
-COSTLY = 'costly'  # checkpoint name of what is small and costs much: attention, and kernels
+# Checkpoint name of what is small and costs much: attention, kernels, the statistics of norms.
+COSTLY = 'costly'
 
 _policies = jax.checkpoint_policies
 # Checkpoint policies by name: none recomputes nothing (but gathers sharded parameters again), full
