@@ -1,5 +1,7 @@
 """Attention for NVIDIA GPUs, tile by tile, interpreted, against the definition."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -122,3 +124,14 @@ def test_the_check_at_the_start(monkeypatch):
     right = tiles.stays
     monkeypatch.setattr(tiles, 'stays', lambda *args: ~right(*args))
     assert whole_rows.error('bfloat16', 64) > 0.1
+
+
+def test_without_the_backend_the_definition_runs(monkeypatch, caplog):
+    """JAX means to drop it."""
+    monkeypatch.setitem(sys.modules, 'jax.experimental.pallas.triton', None)
+    monkeypatch.delattr('jax.experimental.pallas.triton', raising=False)
+    monkeypatch.setattr(choice, '_agrees', choice._agrees.__wrapped__)
+    q, k, _, _ = inputs(64, 'bfloat16')
+    with caplog.at_level('INFO'):
+        assert whole_rows.plan('auto', q, k, 2, 0.1) is None
+    assert 'attention by XLA, as its kernel fails here' in caplog.text

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton
 from jaxtyping import Array, Bool, Float, Float32, Int32, UInt32
 
 from emigm_jax.nn.dropout import stays
@@ -189,12 +188,12 @@ class _Work(NamedTuple):
     def load(self, ref, tile: _Tile) -> Float[Array, 'T ...']:
         """Of an array (rows, head) or (rows,); zeros where there is nothing."""
         place, there = self._place(ref, tile)
-        return triton.load(place, mask=there, other=None if there is None else 0.0)
+        return _triton().load(place, mask=there, other=None if there is None else 0.0)
 
     def store(self, ref, tile: _Tile, value: Float[Array, 'T ...']) -> None:
         """Into an array that `load` reads."""
         place, there = self._place(ref, tile)
-        triton.store(place, value.astype(ref.dtype), mask=there)
+        _triton().store(place, value.astype(ref.dtype), mask=there)
 
     def _place(self, ref, tile):
         rows, there = pl.ds(tile.start, tile.at.shape[0]), tile.there
@@ -270,7 +269,7 @@ class _Work(NamedTuple):
                 pl.BlockSpec((None, None, 2), lambda i, h, b: (b, h, 0)),
             ],
             out_specs=[whole(a) for a in like],
-            compiler_params=triton.CompilerParams(num_warps=plan.warps, num_stages=plan.stages),
+            compiler_params=_triton().CompilerParams(num_warps=plan.warps, num_stages=plan.stages),
             cost_estimate=pl.CostEstimate(
                 flops=int(4 * passes * logits * plan.size),
                 bytes_accessed=moved,
@@ -280,6 +279,13 @@ class _Work(NamedTuple):
             name=kernel.__name__,
         )(*given, lengths.reshape(-1), words)
         return [a.reshape(*a.shape[:2], -1) for a in found]
+
+
+def _triton():
+    """This backend of Pallas, which JAX means to drop: where it is gone definitions run."""
+    from jax.experimental.pallas import triton
+
+    return triton
 
 
 def _tile(i, size, rows):
