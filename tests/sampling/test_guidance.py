@@ -46,7 +46,8 @@ def of_no_class(params):
 
 
 def close(one, other):
-    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    # Random weights give tokens of hundreds, and small ones are differences of these.
+    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6 * np.abs(other).max())
 
 
 @pytest.mark.parametrize('head', ['diffusion', pytest.param('categorical', marks=pytest.mark.slow)])
