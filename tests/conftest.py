@@ -1,6 +1,7 @@
-"""Every test runs with strict dtype promotion, warnings as errors, and eight fake devices."""
+"""Tests run with strict dtype promotion, warnings as errors, and eight fake devices."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -10,7 +11,7 @@ from importlib import metadata
 pytest_plugins = ('support.gcs', 'support.faulty_gcs', 'support.hub')
 
 # Most of the suite's time is compilation of small programs that run once or twice, so the compiler
-# is told not to polish them. `pytest -m full` runs full-size networks as users do.
+# is told not to polish them. `pytest -m full` runs full-size networks as users do, on one device.
 QUICK_COMPILATION = (
     '--xla_backend_optimization_level=0',
     '--xla_llvm_disable_expensive_passes=true',
@@ -25,6 +26,7 @@ OLD_COMPILATION = (
 
 # Files that take the longest are begun first, so that no worker waits for another at the end.
 LONGEST = (
+    *('test_torch_fidelity', 'test_full_size', 'test_online'),
     *('test_distributed', 'test_sharding', 'test_bits', 'test_verify', 'test_evaluate'),
     *('test_fine_tuning', 'test_codes', 'test_data_end_to_end', 'test_api', 'test_cli'),
     *('test_training', 'test_kernels', 'test_gcs_end_to_end', 'test_accumulation', 'test_tune'),
@@ -53,10 +55,12 @@ def _take_cores(worker):
 
 
 def pytest_configure(config):
+    gc.set_threshold(100_000)  # tracing makes many objects, of which few are garbage
     if 'PYTEST_XDIST_WORKER' in os.environ:
         _take_cores(config.workerinput)
         return  # the environment is that of the process that started this one
-    quick = list(QUICK_COMPILATION) if config.option.markexpr != 'full' else []
+    full = config.option.markexpr == 'full'
+    devices, quick = (1, []) if full else (8, list(QUICK_COMPILATION))
     if quick and metadata.version('jaxlib').startswith('0.10.'):
         quick += OLD_COMPILATION
     # Many tests compile the same programs: one cache for all, commands that tests start included.
@@ -66,12 +70,18 @@ def pytest_configure(config):
         cache = tempfile.mkdtemp(prefix='emigm-tests-')
         atexit.register(shutil.rmtree, cache, ignore_errors=True)
     os.environ.update(
+        # Memory in pages of 2 MB: most of what the system does here is to hand out pages.
+        GLIBC_TUNABLES=os.environ.get('GLIBC_TUNABLES', 'glibc.malloc.hugetlb=1'),
         JAX_PLATFORMS='cpu',
         JAX_NUMPY_DTYPE_PROMOTION='strict',
         JAX_COMPILATION_CACHE_DIR=cache,
         JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0.3',
         JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES='-1',
         XLA_FLAGS=' '.join(
-            [os.environ.get('XLA_FLAGS', ''), '--xla_force_host_platform_device_count=8', *quick]
+            [
+                os.environ.get('XLA_FLAGS', ''),
+                f'--xla_force_host_platform_device_count={devices}',
+                *quick,
+            ]
         ),
     )

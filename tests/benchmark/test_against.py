@@ -80,7 +80,7 @@ def test_it_ends_between_two_steps(clone, tmp_path, capsys):
     assert 'does not run by' in error and 'Killed' in error and error.count('\n') == 1
 
 
-@pytest.mark.full  # in an environment with torch
+@pytest.mark.slow  # in an environment with torch
 @pytest.mark.parametrize('what', ['train', 'sample'])
 def test_a_stand_in_of_the_official_code(what, clone, capsys):
     pytest.importorskip('torch')

@@ -92,7 +92,7 @@ def test_fid_of_streamed_moments(rng):
     check_fid(rng, 6001, 512, compared=512)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_fid_of_fifty_thousand(rng):
     check_fid(rng, 50_000, 256, compared=2048)
 

@@ -14,11 +14,11 @@ from emigm_jax.evaluation import image_sets, kid, measure, metrics, references
 from emigm_jax.evaluation import statistics as sums
 from support import golden
 
-pytestmark = pytest.mark.full  # Inception twice over 400 images
+pytestmark = pytest.mark.full  # Inception twice over 200 images
 
-COUNT, SIDE, BATCH = 200, 48, 40
+COUNT, SIDE, BATCH = 100, 48, 20
 GAIN = 2.0  # of the formula's weights
-SUBSET = 100  # images of KID's subsets: there are too few for 1000
+SUBSET = 50  # images of KID's subsets: there are too few for 1000
 
 
 @pytest.fixture(scope='module')

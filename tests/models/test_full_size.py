@@ -25,7 +25,7 @@ MODEL = emigm.preset(256, 'xs')
 
 @pytest.mark.full
 def test_sampler_compiles_once_and_batches_change_no_image():
-    config = SamplingConfig(reveal=RevealConfig(steps=16), solver=SolverConfig(steps=8))
+    config = SamplingConfig(reveal=RevealConfig(steps=4), solver=SolverConfig(steps=4))
     sampler = Sampler(MODEL, config)
     params = jax.jit(emigm.network(MODEL).init)(jax.random.key(0))
     for start in range(3):
