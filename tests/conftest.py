@@ -26,7 +26,7 @@ OLD_COMPILATION = (
 
 # Files that take the longest are begun first, so that no worker waits for another at the end.
 LONGEST = (
-    *('test_torch_fidelity', 'test_full_size', 'test_online'),
+    *('test_full_size', 'test_online'),
     *('test_distributed', 'test_sharding', 'test_bits', 'test_verify', 'test_evaluate'),
     *('test_fine_tuning', 'test_codes', 'test_data_end_to_end', 'test_api', 'test_cli'),
     *('test_training', 'test_kernels', 'test_gcs_end_to_end', 'test_accumulation', 'test_tune'),

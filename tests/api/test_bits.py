@@ -35,8 +35,8 @@ LEARNS = (
     '--config.data.levels=2',
     '--config.data.patch=2',
     f'--config.data.held_back={EVERY}',
-    '--config.training.total=1500 steps',
-    '--config.training.warmup=150 steps',
+    '--config.training.total=1000 steps',
+    '--config.training.warmup=100 steps',
     '--config.training.sample_every=0 steps',
 )
 
@@ -48,7 +48,7 @@ def emigm(*words):
     subprocess.run(command, env=environment, check=True)
 
 
-@pytest.mark.slow  # trains for a minute or two
+@pytest.mark.slow  # trains for a minute
 def test_digits_take_fewer_bits_than_counting(tmp_path):
     digits = datasets.load_digits()
     pixels = np.round(digits.images / 16).reshape(-1, 64)

@@ -72,7 +72,7 @@ def check_fid(rng, count, batch, compared):
     """Streamed moments of 2048 features, and the FID of the first `compared` of them."""
     features = correlated(rng, count, 2048)
     mean, covariance = scores.mean_and_covariance(correlated(rng, 4000, 2048) * np.float32(1.05))
-    totals = totals_of({'pool': features}, {'pool': mean}, batch=batch)
+    totals = totals_of({'pool': features}, {'pool': mean}, jax.device_count(), batch)
     assert statistics.count(totals) == count
     streamed = statistics.moments(totals)
     direct = np.mean(features, 0, np.float64), np.cov(features, rowvar=False, dtype=np.float64)
@@ -92,7 +92,7 @@ def test_fid_of_streamed_moments(rng):
     check_fid(rng, 6001, 512, compared=512)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_fid_of_fifty_thousand(rng):
     check_fid(rng, 50_000, 256, compared=2048)
 
